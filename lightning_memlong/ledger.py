@@ -1,0 +1,120 @@
+"""What one bank row knows of its entries, apart from keys and values."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from lightning_memlong.index import ChunkIndex
+
+
+@dataclass
+class Entries:
+    """Facts about N entries, oldest first. One container, so that nothing can get out of step."""
+
+    counters: Tensor
+    """(N,) times retrieved."""
+    born: Tensor
+    """(N,) serial number of the insertion in this row."""
+    positions: Tensor
+    """(N,) place of the chunk's first token in its document [tokens]."""
+    lengths: Tensor
+    """(N,) real tokens of the chunk."""
+    slots: Tensor
+    """(N,) where its keys and values lie."""
+    embeddings: Tensor
+    """(N, E) unit vectors, float32."""
+
+    @classmethod
+    def none(cls, size: int) -> "Entries":
+        """No entries, for embeddings of length ``size``."""
+        empty = torch.empty(0, dtype=torch.long)
+        return cls(*(empty.clone() for _ in range(5)), embeddings=torch.empty(0, size))
+
+    def __len__(self) -> int:
+        return len(self.counters)
+
+    def take(self, which: Tensor | slice) -> "Entries":
+        """The chosen entries, in their order."""
+        return Entries(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def copy_from(self, start: int, other: "Entries") -> None:
+        """Write another set of entries over this one, from ``start`` on."""
+        for f in fields(self):
+            getattr(self, f.name)[start : start + len(other)] = getattr(other, f.name)
+
+
+class Ledger:
+    """Entries of one row with room for ``slots`` of them, and the index over their embeddings.
+
+    Args:
+        slots: Most entries the row can hold.
+        size: Length of an embedding.
+        index: FAISS ``index_factory`` string.
+        gpu_index: Keep the index on the GPU.
+    """
+
+    def __init__(self, slots: int, size: int, index: str = "Flat", gpu_index: bool = False) -> None:
+        self.slots = slots
+        self.index = ChunkIndex(size, index, gpu_index)
+        whole = Entries.none(size)
+        self._room = Entries(*(getattr(whole, f.name).new_zeros((slots, *getattr(whole, f.name).shape[1:]))
+                               for f in fields(whole)))  # fmt: skip
+        self._count = 0
+        self._free = list(range(slots))
+        self.serial = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def entries(self) -> Entries:
+        """The live entries, oldest first; views, so counters may be changed in place."""
+        return self._room.take(slice(0, self._count))
+
+    @property
+    def ages(self) -> Tensor:
+        """(N,) insertions since each entry was stored; 0 is the newest."""
+        return self.serial - 1 - self.entries.born
+
+    def append(self, embeddings: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
+        """Add n entries for which there is room and return their slots (n,)."""
+        count = len(lengths)
+        assert count <= len(self._free), "no room: evict first"
+        slots = torch.tensor([self._free.pop() for _ in range(count)], dtype=torch.long)
+        born = torch.arange(self.serial, self.serial + count)
+        new = Entries(torch.zeros(count, dtype=torch.long), born, positions, lengths, slots, embeddings)
+        self._room.copy_from(self._count, new)
+        self._count += count
+        self.serial += count
+        self.index.add(embeddings)
+        if self.index.wants_training():
+            self.index.rebuild(self.entries.embeddings)
+        return slots
+
+    def drop(self, which: Tensor) -> None:
+        """Remove entries by their places. Keys and values stay where they are; their slots become free."""
+        keep = torch.ones(len(self), dtype=torch.bool)
+        keep[which] = False
+        self._free.extend(self.entries.slots[~keep].tolist())
+        self._replace(self.entries.take(keep))
+
+    def restore(self, entries: Entries, serial: int) -> None:
+        """Hold exactly these entries, in slots 0..N-1."""
+        entries = entries.take(slice(None))
+        entries.slots = torch.arange(len(entries))
+        self._free = list(range(len(entries), self.slots))
+        self._replace(entries)
+        self.serial = serial
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._free = list(range(self.slots))
+        self._count = 0
+        self.serial = 0
+        self.index.reset()
+
+    def _replace(self, entries: Entries) -> None:
+        self._room.copy_from(0, entries)
+        self._count = len(entries)
+        self.index.rebuild(entries.embeddings)

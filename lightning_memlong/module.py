@@ -1,0 +1,220 @@
+"""The LightningModule: loss, optimiser and metrics. It knows no bank: without memory it is the backbone."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import MeanMetric
+from transformers import PreTrainedTokenizerBase
+
+from lightning_memlong.backbones import load_tokenizer
+from lightning_memlong.config import TuningConfig
+from lightning_memlong.errors import UserError
+from lightning_memlong.model import MemLong, MemLongOutput, next_token_loss
+
+Batch = dict[str, Any]
+
+
+class LinearWarmup(LambdaLR):
+    """Rises linearly over ``warmup_steps``, then falls linearly to zero at ``total_steps`` (paper, section 3).
+
+    Args:
+        optimizer: Set by the framework.
+        warmup_steps: Steps of the rise [optimiser steps].
+        total_steps: Step at which the rate is zero [optimiser steps]; null: stay at the top.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 1000, total_steps: int | None = None) -> None:
+        def rate(step: int) -> float:
+            rise = min(1.0, (step + 1) / max(1, warmup_steps))
+            if total_steps is None or step < warmup_steps:
+                return rise
+            return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+        super().__init__(optimizer, rate)
+
+
+class MemLongModule(L.LightningModule):
+    """Trains and evaluates a :class:`MemLong`.
+
+    Args:
+        backbone: What is given a memory: 'smollm2-135m' (installed with the project), a folder written by
+            save_pretrained, or a hub id.
+        memory_layer: Layer whose keys and values are stored [index from 0]; it and all below are frozen. Paper,
+            section 3: 13 of 26.
+        retrieval_layers: Layers that attend to memory [indices from 0]; null: memory_layer and all above it.
+            Paper, section 3: 13, 17, 21, 25.
+        source: 'per_layer': each retrieval layer stores and reads its own keys and values; 'single': those of the
+            memory layer are read by all (the paper).
+        fusion: 'joint': one softmax over memory and window; 'gated': two, with a zero-initialised gate a head
+            (paper, section 2).
+        position: 'sequential': retrieved tokens have running positions; 'zero': all at position 0 (the paper).
+        tuning: What of the layers above the memory layer is trained.
+        optimizer: Optimiser class and its arguments; it is given the trained parameters only.
+        scheduler: Learning-rate schedule class and its arguments, stepped once an optimiser step.
+        gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "smollm2-135m",
+        memory_layer: int = 15,
+        retrieval_layers: list[int] | None = None,
+        source: str = "per_layer",
+        fusion: str = "joint",
+        position: str = "sequential",
+        tuning: TuningConfig = TuningConfig(),  # noqa: B008  (jsonargparse shows its fields as options)
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-5, weight_decay=1e-4),
+        scheduler: LRSchedulerCallable = LinearWarmup,
+        gradient_checkpointing: bool = False,
+        compare_memory_off: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone_name = backbone
+        self.model = MemLong(
+            backbone,
+            memory_layer,
+            retrieval_layers,
+            source,
+            fusion,
+            position,
+            tuning,
+            gradient_checkpointing,
+        )
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.compare_memory_off = compare_memory_off
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.nll = torch.nn.ModuleDict({k: MeanMetric() for k in ("val", "val_off", "test", "test_off")})
+        # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
+        self.strict_loading = False
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.backbone_name)
+        return self._tokenizer
+
+    def forward(self, batch: Batch) -> MemLongOutput:
+        """Read one window, with the memory found in the batch, if any."""
+        return self.model(batch["input_ids"], batch["labels"], memory=batch.get("memory"))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one window, and the keys and values to be stored."""
+        output = self(batch)
+        assert output.loss is not None
+        rows = len(batch["input_ids"])
+        self.log_dict({"train/loss": output.loss}, batch_size=rows)
+        self.log("train/perplexity", output.loss.detach().exp(), prog_bar=True, batch_size=rows)
+        for layer, gate in self.model.gates.items():
+            self.log(f"gates/layer_{layer}", gate.detach().abs().mean(), batch_size=rows)
+        return {"loss": output.loss, "keys": output.keys, "values": output.values}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Score one validation window."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Score one test window."""
+        return self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        output = self(batch)
+        assert output.loss is not None
+        scored = (batch["labels"][:, 1:] != -100).sum()
+        self.nll[stage].update(output.loss, scored)
+        if self.compare_memory_off and "memory" in batch:
+            # Where nothing was retrieved, memory off is the same pass.
+            off = output if batch["memory"] is None else self.model(batch["input_ids"], batch["labels"])
+            self.nll[f"{stage}_off"].update(off.loss, scored)
+        return {"keys": output.keys, "values": output.values}
+
+    def _log_perplexity(self, stage: str) -> None:
+        loss = self.nll[stage].compute()
+        self.log(f"{stage}/loss", loss)
+        self.log(f"{stage}/perplexity", loss.exp(), prog_bar=True)
+        if self.nll[f"{stage}_off"].update_called:
+            off = self.nll[f"{stage}_off"].compute()
+            self.log(f"{stage}/perplexity_memory_off", off.exp(), prog_bar=True)
+            self.log(f"{stage}/perplexity_ratio", (loss - off).exp())
+        for name in (stage, f"{stage}_off"):
+            self.nll[name].reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Token-weighted perplexity over the validation text."""
+        self._log_perplexity("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Token-weighted perplexity over the test text."""
+        self._log_perplexity("test")
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over the trained parameters, and its schedule.
+
+        Raises:
+            UserError: If nothing is trained.
+        """
+        parameters = list(self.model.trainable().values())
+        if not parameters:
+            raise UserError(
+                "model.tuning.mode: nothing is left to train. Allowed for fit: full or lora with a layer above "
+                "model.memory_layer, or gates_only with --model.fusion gated. Fix: change one of them."
+            )
+        optimizer = self._optimizer(parameters)
+        scheduler: LRScheduler | Any = self._scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained, note which backbone it belongs to, and the random state."""
+        trained = {f"model.{name}" for name in self.model.trainable()}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["memlong"] = {"backbone": self._fingerprint(), "rng": torch.get_rng_state(), "rng_cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this backbone and these settings.
+
+        Raises:
+            UserError: If it was made with another backbone, or does not hold what is trained now.
+        """
+        if "memlong" not in checkpoint:
+            raise UserError("ckpt_path: not a MemLong checkpoint. Allowed: one written by train.py fit. Fix: correct it.")
+        saved, here = checkpoint["memlong"]["backbone"], self._fingerprint()
+        differ = [f"{k} is {saved.get(k)!r} there and {here[k]!r} here" for k in here if saved.get(k) != here[k]]
+        if differ:
+            raise UserError(
+                f"ckpt_path: the checkpoint was made from another backbone ({'; '.join(differ)}). Allowed: the "
+                "backbone it was trained with. Fix: give that one as --model.backbone."
+            )
+        trained = {f"model.{name}" for name in self.model.trainable()}
+        missing = sorted(trained - checkpoint["state_dict"].keys())
+        extra = sorted(checkpoint["state_dict"].keys() - self.state_dict().keys())
+        if extra or (missing and self.trainer.state.fn == "fit"):
+            names = ", ".join((extra or missing)[:3])
+            raise UserError(
+                f"ckpt_path: the checkpoint {'holds weights this model lacks' if extra else 'lacks trained weights'} "
+                f"({names}, ...). Allowed: the same model.tuning, model.fusion and layers as when it was written. "
+                "Fix: leave these options to the checkpoint."
+            )
+        if self.trainer.state.fn == "fit":
+            self._rng = checkpoint["memlong"]
+
+    def on_train_start(self) -> None:
+        """Go on with a resumed run's random numbers."""
+        state = self.__dict__.pop("_rng", None)
+        if state is not None:
+            torch.set_rng_state(state["rng"])
+            if state["rng_cuda"]:
+                torch.cuda.set_rng_state_all(state["rng_cuda"])
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What a frozen backbone is recognised by: its shape and a sum over its frozen weights."""
+        config = self.model.backbone.config
+        facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
+        embedding = self.model.backbone.get_input_embeddings().weight
+        return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}

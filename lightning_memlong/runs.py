@@ -1,0 +1,102 @@
+"""Run folders: what is written into them, and which checkpoint is the last."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+
+from lightning_memlong.errors import UserError
+
+PACKAGES = ("torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
+            "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
+
+
+def git_commit() -> str:
+    """Commit of the code, marked if it was changed since; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes what made a run into its folder; nothing that is already there is overwritten.
+
+    ``fit`` writes ``config.yaml`` (resolved), ``run.json`` (command, commit, seed, versions, what a checkpoint
+    changed) and the raw configuration files into ``config_files/``; ``validate`` and ``test`` write
+    ``config_test.yaml`` and so on; a second run in the same folder gets ``_2``.
+    """
+
+    notes: dict[str, Any] = {}
+    """Further facts for ``run.json``, set by the command line."""
+    config_files: list[str] = []
+    """Files given as ``--config``, set by the command line."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the files once the run folder is known."""
+        if trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        suffix = self._free_suffix(folder, "" if stage == "fit" else f"_{stage}")
+        try:
+            raw = folder / f"config_files{suffix}"
+            raw.mkdir(parents=True)
+            (folder / f"config{suffix}.yaml").write_text(
+                self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+            )
+            for number, file in enumerate(self.config_files):
+                shutil.copy(file, raw / f"{number}-{Path(file).name}")
+            record = {"command": sys.argv, "git_commit": git_commit(), "seed": self.config.get("seed_everything")}
+            record |= {"stage": stage, "versions": versions(), **self.notes}
+            (folder / f"run{suffix}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"trainer.logger.save_dir: cannot write the run folder {folder} ({error.strerror or error}). Allowed: "
+                "a writable folder with free space. Fix: free some, or choose another with "
+                "--trainer.logger.save_dir."
+            ) from error
+
+    @staticmethod
+    def _free_suffix(folder: Path, stage: str) -> str:
+        number = 1
+        while (folder / f"config{(suffix := stage + (f'_{number}' if number > 1 else ''))}.yaml").exists():
+            number += 1
+        return suffix
+
+
+def last_checkpoint(root: Path) -> Path:
+    """The newest ``last.ckpt`` of all runs under a folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = sorted(root.glob("*/checkpoints/last*.ckpt"), key=lambda f: f.stat().st_mtime)
+    if not found:
+        raise UserError(
+            f"ckpt_path='last': no run under {root} has a checkpoint. Allowed: last, once a run has saved one, or the "
+            "path of a .ckpt file. Fix: start without --ckpt_path, or give the path."
+        )
+    return found[-1]
