@@ -1,0 +1,1 @@
+"""Lightning callbacks: the memory bank's, and observers that change no logit."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, require
-from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
 from lightning_memlong.retriever import Retriever, load_retriever
 
@@ -34,6 +33,8 @@ class MemoryBankCallback(L.Callback):
         **settings: Fields of :class:`MemoryConfig`.
     """
 
+    log_dict: Any  # provided by Lightning once the callback belongs to a trainer
+
     def __init__(self, config: MemoryConfig | None = None, **settings: Any) -> None:
         self.config = config or MemoryConfig(**settings)
         load_policy(self.config.policy, self.config.policy_args)  # an unknown policy is told before anything runs
@@ -44,7 +45,7 @@ class MemoryBankCallback(L.Callback):
 
     # ---- stages -------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Load the retriever and check the settings against the data's."""
         data = getattr(trainer, "datamodule", None)
         for name in ("window", "stride"):
@@ -61,41 +62,39 @@ class MemoryBankCallback(L.Callback):
         if self.config.query == "current":
             log.warning(LEAK)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take over the bank of a checkpoint, now that the device is known."""
         if self._saved is not None:
             bank = self._new_bank(self._saved["rows"])
             bank.load_state_dict(self._saved, pl_module.device)
             self.banks["train"], self._saved = bank, None
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Validate with an empty bank of its own; the training bank is left alone."""
         self.banks.pop("val", None)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Give the validation bank's memory back."""
         if trainer.state.fn == "fit":
             self.banks.pop("val", None)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Test with an empty bank."""
         self.banks.pop("test", None)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Retrieve for a training window."""
         self.retrieve("train", batch, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Store a training window."""
         self.store("train", outputs, batch, pl_module)
         self._log(trainer, "train", batch["memory"], batch)
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Retrieve for a validation window."""
         self.retrieve("val", batch, pl_module)
@@ -103,7 +102,7 @@ class MemoryBankCallback(L.Callback):
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -114,7 +113,7 @@ class MemoryBankCallback(L.Callback):
         self._log(trainer, "val", batch["memory"], batch)
 
     def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Retrieve for a test window."""
         self.retrieve("test", batch, pl_module)
@@ -122,7 +121,7 @@ class MemoryBankCallback(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -134,7 +133,7 @@ class MemoryBankCallback(L.Callback):
 
     # ---- the work -----------------------------------------------------------------------------------------
 
-    def retrieve(self, stage: str, batch: dict[str, Any], pl_module: L.LightningModule) -> None:
+    def retrieve(self, stage: str, batch: dict[str, Any], pl_module: Any) -> None:
         """Reset rows that begin a document, then search and gather for the window (paper, section 2)."""
         bank = self.banks.get(stage)
         if bank is None:
@@ -163,7 +162,7 @@ class MemoryBankCallback(L.Callback):
                  for e in bank.last_embeddings(self.config.query_chunks, before)]  # fmt: skip
         return F.normalize(torch.stack(means), dim=1)
 
-    def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: L.LightningModule) -> None:
+    def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
         size = self.config.chunk_size
         starts = torch.arange(0, batch["input_ids"].shape[1], size)
@@ -175,7 +174,7 @@ class MemoryBankCallback(L.Callback):
         positions = batch["offset"].cpu()[:, None] + starts
         self.banks[stage].insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
 
-    def _embed(self, batch: dict[str, Any], pl_module: L.LightningModule, wanted: Tensor | None = None) -> Tensor:
+    def _embed(self, batch: dict[str, Any], pl_module: Any, wanted: Tensor | None = None) -> Tensor:
         """Embeddings (B, n, E) of the window's chunks; zeros where not wanted."""
         assert self._retriever is not None
         size = self.config.chunk_size
@@ -226,6 +225,3 @@ def _seed(*parts: int) -> int:
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % 2**63
     return seed
-
-
-__all__ = ["MemoryBankCallback", "UserError"]

@@ -15,6 +15,8 @@ class Throughput(L.Callback):
         window: Steps the speed is averaged over [steps].
     """
 
+    log: Any  # provided by Lightning once the callback belongs to a trainer
+
     def __init__(self, window: int = 10) -> None:
         self.window = window
         self._marks: list[tuple[float, int]] = []
@@ -32,7 +34,9 @@ class Throughput(L.Callback):
         self._tokens += int(batch["length"].sum())
         self._marks = [*self._marks[-self.window :], (time.perf_counter(), self._tokens)]
         (start, before), (now, after) = self._marks[0], self._marks[-1]
-        self.log("cost/tokens_per_second", (after - before) / max(now - start, 1e-9), prog_bar=True)
+        speed = (after - before) / max(now - start, 1e-9)
+        self.log("cost/tokens_per_second", speed)
+        self.log("tok/s", speed, prog_bar=True, logger=False)
         self.log("cost/peak_memory_gb", peak_memory_gb())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -32,7 +32,9 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
     return [i * stride for i in range(1 + -(-extra // stride))]
 
 
-def plan_rows(lengths: Sequence[int], order: Sequence[int], batch_size: int, window: int, stride: int) -> list[list[int]]:
+def plan_rows(
+    lengths: Sequence[int], order: Sequence[int], batch_size: int, window: int, stride: int
+) -> list[list[int]]:
     """Which documents each row reads, one after the other: the row that is free first takes the next one."""
     rows: list[list[int]] = [[] for _ in range(batch_size)]
     free = [(0, row) for row in range(batch_size)]
@@ -237,7 +239,7 @@ class DocumentDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Position in the training data: the epoch and how many of its batches were trained on."""
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": self.trainer.current_epoch, "batch": done, **self._facts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -54,9 +54,11 @@ class LocalText(DocumentDataModule):
         """
         root = Path(self.path) if self.path else Path(sysconfig.get_paths()["stdlib"])
         if not root.exists():
-            raise UserError(f"data.path={str(root)!r} does not exist. Allowed: a text file or a folder. Fix: correct it.")
-        files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if self._wanted(f.relative_to(root)))
-        documents = [Document(str(f.relative_to(root)) if f != root else f.name, _read(f)) for f in files if f.is_file()]
+            raise UserError(f"data.path={str(root)!r} does not exist. Allowed: a file or a folder. Fix: correct it.")
+        if root.is_file():
+            return [Document(root.name, _read(root))]
+        files = sorted(f for f in root.rglob("*") if self._wanted(f.relative_to(root)) and f.is_file())
+        documents = [Document(str(f.relative_to(root)), _read(f)) for f in files]
         if not documents:
             raise UserError(
                 f"data.path={str(root)!r} holds no text. Allowed: files ending in {', '.join(self.extensions)}. "

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def package_file(package: str, name: str) -> Path | None:
     return path if path.exists() else None
 
 
-def write_folder(target: Path, write: "callable[[Path], None]") -> Path:  # type: ignore[valid-type]
+def write_folder(target: Path, write: Callable[[Path], object]) -> Path:
     """Fill a folder beside ``target`` and rename it, so that no reader ever sees half of it.
 
     Raises:

@@ -16,6 +16,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
 from lightning_memlong.index import has_gpu_index
 from lightning_memlong.ledger import Entries, Ledger
+from lightning_memlong.storage import ChunkStorage, as_chunks
 
 
 @dataclass
@@ -71,7 +72,7 @@ class MemoryBank:
         self.slots = capacity // chunk_size
         self._policy = load_policy(policy, policy_args)
         self._ledgers: list[Ledger] = []
-        self._keys = self._values = torch.empty(0)
+        self._storage: ChunkStorage | None = None
         self._one_layer = True
         self.insertions = self.evictions = 0
 
@@ -88,9 +89,14 @@ class MemoryBank:
         Raises:
             UserError: If a shape does not fit the bank, or an embedding is not finite.
         """
-        wide_keys, wide_values = (t[None] if t.dim() == 4 else t for t in (keys, values))
-        self._check(wide_keys, wide_values, embeddings, lengths)
-        self._allocate(wide_keys, embeddings.shape[-1], one_layer=keys.dim() == 4)
+        self._check(keys, values, embeddings, lengths)
+        chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
+        if self._storage is not None and not self._storage.fits(chunk_keys.shape):
+            raise UserError(
+                f"bank.insert: keys {tuple(keys.shape)} do not fit the stored ones (layers, heads or head size differ: "
+                f"{tuple(self._storage.keys.shape)}). Fix: use one bank for one model."
+            )
+        self._allocate(chunk_keys, embeddings.shape[-1], one_layer=keys.dim() == 4)
         embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
         targets: list[Tensor] = []
         sources: list[Tensor] = []
@@ -105,7 +111,8 @@ class MemoryBank:
             sources.append(row * lengths.shape[1] + real)
             self.insertions += len(real)
         if targets:
-            self._write(wide_keys, wide_values, torch.cat(sources), torch.cat(targets))
+            assert self._storage is not None
+            self._storage.write(chunk_keys, chunk_values, torch.cat(sources), torch.cat(targets))
 
     def search(self, query: Tensor, top_k: int, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``top_k`` most similar entries of each row.
@@ -145,7 +152,7 @@ class MemoryBank:
             None if no row has anything to give.
         """
         rows, k = entries.shape
-        if k == 0 or not bool((entries >= 0).any()):
+        if self._storage is None or k == 0 or not bool((entries >= 0).any()):
             return None
         # Missing entries (-1) sort to the front, so that real ones stand right before the window.
         entries, order = entries.sort(dim=1)
@@ -161,10 +168,11 @@ class MemoryBank:
                 held.counters[chosen] += 1
             slots[row, real] = row * self.slots + held.slots[chosen]
             lengths[row, real], positions[row, real] = held.lengths[chosen], held.positions[chosen]
-        device = self._keys.device
-        mask = torch.arange(self.chunk_size) < lengths[:, :, None]
-        keys, values = (self._read(t, slots, lengths > 0) for t in (self._keys, self._values))
-        return Retrieved(keys, values, mask.flatten(1).to(device), scores, entries, positions)
+        mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1).to(self._storage.device)
+        keys, values = self._storage.read(slots, lengths > 0)
+        if self._one_layer:
+            keys, values = keys[0], values[0]
+        return Retrieved(keys, values, mask, scores, entries, positions)
 
     def last_embeddings(self, count: int, before: Tensor) -> list[Tensor]:
         """For each row the embeddings (<= count, E) of the newest chunks that end at or before ``before`` (R,)."""
@@ -203,19 +211,19 @@ class MemoryBank:
             name: getattr(self, name) for name in ("rows", "capacity", "chunk_size", "insertions", "evictions")
         }
         state["one_layer"] = self._one_layer
-        state["ledgers"] = [
-            {
-                **{k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"},
-                "serial": ledger.serial,
-                "keys": self._keys[:, :, row * self.slots + ledger.entries.slots].cpu(),
-                "values": self._values[:, :, row * self.slots + ledger.entries.slots].cpu(),
-            }
-            for row, ledger in enumerate(self._ledgers)
-        ]
+        state["ledgers"] = [self._row_state(row) for row in range(len(self._ledgers))]
         return state
 
+    def _row_state(self, row: int) -> dict[str, Any]:
+        assert self._storage is not None
+        ledger = self._ledgers[row]
+        slots = (row * self.slots + ledger.entries.slots).to(self._storage.device)
+        facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
+        facts |= {k: getattr(self._storage, k).index_select(2, slots).cpu() for k in ("keys", "values")}
+        return {**facts, "serial": ledger.serial}
+
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Take over a saved state; keys and values go to ``device``.
+        """Take over a saved state exactly; keys and values go to ``device``.
 
         Raises:
             UserError: If the state belongs to a bank of other rows, capacity or chunk size.
@@ -229,20 +237,19 @@ class MemoryBank:
                 "go on with that value, or start a new run",
             )
         self.insertions, self.evictions = state["insertions"], state["evictions"]
-        self._ledgers = []
+        self._ledgers, self._storage = [], None
         for row, saved in enumerate(state["ledgers"]):
-            keys, values = saved["keys"], saved["values"]
-            if row == 0:
-                self._one_layer = state["one_layer"]
-                self._new_storage(keys.shape[0], keys.shape[1], keys.shape[-1], keys.dtype, torch.device(device))
-                self._new_ledgers(saved["embeddings"].shape[1])
+            keys, values = saved["keys"].to(device), saved["values"].to(device)
+            self._allocate(keys, saved["embeddings"].shape[1], state["one_layer"])
+            assert self._storage is not None
             facts = {k: saved[k] for k in ("counters", "born", "positions", "lengths", "embeddings")}
-            self._ledgers[row].restore(Entries(slots=torch.arange(len(saved["born"])), **facts), saved["serial"])
-            place = slice(row * self.slots, row * self.slots + keys.shape[2])
-            self._keys[:, :, place], self._values[:, :, place] = keys.to(device), values.to(device)
+            count = len(saved["born"])
+            self._ledgers[row].restore(Entries(slots=torch.arange(count), **facts), saved["serial"])
+            place = torch.arange(count)
+            self._storage.write(keys, values, place, row * self.slots + place)
 
     def _check(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor) -> None:
-        rows, tokens = keys.shape[1], keys.shape[3]
+        rows, tokens = keys.shape[-4], keys.shape[-2]
         expected = (self.rows, tokens // self.chunk_size)
         if keys.shape != values.shape or rows != self.rows or tokens % self.chunk_size:
             raise UserError(
@@ -256,27 +263,14 @@ class MemoryBank:
             )
         if not bool(torch.isfinite(embeddings).all()):
             raise UserError("bank.insert: an embedding is not finite. Fix: check the retriever's precision.")
-        if self._ledgers and self._keys.shape[:2] + self._keys.shape[-1:] != keys.shape[:1] + keys.shape[2::2]:
-            raise UserError(
-                f"bank.insert: keys {tuple(keys.shape)} do not fit the stored ones (layers, heads or head size "
-                f"differ: {tuple(self._keys.shape)}). Fix: use one bank for one model."
-            )
 
     def _allocate(self, keys: Tensor, embedding_size: int, one_layer: bool) -> None:
-        if not self._ledgers:
+        """Make room on the first insertion, when the shapes are known."""
+        if self._storage is None:
             self._one_layer = one_layer
-            self._new_storage(keys.shape[0], keys.shape[2], keys.shape[-1], self.dtype or keys.dtype, keys.device)
-            self._new_ledgers(embedding_size)
-
-    def _new_storage(self, layers: int, heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        # Not zeroed: pages of a long bank that are never filled are never touched.
-        shape = (layers, heads, self.rows * self.slots, self.chunk_size, size)
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
-
-    def _new_ledgers(self, size: int) -> None:
-        gpu = self._keys.is_cuda and has_gpu_index()
-        self._ledgers = [Ledger(self.slots, size, self.index, gpu) for _ in range(self.rows)]
+            self._storage = ChunkStorage(keys.shape, self.rows * self.slots, self.dtype or keys.dtype, keys.device)
+            gpu = keys.is_cuda and has_gpu_index()
+            self._ledgers = [Ledger(self.slots, embedding_size, self.index, gpu) for _ in range(self.rows)]
 
     def _make_room(self, ledger: Ledger, count: int) -> None:
         while len(ledger) + count > self.slots:
@@ -286,22 +280,6 @@ class MemoryBank:
                 drop = torch.arange(len(ledger) + count - self.slots)
             ledger.drop(drop)
             self.evictions += len(drop)
-
-    def _write(self, keys: Tensor, values: Tensor, sources: Tensor, targets: Tensor) -> None:
-        sources, targets = sources.to(keys.device), targets.to(keys.device)
-        for storage, new in ((self._keys, keys), (self._values, values)):
-            layers, rows, heads, tokens, size = new.shape
-            chunks = new.detach().transpose(1, 2).reshape(layers, heads, -1, self.chunk_size, size)
-            storage.index_copy_(2, targets, chunks.index_select(2, sources).to(storage.dtype))
-
-    def _read(self, storage: Tensor, slots: Tensor, real: Tensor) -> Tensor:
-        rows, k = slots.shape
-        picked = storage.index_select(2, slots.flatten().to(storage.device))
-        if not bool(real.all()):  # masked tokens must still be finite: 0 x NaN is NaN
-            picked.index_fill_(2, (~real).flatten().nonzero().flatten().to(storage.device), 0)
-        layers, heads, _, chunk, size = picked.shape
-        wide = picked.view(layers, heads, rows, k * chunk, size).transpose(1, 2)
-        return wide[0] if self._one_layer else wide
 
     @staticmethod
     def _eligible(ledger: Ledger, before: Tensor | None, row: int) -> Tensor:

@@ -47,8 +47,8 @@ class Parser(LightningArgumentParser):
 
     def known_keys(self) -> list[str]:
         """Dotted names of all options, subcommands' included."""
-        parsers = [self, *(p for a in self._actions if isinstance(getattr(a, "choices", None), dict)
-                           for p in a.choices.values())]  # fmt: skip
+        choices = [a.choices for a in self._actions if isinstance(a.choices, dict)]
+        parsers = [self, *(parser for named in choices for parser in named.values())]
         return sorted({a.dest for p in parsers for a in p._actions})
 
 
@@ -66,6 +66,7 @@ class MemLongCLI(LightningCLI):
             docstring_parse_attribute_docstrings=True,
         )
         self._argv = list(sys.argv[1:] if args is None else args)
+        RunRecord.subcommand = next((a for a in self._argv if a in self.subcommands()), "fit")
         RunRecord.notes, RunRecord.config_files = {}, _config_files(self._argv)
         super().__init__(
             MemLongModule,
@@ -77,7 +78,7 @@ class MemLongCLI(LightningCLI):
             parser_kwargs={"parser_mode": "omegaconf+"},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=self._argv,
+            args=args,
             run=run,
         )
 
@@ -159,7 +160,7 @@ class MemLongCLI(LightningCLI):
             callbacks = [*callbacks, MemoryBankCallback(config)]
         trainer = super().instantiate_trainer(**kwargs)
         # First in line, so that observers find the retrieved record in the batch.
-        trainer.callbacks[:0] = callbacks
+        trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
@@ -253,11 +254,15 @@ def _calm() -> Iterator[None]:
     log.setLevel(logging.INFO)
     for name in ("faiss.loader", "httpx", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+        warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         yield
 
 

@@ -28,8 +28,7 @@ class Entries:
     @classmethod
     def none(cls, size: int) -> "Entries":
         """No entries, for embeddings of length ``size``."""
-        empty = torch.empty(0, dtype=torch.long)
-        return cls(*(empty.clone() for _ in range(5)), embeddings=torch.empty(0, size))
+        return cls(*[torch.empty(0, dtype=torch.long) for _ in range(5)], torch.empty(0, size))  # type: ignore[call-arg]
 
     def __len__(self) -> int:
         return len(self.counters)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_memlong.backbones import load_tokenizer
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.model import MemLong, MemLongOutput, next_token_loss
+from lightning_memlong.model import MemLong, MemLongOutput
 
 Batch = dict[str, Any]
 
@@ -89,7 +89,7 @@ class MemLongModule(L.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.compare_memory_off = compare_memory_off
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.nll = torch.nn.ModuleDict({k: MeanMetric() for k in ("val", "val_off", "test", "test_off")})
+        self.nll: dict[str, MeanMetric] = {}
         # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
         self.strict_loading = False
 
@@ -109,8 +109,9 @@ class MemLongModule(L.LightningModule):
         output = self(batch)
         assert output.loss is not None
         rows = len(batch["input_ids"])
-        self.log_dict({"train/loss": output.loss}, batch_size=rows)
-        self.log("train/perplexity", output.loss.detach().exp(), prog_bar=True, batch_size=rows)
+        perplexity = output.loss.detach().exp()
+        self.log_dict({"train/loss": output.loss, "train/perplexity": perplexity}, batch_size=rows)
+        self.log("ppl", perplexity, prog_bar=True, logger=False, batch_size=rows)
         for layer, gate in self.model.gates.items():
             self.log(f"gates/layer_{layer}", gate.detach().abs().mean(), batch_size=rows)
         return {"loss": output.loss, "keys": output.keys, "values": output.values}
@@ -134,16 +135,27 @@ class MemLongModule(L.LightningModule):
             self.nll[f"{stage}_off"].update(off.loss, scored)
         return {"keys": output.keys, "values": output.values}
 
+    def _begin(self, stage: str) -> None:
+        # Made anew each time: a metric reset in inference mode cannot be updated outside it.
+        for name in (stage, f"{stage}_off"):
+            self.nll[name] = MeanMetric().to(self.device)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin counting."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin counting."""
+        self._begin("test")
+
     def _log_perplexity(self, stage: str) -> None:
         loss = self.nll[stage].compute()
         self.log(f"{stage}/loss", loss)
-        self.log(f"{stage}/perplexity", loss.exp(), prog_bar=True)
+        self.log(f"{stage}/perplexity", loss.exp())
         if self.nll[f"{stage}_off"].update_called:
             off = self.nll[f"{stage}_off"].compute()
-            self.log(f"{stage}/perplexity_memory_off", off.exp(), prog_bar=True)
+            self.log(f"{stage}/perplexity_memory_off", off.exp())
             self.log(f"{stage}/perplexity_ratio", (loss - off).exp())
-        for name in (stage, f"{stage}_off"):
-            self.nll[name].reset()
 
     def on_validation_epoch_end(self) -> None:
         """Token-weighted perplexity over the validation text."""
@@ -183,7 +195,7 @@ class MemLongModule(L.LightningModule):
             UserError: If it was made with another backbone, or does not hold what is trained now.
         """
         if "memlong" not in checkpoint:
-            raise UserError("ckpt_path: not a MemLong checkpoint. Allowed: one written by train.py fit. Fix: correct it.")
+            raise UserError("ckpt_path: not a MemLong checkpoint. Allowed: one written by fit. Fix: correct it.")
         saved, here = checkpoint["memlong"]["backbone"], self._fingerprint()
         differ = [f"{k} is {saved.get(k)!r} there and {here[k]!r} here" for k in here if saved.get(k) != here[k]]
         if differ:
@@ -216,5 +228,5 @@ class MemLongModule(L.LightningModule):
         """What a frozen backbone is recognised by: its shape and a sum over its frozen weights."""
         config = self.model.backbone.config
         facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
-        embedding = self.model.backbone.get_input_embeddings().weight
+        embedding: Tensor = self.model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
         return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}

@@ -47,15 +47,18 @@ class Rotary:
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Rotate keys (B, H, T, D) to ``positions`` (B, T) or (1, T); computed in float32, returned as given."""
         cos, sin = self._tables(positions)
-        wide = keys.float()
-        return self._apply(wide, wide, cos, sin)[1].to(keys.dtype)
+        return self._turn(keys, cos, sin)
 
     def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Undo :meth:`rotate`: rotate by the opposite angle, and undo the table's scale (YaRN) twice over."""
         cos, sin = self._tables(positions)
         scale = float(getattr(self.module, "attention_scaling", 1.0)) ** 2
+        return self._turn(keys, cos / scale, -sin / scale)
+
+    def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         wide = keys.float()
-        return self._apply(wide, wide, cos / scale, -sin / scale)[1].to(keys.dtype)
+        no_query = wide[:, :0]  # the function turns queries too; there are none
+        return self._apply(no_query, wide, cos, sin)[1].to(keys.dtype)
 
 
 def memory_positions(mask: Tensor, position: str) -> Tensor:

@@ -50,6 +50,8 @@ class RunRecord(SaveConfigCallback):
     ``config_test.yaml`` and so on; a second run in the same folder gets ``_2``.
     """
 
+    subcommand: str = "fit"
+    """fit, validate or test, set by the command line."""
     notes: dict[str, Any] = {}
     """Further facts for ``run.json``, set by the command line."""
     config_files: list[str] = []
@@ -60,7 +62,7 @@ class RunRecord(SaveConfigCallback):
         if trainer.log_dir is None:
             return
         folder = Path(trainer.log_dir)
-        suffix = self._free_suffix(folder, "" if stage == "fit" else f"_{stage}")
+        suffix = self._free_suffix(folder, "" if self.subcommand == "fit" else f"_{self.subcommand}")
         try:
             raw = folder / f"config_files{suffix}"
             raw.mkdir(parents=True)
@@ -70,7 +72,7 @@ class RunRecord(SaveConfigCallback):
             for number, file in enumerate(self.config_files):
                 shutil.copy(file, raw / f"{number}-{Path(file).name}")
             record = {"command": sys.argv, "git_commit": git_commit(), "seed": self.config.get("seed_everything")}
-            record |= {"stage": stage, "versions": versions(), **self.notes}
+            record |= {"subcommand": self.subcommand, "versions": versions(), **self.notes}
             (folder / f"run{suffix}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
         except OSError as error:
             raise UserError(
