@@ -102,6 +102,7 @@ class MemLong(nn.Module):
         gated = self.retrieval_layers if fusion == "gated" else []
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
         self.tuning = Tuning(self.backbone, memory_layer, tuning or TuningConfig())
+        self.gates.requires_grad_(self.tuning.config.mode != "none")
         if gradient_checkpointing:
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         self.train(self.training)
