@@ -75,6 +75,7 @@ class DocumentStream(IterableDataset[Batch]):
         self.batch_size, self.pad, self.seed = batch_size, pad, seed
         self.epoch = 0
         self.first_batch = 0
+        self._begun = False
         self._plan: tuple[int, list[list[tuple[int, int]]]] | None = None
 
     def _steps(self) -> list[list[tuple[int, int]]]:
@@ -96,9 +97,11 @@ class DocumentStream(IterableDataset[Batch]):
         return max(len(row) for row in self._steps())
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from ``first_batch`` on; the next iteration begins at 0 again."""
+        """Yield batches from ``first_batch`` on; each further iteration is the next epoch, from its beginning."""
+        # A generator's body runs at the first next(), so an iterator that is made and thrown away changes nothing.
+        self.epoch += self._begun
+        start, self.first_batch, self._begun = self.first_batch, 0, True
         steps = self._steps()
-        start, self.first_batch = self.first_batch, 0
         for i in range(start, len(self)):
             yield self._batch([row[i] if i < len(row) else None for row in steps])
 
@@ -169,7 +172,7 @@ class DocumentDataModule(L.LightningDataModule):
         self.max_document_tokens = max_document_tokens
         self.shuffle, self.seed = shuffle, seed
         self._streams: dict[str, DocumentStream] = {}
-        self._resume: dict[str, int] | None = None
+        self._resume: tuple[int, int] | None = None
 
     def read_documents(self) -> list[Document]:
         """All documents of the corpus, in a stable order."""
@@ -213,16 +216,15 @@ class DocumentDataModule(L.LightningDataModule):
         print(f"Data: {self.name}, {sum(cache.lengths):,} tokens; documents: {counts}{short}", flush=True)
 
     def _loader(self, part: str) -> DataLoader[Batch]:
-        return DataLoader(self._streams[part], batch_size=None, num_workers=0)
+        # A generator of its own: making an iterator must not draw from the random state that a resume restores.
+        return DataLoader(self._streams[part], batch_size=None, num_workers=0, generator=torch.Generator())
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of this epoch; after a resume, from the first one that was not trained on."""
+        """Batches of the first epoch; after a resume, from the first batch that was not trained on."""
         stream = self._streams["train"]
         if self._resume is not None:
-            stream.epoch, stream.first_batch = self._resume["epoch"], self._resume["batch"]
+            stream.epoch, stream.first_batch = self._resume
             self._resume = None
-        elif self.trainer is not None:
-            stream.epoch = self.trainer.current_epoch
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -237,10 +239,16 @@ class DocumentDataModule(L.LightningDataModule):
         return {k: getattr(self, k) for k in ("window", "stride", "batch_size", "seed", "shuffle")}
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the training data: the epoch and how many of its batches were trained on."""
+        """Position in the training data: the epoch, and the first of its batches that was not trained on.
+
+        Epochs are the stream's own: Lightning's count is one ahead after resuming at the last batch of an epoch.
+        """
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return {"epoch": self.trainer.current_epoch, "batch": done, **self._facts()}
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        epoch = self._streams["train"].epoch
+        finished = progress.is_last_batch and progress.current.processed == progress.current.ready
+        place = (epoch + 1, 0) if finished else (epoch, progress.current.processed)
+        return {"epoch": place[0], "batch": place[1], **self._facts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position.
@@ -251,4 +259,4 @@ class DocumentDataModule(L.LightningDataModule):
         for key, value in self._facts().items():
             fix = "go on with that value, or start a new run"
             require(state[key] == value, f"data.{key}", value, f"{state[key]}, which the checkpoint was made with", fix)
-        self._resume = {"epoch": state["epoch"], "batch": state["batch"]}
+        self._resume = (state["epoch"], state["batch"])

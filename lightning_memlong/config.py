@@ -68,7 +68,7 @@ class MemoryConfig:
     query: Query = "previous"
     """What a window retrieves with: previous (the chunks before it; causal) or current (the text of the window
     itself, as the reference code does: it LEAKS the tokens being predicted and is only for comparison)."""
-    query_chunks: int = 4
+    query_chunks: int = 2
     """Chunks whose embeddings are averaged into the 'previous' query [chunks]."""
     selection: Selection = "similarity"
     """How chunks are chosen: similarity (retrieval), or the controls recent and random."""

@@ -63,7 +63,7 @@ class MemLongModule(L.LightningModule):
     def __init__(
         self,
         backbone: str = "smollm2-135m",
-        memory_layer: int = 15,
+        memory_layer: int = 11,
         retrieval_layers: list[int] | None = None,
         source: str = "per_layer",
         fusion: str = "joint",

@@ -23,7 +23,8 @@ def masks() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("fusion", "kind", "heads"), list(itertools.product(("joint", "gated"), ("full", "ragged"), ((4, 4), (4, 2), (6, 1))))
+    ("fusion", "kind", "heads"),
+    list(itertools.product(("joint", "gated"), ("full", "ragged"), ((4, 4), (4, 2), (6, 1)))),
 )
 def test_equals_oracle(fusion: str, kind: str, heads: tuple[int, int]) -> None:
     inputs, mask, gate = tensors(*heads), masks()[kind], torch.randn(heads[0])

@@ -1,0 +1,63 @@
+"""What integration tests share: options for a tiny run, and a callback that kills the process."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+CONFIG = "conf/memlong.yaml"
+ROOT = Path(__file__).parents[2]
+
+
+def tiny(backbone: Path, text: Path, runs: Path) -> list[str]:
+    """Options that turn the default run into one of seconds."""
+    options = {
+        "model.backbone": backbone,
+        "model.memory_layer": 1,
+        "memory.retriever.name": "hashing",
+        "memory.chunk_size": 16,
+        "memory.capacity": 128,
+        "memory.top_k": 3,
+        "data.path": text,
+        "data.window": 64,
+        "data.min_document_tokens": 64,
+        "data.validation_fraction": 0.2,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 4,
+        "trainer.val_check_interval": 4,
+        "trainer.limit_val_batches": 8,
+        "trainer.limit_test_batches": 8,
+        "trainer.logger.save_dir": runs,
+        "model.optimizer.lr": 0.01,
+    }
+    return ["--config", str(ROOT / CONFIG), *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+
+
+class KillAt(L.Callback):
+    """Kills the process without warning once so many optimiser steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Places at which two nested structures of tensors and numbers differ, to the last bit."""
+    if isinstance(a, torch.Tensor):
+        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return [] if same else [path]
+    if isinstance(a, dict):
+        if not isinstance(b, dict) or a.keys() != b.keys():
+            return [path]
+        return [d for k in a for d in differences(a[k], b[k], f"{path}/{k}")]
+    if isinstance(a, list | tuple):
+        if not isinstance(b, list | tuple) or len(a) != len(b):
+            return [path]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}/{i}")]
+    return [] if a == b else [path]
