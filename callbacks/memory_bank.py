@@ -57,10 +57,14 @@ class MemoryBankCallback(L.Callback):
                 f"a divisor of data.{name}={tokens}",
                 "change one of the two",
             )
-        if self._retriever is None:
-            self._retriever = load_retriever(self.config.retriever)
+        self.load_retriever()
         if self.config.query == "current":
             log.warning(LEAK)
+
+    def load_retriever(self) -> None:
+        """Load the frozen encoder, once."""
+        if self._retriever is None:
+            self._retriever = load_retriever(self.config.retriever)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take over the bank of a checkpoint, now that the device is known."""

@@ -138,7 +138,7 @@ class DocumentDataModule(L.LightningDataModule):
         min_document_tokens: Shorter documents are left out, and counted [tokens]; null: one window.
         max_document_tokens: Longer documents are read up to here [tokens]; null: whole.
         shuffle: Mix the order of training documents anew each epoch.
-        seed: Seed of that order.
+        seed: Seed of that order (set by ``seed_everything``).
     """
 
     name = "documents"

@@ -1,5 +1,6 @@
 """The command line: LightningCLI with OmegaConf, one memory group, honest checkpoints and friendly errors."""
 
+import argparse
 import difflib
 import logging
 import os
@@ -23,10 +24,11 @@ from rich.table import Table
 
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
+from datamodules.local_text import LocalText
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.module import MemLongModule
-from lightning_memlong.runs import RunRecord, last_checkpoint
+from lightning_memlong.runs import RunRecord, check_writable, last_checkpoint
 
 log = logging.getLogger("lightning_memlong")
 
@@ -44,6 +46,15 @@ class Parser(LightningArgumentParser):
             message += " Fix: correct the key; --help lists all of them."
         sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2)
+
+    def format_help(self) -> str:
+        """The help, with the options of the default DataModule, which a class to be chosen would hide."""
+        text = super().format_help()
+        if not any(action.dest == "data" for action in self._actions):
+            return text
+        options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+        options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
+        return f"{text}\nOptions of the default --data, datamodules.LocalText:\n{options.format_help()}"
 
     def known_keys(self) -> list[str]:
         """Dotted names of all options, subcommands' included."""
@@ -99,6 +110,7 @@ class MemLongCLI(LightningCLI):
         )
         parser.link_arguments("model.backbone", "data.init_args.tokenizer")
         parser.link_arguments("memory.chunk_size", "data.init_args.chunk_size")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
@@ -122,6 +134,11 @@ class MemLongCLI(LightningCLI):
                 f"ckpt_path={str(given)!r} cannot be read as a checkpoint ({type(error).__name__}). Allowed: a whole "
                 ".ckpt file written by fit. Fix: give another, it may have been cut short."
             ) from error
+        if "memlong" not in checkpoint:
+            raise UserError(
+                f"ckpt_path={str(given)!r} is not a MemLong checkpoint. Allowed: one written by train.py fit. "
+                "Fix: give another."
+            )
         stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
         before = _plain(self.parser, self.config)[name]["model"]
         self.config = self._parse_over(stored)
@@ -162,6 +179,17 @@ class MemLongCLI(LightningCLI):
         # First in line, so that observers find the retrieved record in the batch.
         trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
         return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Read the data and load the retriever first: nothing is written for a run that cannot start."""
+        if self.subcommand is None:
+            return
+        self.datamodule.setup(self.subcommand)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, MemoryBankCallback):
+                callback.load_retriever()
+        if self.trainer.loggers:
+            check_writable(_runs_root(self.config[self.subcommand]))
 
     def before_fit(self) -> None:
         """Validate the untrained model, so that every curve has its beginning."""
@@ -266,6 +294,13 @@ def _calm() -> Iterator[None]:
         yield
 
 
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError behind an error, if there is one: the parser wraps what constructors raise."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -275,8 +310,11 @@ def main(args: list[str] | None = None) -> int:
     with _calm():
         try:
             MemLongCLI(args)
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
+        except ValueError as error:
+            told = _user_error(error)
+            if told is None:
+                raise
+            sys.stderr.write(f"error: {told}\n")
             return 2
         except OSError as error:
             if error.errno not in (28, 27, 30, 13):  # no space, too large, read-only, not permitted

@@ -75,6 +75,8 @@ class MemLongModule(L.LightningModule):
         compare_memory_off: bool = True,
     ) -> None:
         super().__init__()
+        # From the command line: the whole model group, which a checkpoint then carries.
+        self.save_hyperparameters(ignore=["tuning", "optimizer", "scheduler"])
         self.backbone_name = backbone
         self.model = MemLong(
             backbone,
@@ -194,8 +196,6 @@ class MemLongModule(L.LightningModule):
         Raises:
             UserError: If it was made with another backbone, or does not hold what is trained now.
         """
-        if "memlong" not in checkpoint:
-            raise UserError("ckpt_path: not a MemLong checkpoint. Allowed: one written by fit. Fix: correct it.")
         saved, here = checkpoint["memlong"]["backbone"], self._fingerprint()
         differ = [f"{k} is {saved.get(k)!r} there and {here[k]!r} here" for k in here if saved.get(k) != here[k]]
         if differ:

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,7 @@ class RunRecord(SaveConfigCallback):
             record |= {"subcommand": self.subcommand, "versions": versions(), **self.notes}
             (folder / f"run{suffix}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
         except OSError as error:
-            raise UserError(
-                f"trainer.logger.save_dir: cannot write the run folder {folder} ({error.strerror or error}). Allowed: "
-                "a writable folder with free space. Fix: free some, or choose another with "
-                "--trainer.logger.save_dir."
-            ) from error
+            raise _cannot_write(folder, error) from error
 
     @staticmethod
     def _free_suffix(folder: Path, stage: str) -> str:
@@ -87,6 +84,27 @@ class RunRecord(SaveConfigCallback):
         while (folder / f"config{(suffix := stage + (f'_{number}' if number > 1 else ''))}.yaml").exists():
             number += 1
         return suffix
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, so that a run that could not be written does not start.
+
+    Raises:
+        UserError: If that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"trainer.logger.save_dir: cannot write the run folder {folder} ({error.strerror or error}). Allowed: a "
+        "writable folder with free space. Fix: free some, or choose another with --trainer.logger.save_dir."
+    )
 
 
 def last_checkpoint(root: Path) -> Path:
