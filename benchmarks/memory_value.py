@@ -34,7 +34,6 @@ SETTINGS = {
     "retrieved (default)": [],
     "recent": ["--config", str(ABLATIONS / "recent.yaml")],
     "random": ["--config", str(ABLATIONS / "random.yaml")],
-    "position zero": ["--config", str(ABLATIONS / "position_zero.yaml")],
     "current query (LEAKS)": ["--config", str(ABLATIONS / "query_current.yaml")],
     "single, joint": ["--config", str(ABLATIONS / "single.yaml")],
     "single, gated (untrained)": ["--config", str(ABLATIONS / "single_gated.yaml")],

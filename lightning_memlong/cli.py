@@ -47,9 +47,9 @@ class Parser(LightningArgumentParser):
         sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2)
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help, with the options of the default DataModule, which a class to be chosen would hide."""
-        text = super().format_help()
+        text = super().format_help(formatter)
         if not any(action.dest == "data" for action in self._actions):
             return text
         options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS)

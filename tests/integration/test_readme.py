@@ -1,0 +1,68 @@
+"""What the README says is what happens."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_memlong.cli import main
+from lightning_memlong.config import MemoryConfig
+from tests.integration.helpers import ROOT, tiny
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for line in README.splitlines() if line.startswith(("python train.py", "PYTHONPATH"))]
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 9
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "ckpt_path" not in c and "paper.yaml" not in c])
+def test_commands_run(
+    command: str, tiny_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(command)
+    if words[0].startswith("PYTHONPATH"):
+        policy = README.split("# my_policies.py")[1].split("```")[0]
+        (tmp_path / "my_policies.py").write_text(policy)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        sys.modules.pop("my_policies", None)
+    args = words[words.index("train.py") + 1 :]
+    small = tiny(tiny_backbone, text_folder, tmp_path / "runs")[2:]
+    layers = ["--model.retrieval_layers", "[1,3]"] if "single" in command else []
+    monkeypatch.chdir(ROOT)
+    assert main([*args, *small, *layers]) == 0
+
+
+def test_the_table_of_settings_is_the_configuration() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "memlong.yaml").read_text())
+    config["data"] = config["data"]["init_args"]
+    rows = re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", README, flags=re.M)
+    assert len(rows) >= 15
+    for key, default in rows:
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        assert yaml.safe_load(default) == value, key
+
+
+def test_the_fields_of_the_memory_group_are_all_in_the_default_file() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "memlong.yaml").read_text())["memory"]
+    missing = set(MemoryConfig.__dataclass_fields__) - set(config)
+    assert missing <= {"policy_args", "seed"}
+
+
+def test_files_the_readme_points_to_exist() -> None:
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("MEMLONG_CACHE")
+    example = README.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out.split("(")[1].split(",")[0]) > 0

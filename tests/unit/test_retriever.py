@@ -1,0 +1,63 @@
+"""Encoders: unit vectors, deterministic, and nothing cut silently."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_memlong.config import RetrieverConfig
+from lightning_memlong.errors import UserError
+from lightning_memlong.retriever import HashingRetriever, load_retriever
+
+
+def test_hashing_is_deterministic_and_finds_repeated_words() -> None:
+    encoder = HashingRetriever(64)
+    a, b, c, empty = encoder.encode(["the white whale", "whale the white", "a quiet village green", ""])
+    assert torch.equal(a, b) and float(a @ c) < 0.5
+    torch.testing.assert_close(torch.stack([a, c, empty]).norm(dim=1), torch.ones(3))
+
+
+def test_unknown_encoder_is_told() -> None:
+    with pytest.raises(UserError, match="memory.retriever.name='/nowhere'.*all-MiniLM-L6-v2"):
+        load_retriever(RetrieverConfig(name="/nowhere"))
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder: one-layer BERT, mean pooling, at most 12 tokens."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=12, **sizes)).save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=12)
+    target = tmp_path_factory.mktemp("encoder")
+    SentenceTransformer(modules=[transformer, Pooling(16)]).save(str(target))
+    return target
+
+
+def test_short_texts_are_encoded_as_they_are(tiny_encoder: Path) -> None:
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder)))
+    texts = ["a b c", "d e f g h"]
+    expected = retriever._encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True)  # type: ignore[attr-defined]
+    torch.testing.assert_close(retriever.encode(texts), expected)
+    assert retriever.size == 16
+
+
+def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> None:
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder)))
+    words = list("abcdefghijklmnopqrstuvwxy")
+    pieces = retriever.split(" ".join(words))  # type: ignore[attr-defined]
+    assert [piece.split() for piece, _ in pieces] == [words[:10], words[10:20], words[20:]]
+    assert [tokens for _, tokens in pieces] == [10, 10, 5]
+    parts = retriever.encode([piece for piece, _ in pieces])
+    expected = torch.nn.functional.normalize(parts.T @ torch.tensor([10.0, 10.0, 5.0]), dim=0)
+    whole, other = retriever.encode([" ".join(words), " ".join(words[:20]) + " a a a a a"])
+    torch.testing.assert_close(whole, expected)
+    assert (whole - other).abs().max() > 1e-4, "the end of the text must matter"
