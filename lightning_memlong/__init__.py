@@ -13,7 +13,7 @@ _HOME = {
     "MemLong": "model",
     "MemLongModule": "module",
     "MemoryBank": "bank",
-    "Retrieved": "bank",
+    "Retrieved": "retrieved",
     "MemoryConfig": "config",
     "RetrieverConfig": "config",
     "TuningConfig": "config",

@@ -5,7 +5,6 @@ L stored layers, H key/value heads, D head size, E embedding size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,25 +15,10 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
 from lightning_memlong.index import has_gpu_index
 from lightning_memlong.ledger import Entries, Ledger
+from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.storage import ChunkStorage, as_chunks
 
-
-@dataclass
-class Retrieved:
-    """What a bank gathered for one window, in document order. Nothing in it is ever modified."""
-
-    keys: Tensor
-    """(R, H, M, D) before rotary embedding; (L, R, H, M, D) from a bank of several layers."""
-    values: Tensor
-    """Shaped as ``keys``."""
-    mask: Tensor
-    """(R, M) bool, true where a token is real."""
-    scores: Tensor
-    """(R, k) float32 similarity; NaN where nothing was retrieved or the selection has no score."""
-    entries: Tensor
-    """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved."""
-    positions: Tensor
-    """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
+__all__ = ["MemoryBank", "Retrieved"]
 
 
 class MemoryBank:

@@ -1,10 +1,7 @@
 """The command line: LightningCLI with OmegaConf, one memory group, honest checkpoints and friendly errors."""
 
-import argparse
-import difflib
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -24,43 +21,13 @@ from rich.table import Table
 
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
-from datamodules.local_text import LocalText
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.module import MemLongModule
-from lightning_memlong.runs import RunRecord, check_writable, last_checkpoint
+from lightning_memlong.parsing import Parser, config_files, flat, insert_config, plain
+from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, runs_root
 
 log = logging.getLogger("lightning_memlong")
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose complaint about an unknown key names the nearest known ones."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Print the message with suggestions and exit with status 2."""
-        unknown = re.search(r"(?:option|[Kk]ey) '([\w.]+)'|[Uu]nrecognized arguments: -*([\w.]+)", message)
-        if unknown:
-            key = (unknown[1] or unknown[2]).removeprefix("init_args.")
-            near = difflib.get_close_matches(key, self.known_keys(), n=3, cutoff=0.5)
-            message += f" Nearest known: {', '.join(near)}." if near else ""
-            message += " Fix: correct the key; --help lists all of them."
-        sys.stderr.write(f"error: {message}\n")
-        raise SystemExit(2)
-
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        """The help, with the options of the default DataModule, which a class to be chosen would hide."""
-        text = super().format_help(formatter)
-        if not any(action.dest == "data" for action in self._actions):
-            return text
-        options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS)
-        options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
-        return f"{text}\nOptions of the default --data, datamodules.LocalText:\n{options.format_help()}"
-
-    def known_keys(self) -> list[str]:
-        """Dotted names of all options, subcommands' included."""
-        choices = [a.choices for a in self._actions if isinstance(a.choices, dict)]
-        parsers = [self, *(parser for named in choices for parser in named.values())]
-        return sorted({a.dest for p in parsers for a in p._actions})
 
 
 class MemLongCLI(LightningCLI):
@@ -78,7 +45,7 @@ class MemLongCLI(LightningCLI):
         )
         self._argv = list(sys.argv[1:] if args is None else args)
         RunRecord.subcommand = next((a for a in self._argv if a in self.subcommands()), "fit")
-        RunRecord.notes, RunRecord.config_files = {}, _config_files(self._argv)
+        RunRecord.notes, RunRecord.config_files = {}, config_files(self._argv)
         super().__init__(
             MemLongModule,
             DocumentDataModule,
@@ -122,7 +89,7 @@ class MemLongCLI(LightningCLI):
         name = self.config.get("subcommand")
         if not name or not (given := self.config[name].get("ckpt_path")):
             return
-        path = last_checkpoint(_runs_root(self.config[name])) if given == "last" else Path(given)
+        path = last_checkpoint(runs_root(self.config[name])) if given == "last" else Path(given)
         if not path.is_file():
             raise UserError(
                 f"ckpt_path={str(given)!r} is not a file. Allowed: last, or the path of a .ckpt file. Fix: correct it."
@@ -140,13 +107,13 @@ class MemLongCLI(LightningCLI):
                 "Fix: give another."
             )
         stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-        before = _plain(self.parser, self.config)[name]["model"]
+        before = plain(self.parser, self.config)[name]["model"]
         self.config = self._parse_over(stored)
-        after = _plain(self.parser, self.config)[name]["model"]
+        after = plain(self.parser, self.config)[name]["model"]
         self.config[name].ckpt_path = str(path)
         self._note_differences(stored, before, after)
         if given == "last" and name == "fit":
-            _continue_in(self.config[name], path.parents[1].name)
+            continue_in(self.config[name], path.parents[1].name)
         RunRecord.notes["ckpt_path"] = str(path)
 
     def _parse_over(self, stored: dict[str, Any]) -> Namespace:
@@ -154,12 +121,12 @@ class MemLongCLI(LightningCLI):
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             yaml.safe_dump({"model": stored}, file)
             file.flush()
-            return self.parser.parse_args(_insert_config(self._argv, file.name))
+            return self.parser.parse_args(insert_config(self._argv, file.name))
 
     def _note_differences(self, stored: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
         notes = {}
-        for key, kept in _flat(stored).items():
-            asked, used = _flat(before).get(key), _flat(after).get(key)
+        for key, kept in flat(stored).items():
+            asked, used = flat(before).get(key), flat(after).get(key)
             if kept == asked == used:
                 continue
             notes[f"model.{key}"] = {"checkpoint": kept, "config": asked, "used": used}
@@ -189,12 +156,14 @@ class MemLongCLI(LightningCLI):
             if isinstance(callback, MemoryBankCallback):
                 callback.load_retriever()
         if self.trainer.loggers:
-            check_writable(_runs_root(self.config[self.subcommand]))
+            check_writable(runs_root(self.config[self.subcommand]))
 
     def before_fit(self) -> None:
         """Validate the untrained model, so that every curve has its beginning."""
         self._first: dict[str, float] = {}
         config = self.config[self.subcommand]
+        if self.trainer.log_dir:
+            print(f"Run folder: {self.trainer.log_dir}", flush=True)
         if config.validate_first and not config.ckpt_path and self.trainer.limit_val_batches:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self._first = _metrics(self.trainer, "val")
@@ -231,48 +200,6 @@ class MemLongCLI(LightningCLI):
 
 def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
     return {k.removeprefix(f"{stage}/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(stage)}
-
-
-def _config_files(argv: list[str]) -> list[str]:
-    files = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--config", "-c")]
-    return files + [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-
-
-def _insert_config(argv: list[str], file: str) -> list[str]:
-    """Arguments with one more ``--config`` after the first one (after the subcommand if there is none)."""
-    at = next((i for i, a in enumerate(argv) if a in ("--config", "-c") or a.startswith("--config=")), None)
-    at = 1 if at is None else at + (1 if "=" in argv[at] else 2)
-    return [*argv[:at], "--config", file, *argv[at:]]
-
-
-def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    return yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=False))
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def _loggers(config: Namespace) -> list[Namespace]:
-    logger = config.trainer.logger
-    found = logger if isinstance(logger, list) else [logger]
-    return [entry for entry in found if isinstance(entry, Namespace) and "init_args" in entry]
-
-
-def _runs_root(config: Namespace) -> Path:
-    for entry in _loggers(config):
-        args = entry.init_args
-        return Path(args.get("save_dir") or ".") / (args.get("name") or "")
-    return Path(config.trainer.default_root_dir or ".") / "lightning_logs"
-
-
-def _continue_in(config: Namespace, version: str) -> None:
-    """Let a resumed fit write on in the folder of its run, unless another version was asked for."""
-    for entry in _loggers(config):
-        if entry.init_args.get("version") is None:
-            entry.init_args.version = version
 
 
 @contextmanager

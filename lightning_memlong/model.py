@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from lightning_memlong.attention import CarriedMemory, register_attention
 from lightning_memlong.backbones import load_backbone
-from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
+from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.rotary import Rotary, memory_positions
 from lightning_memlong.tuning import Tuning
 

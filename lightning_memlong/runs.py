@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_memlong.errors import UserError
@@ -120,3 +121,24 @@ def last_checkpoint(root: Path) -> Path:
             "path of a .ckpt file. Fix: start without --ckpt_path, or give the path."
         )
     return found[-1]
+
+
+def _loggers(config: Namespace) -> list[Namespace]:
+    logger = config.trainer.logger
+    found = logger if isinstance(logger, list) else [logger]
+    return [entry for entry in found if isinstance(entry, Namespace) and "init_args" in entry]
+
+
+def runs_root(config: Namespace) -> Path:
+    """Folder in which this configuration's run folders lie."""
+    for entry in _loggers(config):
+        args = entry.init_args
+        return Path(args.get("save_dir") or ".") / (args.get("name") or "")
+    return Path(config.trainer.default_root_dir or ".") / "lightning_logs"
+
+
+def continue_in(config: Namespace, version: str) -> None:
+    """Let a resumed fit write on in the folder of its run, unless another version was asked for."""
+    for entry in _loggers(config):
+        if entry.init_args.get("version") is None:
+            entry.init_args.version = version

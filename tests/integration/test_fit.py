@@ -142,6 +142,16 @@ def test_training_memory_holds_its_own_document_only(options: list[str]) -> None
             break
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_agrees_with_single(options: list[str], precision: str) -> None:
+    wide = MemLongCLI(["validate", *options]).trainer.callback_metrics
+    half = MemLongCLI(["validate", *options, "--trainer.precision", precision])
+    for name in ("val/perplexity", "val/perplexity_memory_off"):
+        assert float(half.trainer.callback_metrics[name]) == pytest.approx(float(wide[name]), rel=0.02)
+    rotary = half.model.model.backbone.model.rotary_emb
+    assert rotary.inv_freq.dtype == torch.float32
+
+
 KILL = "tests.integration.helpers.KillAt"
 
 

@@ -1,0 +1,68 @@
+"""Pieces of the command line: a parser that helps, and configuration files among arguments."""
+
+import argparse
+import difflib
+import re
+import sys
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from datamodules.local_text import LocalText
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose complaint about an unknown key names the nearest known ones."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print the message with suggestions and exit with status 2."""
+        unknown = re.search(r"(?:option|[Kk]ey) '([\w.]+)'|[Uu]nrecognized arguments: -*([\w.]+)", message)
+        if unknown:
+            key = (unknown[1] or unknown[2]).removeprefix("init_args.")
+            near = difflib.get_close_matches(key, self.known_keys(), n=3, cutoff=0.5)
+            message += f" Nearest known: {', '.join(near)}." if near else ""
+            message += " Fix: correct the key; --help lists all of them."
+        sys.stderr.write(f"error: {message}\n")
+        raise SystemExit(2)
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """The help, with the options of the default DataModule, which a class to be chosen would hide."""
+        text = super().format_help(formatter)
+        if not any(action.dest == "data" for action in self._actions):
+            return text
+        options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+        options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
+        return f"{text}\nOptions of the default --data, datamodules.LocalText:\n{options.format_help()}"
+
+    def known_keys(self) -> list[str]:
+        """Dotted names of all options, subcommands' included."""
+        choices = [a.choices for a in self._actions if isinstance(a.choices, dict)]
+        parsers = [self, *(parser for named in choices for parser in named.values())]
+        return sorted({a.dest for p in parsers for a in p._actions})
+
+
+def config_files(argv: list[str]) -> list[str]:
+    """Files given as ``--config``, in order."""
+    files = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--config", "-c")]
+    return files + [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+
+
+def insert_config(argv: list[str], file: str) -> list[str]:
+    """Arguments with one more ``--config`` after the first one (after the subcommand if there is none)."""
+    at = next((i for i, a in enumerate(argv) if a in ("--config", "-c") or a.startswith("--config=")), None)
+    at = 1 if at is None else at + (1 if "=" in argv[at] else 2)
+    return [*argv[:at], "--config", file, *argv[at:]]
+
+
+def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """A configuration as nested dictionaries of plain values."""
+    return yaml.safe_load(parser.dump(config, skip_none=False, skip_link_targets=False))
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
