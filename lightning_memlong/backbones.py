@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -60,9 +61,10 @@ def write_folder(target: Path, write: Callable[[Path], object]) -> Path:
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"MEMLONG_CACHE: cannot write {target} ({error.strerror or error}). Allowed: a writable folder with "
+            f"MEMLONG_CACHE: cannot write {target} ({reason}). Allowed: a writable folder with "
             "free space. Fix: free some space or set MEMLONG_CACHE to another folder."
         ) from error
     return target

@@ -33,8 +33,8 @@ log = logging.getLogger("lightning_memlong")
 class MemLongCLI(LightningCLI):
     """``model``, ``memory``, ``data`` and ``trainer``, each addressable from the command line.
 
-    Values are taken, later over earlier, from: the first ``--config``, the checkpoint's own ``model`` settings,
-    further ``--config`` files and options as typed.
+    Values are taken, later over earlier, from: the first ``--config``, the checkpoint's own ``model`` settings
+    (optimiser and schedule aside), further ``--config`` files and options as typed.
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
@@ -106,7 +106,9 @@ class MemLongCLI(LightningCLI):
                 f"ckpt_path={str(given)!r} is not a MemLong checkpoint. Allowed: one written by train.py fit. "
                 "Fix: give another."
             )
-        stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+        # What the network is. The recipe (optimiser, schedule) is this run's: a longer run has a longer schedule.
+        recipe = ("optimizer", "scheduler")
+        stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if k[0] != "_" and k not in recipe}
         before = plain(self.parser, self.config)[name]["model"]
         self.config = self._parse_over(stored)
         after = plain(self.parser, self.config)[name]["model"]
@@ -170,6 +172,8 @@ class MemLongCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print perplexity with memory on and off, and where everything is."""
+        if self.trainer.limit_val_batches and self.model.validated_at != self.trainer.global_step:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         rows = {"before training": self._first, "after training": _metrics(self.trainer, "val")}
         self._report("Validation perplexity (same weights, same tokens in each row)", rows)
 
@@ -195,7 +199,7 @@ class MemLongCLI(LightningCLI):
         console.print(table)
         if self.trainer.log_dir:
             console.print(f"Run folder: {self.trainer.log_dir}", soft_wrap=True)
-            console.print(f"Look at it: tensorboard --logdir {Path(self.trainer.log_dir).parent}", soft_wrap=True)
+            console.print(f"Look at it: {_tensorboard()} --logdir {Path(self.trainer.log_dir).parent}", soft_wrap=True)
 
 
 def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
@@ -219,6 +223,14 @@ def _calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         yield
+
+
+def _tensorboard() -> str:
+    """How to call TensorBoard from here, whether or not its environment is activated."""
+    beside = Path(sys.executable).parent / "tensorboard"
+    if not beside.exists():
+        return "tensorboard"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -1,6 +1,7 @@
 """FAISS behind one small interface: the embeddings of one bank row, numbered in order of insertion."""
 
 import logging
+from functools import cache
 
 import faiss
 import numpy as np
@@ -17,10 +18,16 @@ def has_gpu_index() -> bool:
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
+@cache
+def _gpu_resources() -> "faiss.StandardGpuResources":
+    # Scratch memory of the GPU indexes; must outlive them, so one for the process.
+    return faiss.StandardGpuResources()
+
+
 def _on_device(index: faiss.Index, gpu: bool) -> faiss.Index:
     if not gpu:
         return index
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), torch.cuda.current_device(), index)
+    return faiss.index_cpu_to_gpu(_gpu_resources(), torch.cuda.current_device(), index)
 
 
 class ChunkIndex:

@@ -91,6 +91,7 @@ class MemLongModule(L.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.compare_memory_off = compare_memory_off
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.validated_at = -1
         self.nll: dict[str, MeanMetric] = {}
         # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
         self.strict_loading = False
@@ -161,6 +162,7 @@ class MemLongModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Token-weighted perplexity over the validation text."""
+        self.validated_at = self.trainer.global_step
         self._log_perplexity("val")
 
     def on_test_epoch_end(self) -> None:
