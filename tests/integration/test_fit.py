@@ -59,6 +59,8 @@ def test_evaluation_of_a_checkpoint_gives_the_numbers_of_training(
 ) -> None:
     fit = MemLongCLI(["fit", *options])
     trained = float(fit.trainer.callback_metrics["val/perplexity"])
+    bank = next(c for c in fit.trainer.callbacks if isinstance(c, MemoryBankCallback)).banks["train"]
+    assert bank.insertions == 4 * 64 // 16, "what is validated on never enters the training bank"
     again = MemLongCLI(["validate", *options, "--ckpt_path", "last"])
     assert float(again.trainer.callback_metrics["val/perplexity"]) == pytest.approx(trained, rel=1e-6)
     smaller = MemLongCLI(["validate", *options, "--ckpt_path", "last", "--memory.top_k", "1"])
