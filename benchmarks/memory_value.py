@@ -1,7 +1,7 @@
 """What memory is worth in perplexity, without a training step, against controls on the same tokens.
 
     python benchmarks/memory_value.py                          # the standard library's sources
-    python benchmarks/memory_value.py book.txt chapter.tex     # your own files, one document each
+    python benchmarks/memory_value.py book.txt "A name=chapter.tex"   # your own files, one document each
 
 For every file, the same windows are scored with the same weights: memory off, retrieved chunks (the default, causal),
 the most recent chunks, random chunks, the reference code's leaking query, and the paper's single stored layer before
@@ -88,8 +88,13 @@ def evaluate(
 
 def draw(curves: dict[str, dict[str, Curve]], target: Path) -> None:
     """Perplexity along each document with memory and without; thin: each window, thick: running mean of eight."""
-    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), squeeze=False)
-    for axis, (name, by_setting) in zip(axes[0], curves.items(), strict=True):
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.1 * rows), squeeze=False)
+    axes = list(grid.flat)
+    for axis in axes[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (name, by_setting) in zip(axes, curves.items(), strict=False):
         curve = by_setting["retrieved (default)"]
         for losses, label, color in ((curve.off, "memory off", "#888888"), (curve.on, "memory on", "#1f6feb")):
             axis.plot(curve.end, [math.exp(x) for x in losses], color=color, alpha=0.3, linewidth=0.8)
@@ -97,11 +102,13 @@ def draw(curves: dict[str, dict[str, Curve]], target: Path) -> None:
                       for i in range(len(losses))]  # fmt: skip
             axis.plot(curve.end, smooth, color=color, linewidth=2, label=label)
         ratio = curve.perplexity("on") / curve.perplexity("off")
-        axis.set_title(f"{name}\non / off = {ratio:.3f}", fontsize=10)
+        axis.set_title(f"{name}: on / off = {ratio:.3f}", fontsize=10)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
+        axis.set_ylim(bottom=0)
         axis.set_xlabel("tokens read")
+        axis.set_ylabel("perplexity of a window")
         axis.grid(alpha=0.25)
-    axes[0][0].set_ylabel("perplexity of a window")
-    axes[0][0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="lower right")
     figure.tight_layout()
     figure.savefig(target, dpi=110)
 
@@ -129,8 +136,8 @@ def write(curves: dict[str, dict[str, Curve]], folder: Path) -> None:
 def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="text files, one document each; none: the validation split of the "
-                        "standard library's sources")  # fmt: skip
+    parser.add_argument("files", nargs="*", help="text files, one document each, as FILE or NAME=FILE; none: "
+                        "the validation split of the standard library's sources")  # fmt: skip
     parser.add_argument("--windows", type=int, default=32, help="windows scored of each file [windows]")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of train.py")
     args = parser.parse_args()
@@ -141,11 +148,12 @@ def main() -> None:
     with Progress() as bar:
         task = bar.add_task("windows", total=len(SETTINGS) * max(1, len(args.files)) * args.windows)
         for file in args.files or [None]:
-            name = Path(file).stem if file else "standard library"
+            name, _, path = file.rpartition("=") if file else ("standard library", "", None)
+            name = name or Path(path).stem
             curves[name] = {}
             off = None
             for label, settings in SETTINGS.items():
-                curve = evaluate(file, settings, args.windows, args.options, lambda: bar.advance(task), off)
+                curve = evaluate(path, settings, args.windows, args.options, lambda: bar.advance(task), off)
                 curves[name][label], off = curve, curve.off
     write(curves, folder)
     draw(curves, folder / "memory_value.png")
