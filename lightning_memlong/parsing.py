@@ -29,10 +29,13 @@ class Parser(LightningArgumentParser):
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help, with the options of the default DataModule, which a class to be chosen would hide."""
+        for action in self._actions:
+            if action.dest == "ckpt_path":  # Lightning's own text offers keywords that have no meaning here
+                action.help = "Checkpoint to go on from or to evaluate: last (the newest of all runs), or a .ckpt file."
         text = super().format_help(formatter)
         if not any(action.dest == "data" for action in self._actions):
             return text
-        options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+        options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS, description="")
         options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
         return f"{text}\nOptions of the default --data, datamodules.LocalText:\n{options.format_help()}"
 

@@ -1,5 +1,6 @@
 """What the README says is what happens."""
 
+import inspect
 import re
 import shlex
 import sys
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datamodules.documents import DocumentDataModule
+from datamodules.local_text import LocalText
 from lightning_memlong.cli import main
-from lightning_memlong.config import MemoryConfig
+from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
+from lightning_memlong.module import MemLongModule
 from tests.integration.helpers import ROOT, tiny
 
 README = (ROOT / "README.md").read_text()
@@ -49,10 +53,20 @@ def test_the_table_of_settings_is_the_configuration() -> None:
         assert yaml.safe_load(default) == value, key
 
 
-def test_the_fields_of_the_memory_group_are_all_in_the_default_file() -> None:
-    config = yaml.safe_load((ROOT / "conf" / "memlong.yaml").read_text())["memory"]
-    missing = set(MemoryConfig.__dataclass_fields__) - set(config)
-    assert missing <= {"policy_args", "seed"}
+def test_the_default_file_names_every_option_of_ours() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "memlong.yaml").read_text())
+    fields = {
+        "memory": (MemoryConfig, config["memory"]),
+        "memory.retriever": (RetrieverConfig, config["memory"]["retriever"]),
+        "model.tuning": (TuningConfig, config["model"]["tuning"]),
+    }
+    for name, (settings, given) in fields.items():
+        assert set(settings.__dataclass_fields__) == set(given), name
+    model = set(inspect.signature(MemLongModule.__init__).parameters) - {"self"}
+    assert model == set(config["model"])
+    base, local = (set(inspect.signature(c.__init__).parameters) for c in (DocumentDataModule, LocalText))
+    linked = {"self", "kwargs", "tokenizer", "chunk_size", "seed"}
+    assert (base | local) - linked == set(config["data"]["init_args"])
 
 
 def test_files_the_readme_points_to_exist() -> None:
