@@ -143,6 +143,9 @@ class MemoryBankCallback(L.Callback):
         if bank is None:
             bank = self.banks[stage] = self._new_bank(len(batch["input_ids"]))
         bank.reset(batch["document_start"].cpu())
+        # Streams of one's own need not say these where windows are disjoint and in order.
+        batch.setdefault("offset", bank.ends())
+        batch.setdefault("fresh", torch.zeros_like(batch["offset"]))
         self._window_embeddings = self._embed(batch, pl_module) if self.config.query == "current" else None
         batch["memory"] = self._retrieved(bank, batch)
 

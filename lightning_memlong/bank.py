@@ -165,6 +165,10 @@ class MemoryBank:
             for row, ledger in enumerate(self._ledgers)
         ]
 
+    def ends(self) -> Tensor:
+        """(R,) place in its document up to which each row was stored [tokens]."""
+        return torch.tensor([ledger.end for ledger in self._ledgers] or [0] * self.rows)
+
     def reset(self, rows: Tensor | None = None) -> None:
         """Empty the rows marked in ``rows`` (R,) bool; None: all."""
         for row, ledger in enumerate(self._ledgers):
@@ -204,7 +208,7 @@ class MemoryBank:
         slots = (row * self.slots + ledger.entries.slots).to(self._storage.device)
         facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
         facts |= {k: getattr(self._storage, k).index_select(2, slots).cpu() for k in ("keys", "values")}
-        return {**facts, "serial": ledger.serial}
+        return {**facts, "serial": ledger.serial, "end": ledger.end}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over a saved state exactly; keys and values go to ``device``.
@@ -228,7 +232,7 @@ class MemoryBank:
             assert self._storage is not None
             facts = {k: saved[k] for k in ("counters", "born", "positions", "lengths", "embeddings")}
             count = len(saved["born"])
-            self._ledgers[row].restore(Entries(slots=torch.arange(count), **facts), saved["serial"])
+            self._ledgers[row].restore(Entries(slots=torch.arange(count), **facts), saved["serial"], saved["end"])
             place = torch.arange(count)
             self._storage.write(keys, values, place, row * self.slots + place)
 

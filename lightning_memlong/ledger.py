@@ -62,6 +62,7 @@ class Ledger:
         self._count = 0
         self._free = list(range(slots))
         self.serial = 0
+        self.end = 0
 
     def __len__(self) -> int:
         return self._count
@@ -86,6 +87,7 @@ class Ledger:
         self._room.copy_from(self._count, new)
         self._count += count
         self.serial += count
+        self.end = int((positions + lengths).max())
         self.index.add(embeddings)
         if self.index.wants_training():
             self.index.rebuild(self.entries.embeddings)
@@ -98,19 +100,18 @@ class Ledger:
         self._free.extend(self.entries.slots[~keep].tolist())
         self._replace(self.entries.take(keep))
 
-    def restore(self, entries: Entries, serial: int) -> None:
-        """Hold exactly these entries, in slots 0..N-1."""
+    def restore(self, entries: Entries, serial: int, end: int) -> None:
+        """Hold exactly these entries, in slots 0..N-1; ``serial`` insertions were made, up to token ``end``."""
         entries = entries.take(slice(None))
         entries.slots = torch.arange(len(entries))
         self._free = list(range(len(entries), self.slots))
         self._replace(entries)
-        self.serial = serial
+        self.serial, self.end = serial, end
 
     def clear(self) -> None:
         """Forget everything."""
         self._free = list(range(self.slots))
-        self._count = 0
-        self.serial = 0
+        self._count = self.serial = self.end = 0
         self.index.reset()
 
     def _replace(self, entries: Entries) -> None:

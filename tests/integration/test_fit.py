@@ -144,6 +144,22 @@ def test_training_memory_holds_its_own_document_only(options: list[str]) -> None
             break
 
 
+def test_the_five_keys_of_a_batch_are_enough(options: list[str]) -> None:
+    cli = MemLongCLI(options, run=False)
+    cli.datamodule.setup("validate")
+    callback = next(c for c in cli.trainer.callbacks if isinstance(c, MemoryBankCallback))
+    callback.setup(cli.trainer, cli.model, "validate")
+    for i, whole in enumerate(cli.datamodule.val_dataloader()):
+        names = ("input_ids", "labels", "length", "document_start", "document_id")
+        batch = {k: whole[k] for k in names}
+        callback.retrieve("val", batch, cli.model)
+        assert torch.equal(batch["offset"], whole["offset"]) and torch.equal(batch["fresh"], whole["fresh"])
+        output = cli.model.model(batch["input_ids"])
+        callback.store("val", {"keys": output.keys, "values": output.values}, batch, cli.model)
+        if i == 20:
+            break
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_agrees_with_single(options: list[str], precision: str) -> None:
     wide = MemLongCLI(["validate", *options]).trainer.callback_metrics

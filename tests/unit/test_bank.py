@@ -97,6 +97,7 @@ class Pair:
             if oracle.entries:
                 assert torch.equal(held.embeddings, torch.stack([e["embedding"] for e in oracle.entries]))
             assert len(self.bank._ledgers[row].index) == len(held)
+            assert len(held) == 0 or self.bank.ends()[row] == int((held.positions + held.lengths)[-1])
 
 
 lengths = st.integers(1, 4).flatmap(
