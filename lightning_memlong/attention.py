@@ -98,7 +98,8 @@ def retrieval_causal_attention(
     if fusion != "gated" or gate is None:
         raise ValueError(f"fusion={fusion!r} with gate={gate!r}: use 'joint', or 'gated' with a gate of shape (H,)")
     local = attend(key, value, local_mask, is_causal=local_mask is None)
-    # A softmax over nothing is NaN, so a row without memory attends to its padding and is multiplied by zero.
+    # Kernels differ on a softmax over nothing (zero or NaN), so a row without memory attends to its padding and is
+    # multiplied by zero.
     filled = memory_mask.any(dim=-1)
     seen = (memory_mask | ~filled[:, None])[:, None, None, :].expand(-1, 1, query.shape[2], -1)
     remembered = attend(memory_key, memory_value, seen)
