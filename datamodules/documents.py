@@ -5,6 +5,7 @@ A batch is ``{"input_ids": (B, T), "labels": (B, T), "length": (B,), "document_s
 never holds two documents; the short last window of a document is padded on the right and masked.
 """
 
+import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,16 +34,16 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
 
 
 def plan_rows(
-    lengths: Sequence[int], order: Sequence[int], batch_size: int, window: int, stride: int
+    lengths: Sequence[int], documents: Sequence[int], batch_size: int, window: int, stride: int
 ) -> list[list[int]]:
-    """Which documents each row reads, one after the other: the row that is free first takes the next one."""
+    """Which documents each row reads: the longest first, each to the row with least to read, so rows end together."""
     rows: list[list[int]] = [[] for _ in range(batch_size)]
-    free = [(0, row) for row in range(batch_size)]
-    for document in order:
-        steps, row = heapq.heappop(free)
-        rows[row].append(document)
-        heapq.heappush(free, (steps + len(window_offsets(lengths[document], window, stride)), row))
-    return rows
+    load = [(0, row) for row in range(batch_size)]
+    for place in sorted(range(len(documents)), key=lambda i: -lengths[documents[i]]):
+        steps, row = heapq.heappop(load)
+        rows[row].append(place)
+        heapq.heappush(load, (steps + len(window_offsets(lengths[documents[place]], window, stride)), row))
+    return [[documents[place] for place in sorted(row)] for row in rows]
 
 
 class DocumentStream(IterableDataset[Batch]):
@@ -77,24 +78,33 @@ class DocumentStream(IterableDataset[Batch]):
         self.first_batch = 0
         self._begun = False
         self._plan: tuple[int, list[list[tuple[int, int]]]] | None = None
+        self._rows = plan_rows(cache.lengths, self.documents, batch_size, window, stride)
+
+    def digest(self) -> str:
+        """What the order of batches depends on beside the settings: which text, cut where."""
+        lengths = [self.cache.lengths[i] for i in self.documents]
+        return hashlib.sha256(repr((self.cache.name, self.documents, lengths)).encode()).hexdigest()[:16]
 
     def _steps(self) -> list[list[tuple[int, int]]]:
         """Of each row, (document, offset) of every window of this epoch."""
         if self._plan is None or self._plan[0] != self.epoch:
-            order = self.documents
+            rows = self._rows
             if self.seed is not None:
+                # Mixed within rows: so every epoch has the same number of batches, which Lightning relies on.
                 mixer = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-                order = [order[i] for i in torch.randperm(len(order), generator=mixer)]
-            rows = plan_rows(self.cache.lengths, order, self.batch_size, self.window, self.stride)
+                rows = [[row[i] for i in torch.randperm(len(row), generator=mixer)] for row in rows]
             self._plan = (self.epoch, [
-                [(doc, at) for doc in row for at in window_offsets(self.cache.lengths[doc], self.window, self.stride)]
+                [(document, at) for document in row for at in self._offsets(document)]
                 for row in rows
             ])  # fmt: skip
         return self._plan[1]
 
     def __len__(self) -> int:
-        """Batches in this epoch."""
-        return max(len(row) for row in self._steps())
+        """Batches in an epoch; the same in every one."""
+        return max(sum(len(self._offsets(document)) for document in row) for row in self._rows)
+
+    def _offsets(self, document: int) -> list[int]:
+        return window_offsets(self.cache.lengths[document], self.window, self.stride)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from ``first_batch`` on; each further iteration is the next epoch, from its beginning."""
@@ -169,6 +179,13 @@ class DocumentDataModule(L.LightningDataModule):
         require(batch_size >= 1, "data.batch_size", batch_size, "1 or more", "raise it")
         self.tokenizer_name, self.chunk_size, self.window, self.batch_size = tokenizer, chunk_size, window, batch_size
         self.min_document_tokens = window if min_document_tokens is None else min_document_tokens
+        require(
+            max_document_tokens is None or max_document_tokens >= self.min_document_tokens,
+            "data.max_document_tokens",
+            max_document_tokens,
+            f"null, or at least data.min_document_tokens={self.min_document_tokens}",
+            "raise it, or lower --data.min_document_tokens",
+        )
         self.max_document_tokens = max_document_tokens
         self.shuffle, self.seed = shuffle, seed
         self._streams: dict[str, DocumentStream] = {}
@@ -248,14 +265,22 @@ class DocumentDataModule(L.LightningDataModule):
         epoch = self._streams["train"].epoch
         finished = progress.is_last_batch and progress.current.processed == progress.current.ready
         place = (epoch + 1, 0) if finished else (epoch, progress.current.processed)
-        return {"epoch": place[0], "batch": place[1], **self._facts()}
+        return {"epoch": place[0], "batch": place[1], "text": self._streams["train"].digest(), **self._facts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position.
+        """Go on from a saved position when training goes on; an evaluation begins at the beginning.
 
         Raises:
             UserError: If the order of batches would not be the one of the saved run.
         """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        if state["text"] != self._streams["train"].digest():
+            raise UserError(
+                "data: the training text is not the one of the checkpoint (data.path, split, validation_fraction, "
+                "extensions, min_document_tokens and max_document_tokens make it). Allowed: the same text. Fix: give "
+                "these options as they were, or start a new run without --ckpt_path."
+            )
         for key, value in self._facts().items():
             fix = "go on with that value, or start a new run"
             require(state[key] == value, f"data.{key}", value, f"{state[key]}, which the checkpoint was made with", fix)

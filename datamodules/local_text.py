@@ -91,16 +91,25 @@ class LocalText(DocumentDataModule):
         parts: dict[str, list[int]] = {s: [] for s in SPLITS}
         for i, mark in enumerate(marks):
             parts["validation" if mark < f else "test" if mark < 2 * f else "train"].append(i)
-        # A handful of documents rarely fills all three: the lowest marks go first to validation, then to test.
-        ranked = sorted(range(len(marks)), key=marks.__getitem__)
-        for rank, part in enumerate(("validation", "test")):
-            if not parts[part]:
-                chosen = ranked[min(rank, len(ranked) - 1)]
-                parts[part] = [chosen]
-                if len(ranked) > rank + 1 and chosen in parts["train"]:
-                    parts["train"].remove(chosen)
-                print(f"Data: too few documents for a {part} split by hash; it gets {documents[chosen]!r}", flush=True)
+        self._fill(parts, sorted(range(len(marks)), key=marks.__getitem__), documents)
         return parts
+
+    @staticmethod
+    def _fill(parts: dict[str, list[int]], ranked: list[int], documents: Sequence[str]) -> None:
+        """Give empty splits a document: a handful rarely fills all three. What is shared is never shared with train."""
+        for part, other in (("validation", "test"), ("test", "validation")):
+            if parts[part]:
+                continue
+            free = [i for i in ranked if i in parts["train"]]
+            if len(free) > 1 or (free and not parts[other]):
+                parts[part] = free[:1]
+                parts["train"].remove(free[0])
+            else:
+                parts[part] = list(parts[other])
+            names = ", ".join(documents[i] for i in parts[part])
+            print(f"Data: too few documents for a {part} split by hash; it gets {names}", flush=True)
+        if not parts["train"] and parts["test"] != parts["validation"]:
+            parts["train"], parts["test"] = parts["test"], list(parts["validation"])
 
     def _require(self, parts: dict[str, list[int]], stage: str, count: int) -> None:
         needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}.get(stage, ())

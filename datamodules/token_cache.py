@@ -39,6 +39,7 @@ class TokenCache:
         self.ids: list[str] = facts["ids"]
         self.lengths: list[int] = facts["lengths"]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+        self.name = folder.name
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class TokenCache:
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of a document, fewer at its end."""
         first = self._starts[document]
-        return self._tokens[first + start : min(first + stop, self._starts[document + 1])]
+        return self._tokens[first + start : first + min(stop, self.lengths[document])]
 
     @classmethod
     def build(cls, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, name: str) -> "TokenCache":

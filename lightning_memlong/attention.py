@@ -81,6 +81,10 @@ def retrieval_causal_attention(
         memory_mask = memory_key.new_ones(memory_key.shape[0], memory_key.shape[2], dtype=torch.bool)
 
     def attend(keys: Tensor, values: Tensor, attn_mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        if query.is_cuda and attn_mask is not None and query.shape[1] != keys.shape[1]:
+            # A mask together with enable_gqa leaves CUDA's fused kernels for the slow one.
+            group = query.shape[1] // keys.shape[1]
+            keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
         return F.scaled_dot_product_attention(
             query,
             keys,
@@ -129,12 +133,14 @@ class CarriedMemory:
     """Layer -> rotated keys and values (B, H_kv, T, D), filled during the pass, detached."""
     _joint: Tensor | None = None
 
-    def joint(self, tokens: int, local_mask: Tensor | None) -> Tensor | None:
-        """The mask of ``joint`` fusion where padding makes one necessary, built once a pass for all layers."""
-        if self.mask is None or local_mask is not None:
+    def joint(self, query: Tensor, keys: Tensor, local_mask: Tensor | None, dropout: float) -> Tensor | None:
+        """The mask of ``joint`` fusion where one is needed, built once a pass for all layers."""
+        if local_mask is not None or can_split(query, self.mask, dropout):
             return None
         if self._joint is None:
-            self._joint = joint_mask(self.mask, tokens)
+            rows, tokens = keys.shape[0], keys.shape[2]
+            real = keys.new_ones(rows, tokens, dtype=torch.bool) if self.mask is None else self.mask
+            self._joint = joint_mask(real, query.shape[2])
         return self._joint
 
 
@@ -157,7 +163,7 @@ def memory_attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    joint = memory.joint(query.shape[2], attention_mask) if memory.fusion == "joint" else None
+    joint = memory.joint(query, memory.keys[layer], attention_mask, dropout) if memory.fusion == "joint" else None
     output = retrieval_causal_attention(
         query,
         key,

@@ -125,7 +125,7 @@ def load_backbone(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     """
     try:
         return AutoModelForCausalLM.from_pretrained(resolve_backbone(name), dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise _cannot_load(name, error) from error

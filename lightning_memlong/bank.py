@@ -263,9 +263,13 @@ class MemoryBank:
     def _make_room(self, ledger: Ledger, count: int) -> None:
         while len(ledger) + count > self.slots:
             held = ledger.entries
-            drop = self._policy(held.counters, ledger.ages, held.lengths, self.capacity).unique()
-            if len(drop) == 0:  # ragged chunks can fill all slots with few tokens: the oldest must go
-                drop = torch.arange(len(ledger) + count - self.slots)
+            drop = self._policy(held.counters, ledger.ages, held.lengths, self.capacity)
+            if drop.dtype != torch.long or not len(drop) or int(drop.min()) < 0 or int(drop.max()) >= len(held):
+                raise UserError(
+                    f"memory.policy: it returned {drop}. Allowed: a tensor of int64 with at least one index from 0 to "
+                    f"{len(held) - 1}. Fix: correct the policy; see lightning_memlong/eviction.py."
+                )
+            drop = drop.unique()
             ledger.drop(drop)
             self.evictions += len(drop)
 

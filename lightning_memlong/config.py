@@ -75,7 +75,8 @@ class MemoryConfig:
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     """The frozen text encoder."""
     index: str = "Flat"
-    """FAISS index_factory string; Flat is exact, others (for instance IVF64,Flat) are approximate."""
+    """FAISS index_factory string. Flat is exact; others (for instance IVF64,Flat) are approximate, and are trained
+    anew on the stored embeddings when a run is resumed."""
     dtype: BankDtype = "auto"
     """Element type of stored keys and values; auto keeps what the model computes."""
     seed: int = 0

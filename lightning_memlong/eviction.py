@@ -63,7 +63,8 @@ def retrieval_frequency(
     by_use = middle[torch.argsort(counters[middle], stable=True)]
     # The oldest go in any case, so what they free is no longer in excess.
     allowed = target_fill * capacity + float(lengths[oldest].sum())
-    return torch.cat([oldest, _drop_until(by_use, lengths, allowed)])
+    dropped = torch.cat([oldest, _drop_until(by_use, lengths, allowed)])
+    return dropped if len(dropped) else by_use[:1]  # ragged chunks can fill all slots with few tokens
 
 
 def fifo(counters: Tensor, ages: Tensor, lengths: Tensor, capacity: int, *, target_fill: float = 0.5) -> Tensor:
@@ -71,7 +72,9 @@ def fifo(counters: Tensor, ages: Tensor, lengths: Tensor, capacity: int, *, targ
 
     With the default of one half this is what the reference code does, whatever the paper says of counters.
     """
-    return _drop_until(torch.argsort(ages, descending=True, stable=True), lengths, target_fill * capacity)
+    oldest_first = torch.argsort(ages, descending=True, stable=True)
+    dropped = _drop_until(oldest_first, lengths, target_fill * capacity)
+    return dropped if len(dropped) else oldest_first[:1]
 
 
 POLICIES: dict[str, Callable[..., Tensor]] = {"retrieval_frequency": retrieval_frequency, "fifo": fifo}
@@ -109,7 +112,8 @@ def _import(path: str) -> Callable[..., Tensor]:
     module, _, attribute = path.rpartition(".")
     try:
         function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        inspect.signature(function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(
             f"memory.policy={path!r} is unknown. Allowed: {', '.join(POLICIES)}, or the import path of a function. "
             "Fix: correct the name, or the path (module.function)."

@@ -27,7 +27,13 @@ def _gpu_resources() -> "faiss.StandardGpuResources":
 def _on_device(index: faiss.Index, gpu: bool) -> faiss.Index:
     if not gpu:
         return index
-    return faiss.index_cpu_to_gpu(_gpu_resources(), torch.cuda.current_device(), index)
+    try:
+        return faiss.index_cpu_to_gpu(_gpu_resources(), torch.cuda.current_device(), index)
+    except RuntimeError as error:
+        raise UserError(
+            f"memory.index: {type(index).__name__} has no GPU form in FAISS. Allowed on a GPU: Flat, IVF and PQ types. "
+            "Fix: use Flat, which is exact."
+        ) from error
 
 
 class ChunkIndex:

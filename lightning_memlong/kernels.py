@@ -17,12 +17,13 @@ _backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu
 
 
 def can_split(query: Tensor, memory_mask: Tensor | None, dropout: float) -> bool:
-    """Whether the two-part kernel applies: on the CPU, in float32, with no padding among retrieved tokens."""
+    """Whether the two-part kernel applies: on the CPU, all in float32, with no padding among retrieved tokens."""
     return (
         _forward is not None
         and _backward is not None
         and query.device.type == "cpu"
         and query.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")  # queries stay float32 there, values do not
         and dropout == 0.0
         and memory_mask is None
     )

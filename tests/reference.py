@@ -66,7 +66,7 @@ class BankOracle:
         """Append chunks, making room first."""
         chunks = [c for c in chunks if c["length"] > 0][-self.slots :]
         while len(self.entries) + len(chunks) > self.slots:
-            drop = self._drops() or set(range(len(self.entries) + len(chunks) - self.slots))
+            drop = self._drops()
             self.entries = [e for i, e in enumerate(self.entries) if i not in drop]
         self.entries += [{**c, "counter": 0} for c in chunks]
 
@@ -86,7 +86,7 @@ class BankOracle:
                 break
             drop.add(i)
             tokens -= self.entries[i]["length"]
-        return drop
+        return drop or set(order[:1])
 
     def search(self, query: Tensor, top_k: int, before: int | None) -> list[int]:
         """Places of the best entries, best first; ties go to the older one."""

@@ -21,6 +21,7 @@ class Corpus(TokenCache):
     """Documents whose tokens tell where they come from: 1000 * document + place."""
 
     def __init__(self, lengths: list[int]) -> None:
+        self.name = "corpus"
         self.lengths, self.ids = lengths, [str(i) for i in range(len(lengths))]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self._tokens = np.concatenate([1000 * i + np.arange(n) for i, n in enumerate(lengths)]).astype(np.int32)
