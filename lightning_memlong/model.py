@@ -96,8 +96,7 @@ class MemLong(nn.Module):
         self.retrieval_layers = self._checked_layers(memory_layer, retrieval_layers)
         self.rotary = Rotary(self.backbone)
         self._plain_attention = self.backbone.config._attn_implementation
-        self.backbone.set_attn_implementation(register_attention())
-        self._check_memory_arrives()
+        self._wrap_attention()
         heads = self.backbone.config.num_attention_heads
         gated = self.retrieval_layers if fusion == "gated" else []
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
@@ -130,21 +129,33 @@ class MemLong(nn.Module):
         return layers
 
     @torch.no_grad()
-    def _check_memory_arrives(self) -> None:
-        """One pass over two tokens: every layer that should store must have been handed the argument."""
+    def _wrap_attention(self) -> None:
+        """Switch the attention, and prove by two tokens that logits stay and every layer is handed the argument."""
         device = next(self.backbone.parameters()).device
-        carried = CarriedMemory(capture=frozenset({*self.stored_layers, *self.retrieval_layers}))
+        training = self.backbone.training
+        self.backbone.eval()
+        wanted = frozenset({*self.stored_layers, *self.retrieval_layers})
+        carried = CarriedMemory(capture=wanted)
+        probe = torch.arange(2, device=device)[None]
+        plain = self.backbone(input_ids=probe).logits
+        self.backbone.set_attn_implementation(register_attention())
         try:
-            self.backbone(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), memory=carried)
-            reached = set(carried.captured) == set(carried.capture)
-        except (TypeError, AttributeError):
-            reached = False
-        if not reached:
+            wrapped = self.backbone(input_ids=probe, memory=carried).logits
+            works = set(carried.captured) == wanted and torch.allclose(plain, wrapped, atol=1e-3, rtol=1e-3)
+        except (TypeError, AttributeError, ValueError):
+            works = False
+        self.backbone.train(training)
+        if not works:
             self.backbone.set_attn_implementation(self._plain_attention)
             raise UserError(
                 f"model.backbone: the attention of {type(self.backbone).__name__} does not receive the memory "
-                f"argument. Allowed: {', '.join(FAMILIES)}. Fix: choose a backbone of one of these families."
+                "argument, or computes something that plain attention with memory cannot (soft-capping, sinks). "
+                f"Allowed: {', '.join(FAMILIES)}. Fix: choose a backbone of one of these families."
             )
+
+    def _turned(self, layer: int) -> bool:
+        """Whether a layer rotates its keys; SmolLM3 leaves every fourth layer without positions."""
+        return bool(getattr(self.backbone.get_decoder().layers[layer].self_attn, "use_rope", True))
 
     def train(self, mode: bool = True) -> "MemLong":
         """Set training mode, but leave the frozen layers in evaluation mode: they must not drop anything out."""
@@ -213,7 +224,7 @@ class MemLong(nn.Module):
         rotated = self.rotary.rotate(folded, positions).view(rows, layers, heads, tokens, size)
         at = {layer: 0 if layers == 1 else i for i, layer in enumerate(self.retrieval_layers)}
         return CarriedMemory(
-            keys={layer: rotated[:, i] for layer, i in at.items()},
+            keys={layer: rotated[:, i] if self._turned(layer) else keys[i] for layer, i in at.items()},
             values={layer: values[i] for layer, i in at.items()},
             mask=None if bool(mask.all()) else mask,
             fusion=self.fusion,
@@ -228,6 +239,9 @@ class MemLong(nn.Module):
         layers, rows, heads, tokens, size = rotated.shape
         positions = torch.arange(tokens, device=rotated.device)[None]
         keys = self.rotary.unrotate(rotated.view(layers * rows, heads, tokens, size), positions).view_as(rotated)
+        for i, layer in enumerate(self.stored_layers):
+            if not self._turned(layer):
+                keys[i] = rotated[i]
         return (keys[0], values[0]) if self.source == "single" else (keys, values)
 
     def trainable(self) -> dict[str, nn.Parameter]:

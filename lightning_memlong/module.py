@@ -90,6 +90,7 @@ class MemLongModule(L.LightningModule):
         )
         self._optimizer, self._scheduler = optimizer, scheduler
         self.compare_memory_off = compare_memory_off
+        self._fingerprint = self._recognise()  # before a precision plugin casts anything
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.validated_at = -1
         self.nll: dict[str, MeanMetric] = {}
@@ -190,7 +191,7 @@ class MemLongModule(L.LightningModule):
         trained = {f"model.{name}" for name in self.model.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["memlong"] = {"backbone": self._fingerprint(), "rng": torch.get_rng_state(), "rng_cuda": cuda}
+        checkpoint["memlong"] = {"backbone": self._fingerprint, "rng": torch.get_rng_state(), "rng_cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this backbone and these settings.
@@ -198,7 +199,7 @@ class MemLongModule(L.LightningModule):
         Raises:
             UserError: If it was made with another backbone, or does not hold what is trained now.
         """
-        saved, here = checkpoint["memlong"]["backbone"], self._fingerprint()
+        saved, here = checkpoint["memlong"]["backbone"], self._fingerprint
         differ = [f"{k} is {saved.get(k)!r} there and {here[k]!r} here" for k in here if saved.get(k) != here[k]]
         if differ:
             raise UserError(
@@ -217,6 +218,21 @@ class MemLongModule(L.LightningModule):
             )
         if self.trainer.state.fn == "fit":
             self._rng = checkpoint["memlong"]
+            self._keep_recipe(checkpoint)
+
+    def _keep_recipe(self, checkpoint: dict[str, Any]) -> None:
+        """Let this run's learning rate, weight decay and so on win over those in the saved optimiser."""
+        fresh = self.configure_optimizers()["optimizer"]
+        factors = []
+        for saved, new in zip(checkpoint["optimizer_states"][0]["param_groups"], fresh.param_groups, strict=True):
+            base = "initial_lr" if "initial_lr" in saved and "initial_lr" in new else "lr"
+            factors.append(new[base] / saved[base] if new[base] != saved[base] else 1.0)
+            kept = {"params": saved["params"], "lr": saved["lr"] * factors[-1]}
+            saved.update({key: value for key, value in new.items() if key in saved} | kept)
+        for schedule in checkpoint["lr_schedulers"]:
+            for key in ("base_lrs", "_last_lr"):
+                if key in schedule:
+                    schedule[key] = [rate * factor for rate, factor in zip(schedule[key], factors, strict=True)]
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's random numbers."""
@@ -226,7 +242,7 @@ class MemLongModule(L.LightningModule):
             if state["rng_cuda"]:
                 torch.cuda.set_rng_state_all(state["rng_cuda"])
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _recognise(self) -> dict[str, Any]:
         """What a frozen backbone is recognised by: its shape and a sum over its frozen weights."""
         config = self.model.backbone.config
         facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}

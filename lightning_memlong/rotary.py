@@ -29,11 +29,12 @@ class Rotary:
         decoder = backbone.get_decoder()
         module = getattr(decoder, "rotary_emb", None)
         apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
-        if module is None or apply is None or not hasattr(module, "inv_freq"):
+        parts = hasattr(decoder, "layers") and hasattr(decoder, "norm")
+        if module is None or apply is None or not hasattr(module, "inv_freq") or not parts:
             raise UserError(
-                f"model.backbone: {type(backbone).__name__} has no single rotary embedding that keys could be "
-                "rotated back by. Allowed: decoders with one `rotary_emb` (Llama, Mistral, Qwen2, Qwen3, Phi-3, "
-                "OLMo 2, Granite and others). Fix: choose a backbone of one of these families."
+                f"model.backbone: {type(backbone).__name__} is not laid out as needed (a decoder with `layers`, `norm` "
+                "and one `rotary_emb` that keys can be rotated back by). Allowed: Llama, Mistral, Qwen2, Qwen3, Phi-3, "
+                "OLMo 2, SmolLM3, Granite. Fix: choose a backbone of one of these families."
             )
         self.module: nn.Module = module
         self._apply: Callable[..., tuple[Tensor, Tensor]] = apply

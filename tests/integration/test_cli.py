@@ -163,6 +163,9 @@ MISTAKES = {
     "wrong type": (["--memory.top_k", "many"], ["memory.top_k", "int"]),
     "no checkpoint": (["--ckpt_path", "last"], ["ckpt_path='last'", "no run under"]),
     "no such checkpoint": (["--ckpt_path", "/nowhere.ckpt"], ["ckpt_path='/nowhere.ckpt'", "not a file"]),
+    "two processes": (["--trainer.devices", "2"], ["trainer.devices=2", "Allowed: 1"]),
+    "not a policy": (["--memory.policy", "math.pi"], ["memory.policy='math.pi'", "import path"]),
+    "maximum below minimum": (["--data.max_document_tokens", "32"], ["data.max_document_tokens=32", "64"]),
     "no space": (["--trainer.logger.save_dir", "/proc/nowhere"], ["cannot write", "--trainer.logger.save_dir"]),
 }
 
@@ -218,6 +221,17 @@ def test_a_checkpoint_of_another_backbone_is_told(
     assert "cut short" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
     torch.save({"state_dict": {}}, cut)
     assert "not a MemLong checkpoint" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
+
+
+def test_a_resume_on_other_text_or_with_another_retriever_is_told(
+    options: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", *options, "--validate_first", "false"])
+    resume = ["fit", *options, "--ckpt_path", "last", "--trainer.max_steps", "6"]
+    assert "training text is not the one" in told([*resume, "--data.min_document_tokens", "400"], capfd)
+    message = told([*resume, "--memory.retriever.name", "all-MiniLM-L6-v2"], capfd)
+    assert "memory.retriever.name='all-MiniLM-L6-v2'" in message and "'hashing'" in message
+    assert "data.window=128" in told([*resume, "--data.window", "128"], capfd)
 
 
 @pytest.mark.slow

@@ -67,6 +67,25 @@ def test_evaluation_of_a_checkpoint_gives_the_numbers_of_training(
     assert float(smaller.trainer.callback_metrics["val/perplexity"]) != pytest.approx(trained, rel=1e-6)
 
 
+def test_a_checkpoint_is_evaluated_in_other_windows(options: list[str]) -> None:
+    main(["fit", *options, "--validate_first", "false"])
+    other = ["--data.window", "128", "--data.stride", "64", "--data.batch_size", "2", "--seed_everything", "7"]
+    assert main(["test", *options, "--ckpt_path", "last", *other]) == 0
+
+
+def test_a_resumed_run_takes_a_typed_learning_rate(options: list[str]) -> None:
+    first = MemLongCLI(["fit", *options, "--validate_first", "false"])
+    more = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--validate_first", "false"]
+    again = MemLongCLI(
+        ["fit", *options, *more, "--model.optimizer.lr", "0.002", "--model.optimizer.weight_decay", "0.5"]
+    )
+    group = again.trainer.optimizers[0].param_groups[0]
+    assert (group["initial_lr"], group["weight_decay"]) == (0.002, 0.5) and again.trainer.global_step == 6
+    assert first.trainer.optimizers[0].param_groups[0]["initial_lr"] == 0.01
+    schedule = again.trainer.lr_scheduler_configs[0].scheduler
+    assert schedule.base_lrs == [0.002] and group["lr"] == schedule.get_last_lr()[0] <= 0.002
+
+
 def test_frozen_weights_do_not_move_and_tuned_ones_do(options: list[str], tiny_backbone: Path) -> None:
     before = MemLongCLI(options, run=False).model.model.state_dict()
     cli = MemLongCLI(["fit", *options])
@@ -163,11 +182,13 @@ def test_the_five_keys_of_a_batch_are_enough(options: list[str]) -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_agrees_with_single(options: list[str], precision: str) -> None:
     wide = MemLongCLI(["validate", *options]).trainer.callback_metrics
-    half = MemLongCLI(["validate", *options, "--trainer.precision", precision])
-    for name in ("val/perplexity", "val/perplexity_memory_off"):
-        assert float(half.trainer.callback_metrics[name]) == pytest.approx(float(wide[name]), rel=0.02)
-    rotary = half.model.model.backbone.model.rotary_emb
-    assert rotary.inv_freq.dtype == torch.float32
+    half = MemLongCLI(["fit", *options, "--trainer.precision", precision])
+    for name in ("perplexity", "perplexity_memory_off"):
+        assert half._first[name] == pytest.approx(float(wide[f"val/{name}"]), rel=0.02)
+    assert half.model.model.backbone.model.rotary_emb.inv_freq.dtype == torch.float32
+    again = MemLongCLI(["validate", *options, "--trainer.precision", precision, "--ckpt_path", "last"])
+    trained = float(half.trainer.callback_metrics["val/perplexity"])
+    assert float(again.trainer.callback_metrics["val/perplexity"]) == pytest.approx(trained, rel=1e-3)
 
 
 KILL = "tests.integration.helpers.KillAt"
@@ -178,7 +199,7 @@ def test_killed_run_resumes_to_the_last_digit(tiny_backbone: Path, tmp_path: Pat
     """Two epochs of two documents; SIGKILL in the middle of a document of the second."""
     words = (ROOT / "README.md").read_text().split()
     text = tmp_path / "text"
-    for name, start in (("train/a.txt", 0), ("train/b.txt", 300), ("validation/c.txt", 100)):
+    for name, start in (("train/a.txt", 0), ("train/b.txt", 300), ("train/d.txt", 200), ("validation/c.txt", 100)):
         (text / name).parent.mkdir(parents=True, exist_ok=True)
         (text / name).write_text(" ".join(f"ka{w[:1]} los{w[-1:]} mith" for w in words[start : start + 130]))
 
@@ -186,7 +207,7 @@ def test_killed_run_resumes_to_the_last_digit(tiny_backbone: Path, tmp_path: Pat
         options = tiny(tiny_backbone, text, runs)
         changes = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "7", "--memory.selection", "random",
                    "--model.tuning.mode", "lora", "--model.tuning.lora_rank", "2", "--model.tuning.lora_dropout", "0.3",
-                   "--data.batch_size", "1", "--config", str(tmp_path / "checkpoints.yaml")]  # fmt: skip
+                   "--data.batch_size", "2", "--config", str(tmp_path / "checkpoints.yaml")]  # fmt: skip
         command = [sys.executable, "train.py", "fit", *options, *changes, *more]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
@@ -208,6 +229,6 @@ def test_killed_run_resumes_to_the_last_digit(tiny_backbone: Path, tmp_path: Pat
     for key in keys:
         assert differences(a[key], b[key], key) == []
     assert differences(a["callbacks"]["MemoryBankCallback"], b["callbacks"]["MemoryBankCallback"]) == []
-    assert a["LocalText"]["epoch"] == 1 and a["global_step"] == 20
+    assert a["LocalText"]["epoch"] >= 1 and a["global_step"] == 20
     losses = [scalars(f)["train/loss"] for f in folders]
     assert losses[0].keys() == losses[1].keys() and losses[0] == losses[1]

@@ -22,7 +22,7 @@ MODELS = {
     "Qwen3": ("qwen3", {"head_dim": 8}),
     "Phi-3": ("phi3", {}),
     "OLMo 2": ("olmo2", {}),
-    "SmolLM3": ("smollm3", {"no_rope_layers": [1, 1, 1]}),
+    "SmolLM3": ("smollm3", {"no_rope_layers": [1, 0, 1]}),
     "Granite": ("granite", {"attention_multiplier": 0.3, "logits_scaling": 2.0}),
 }
 TOKENS = 12
@@ -59,12 +59,22 @@ def test_family(family: str) -> None:
     assert torch.equal(model.unwrap()(second).logits, expected)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("stablelm", {}), ("gpt2", {"n_layer": 2, "n_head": 2, "n_embd": 16})])
+REFUSED = [
+    ("stablelm", {}),
+    ("gpt2", {"n_layer": 2, "n_head": 2, "n_embd": 16}),
+    ("gpt_neox", {}),
+    ("gemma2", {"head_dim": 8}),
+    ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "extra"), REFUSED)
 def test_a_family_that_drops_the_memory_is_refused_by_name(name: str, extra: dict[str, int]) -> None:
     config = AutoConfig.for_model(name, **(COMMON | extra if name != "gpt2" else {"vocab_size": 61, **extra}))
     model = AutoModelForCausalLM.from_config(config)
+    before = model.config._attn_implementation
     with pytest.raises(UserError) as error:
         MemLong(model, memory_layer=0)
     message = str(error.value)
     assert type(model).__name__ in message and ("Llama" in message) and "Fix:" in message
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == before

@@ -154,7 +154,23 @@ def test_short_documents_are_left_out_and_counted(
     assert 0 < data.left_out < 24 and f"{data.left_out} shorter than 500 tokens left out" in capsys.readouterr().out
     capped = local(text_folder, tiny_backbone, max_document_tokens=100)
     capped.setup("fit")
-    assert len(capped._streams["train"]) == 2 * len(capped._streams["train"].documents)
+    stream = capped._streams["train"]
+    assert len(stream) == 2 * len(stream.documents) and sum(int(b["length"]) for b in stream) == 100 * len(
+        stream.documents
+    )
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_a_handful_of_documents_is_split_without_overlap(tiny_backbone: Path, count: int) -> None:
+    for salt in range(40):
+        names = [f"{salt}-{i}.txt" for i in range(count)]
+        parts = local(tiny_backbone, tiny_backbone).split(names, "test")
+        train, rest = set(parts["train"]), set(parts["validation"]) | set(parts["test"])
+        assert not train & rest and train | rest == set(range(count)) and parts["validation"] and parts["test"]
+        if count >= 2:
+            assert train, "there is something to train on"
+        if count >= 3:
+            assert not set(parts["validation"]) & set(parts["test"])
 
 
 def test_cache_is_keyed_by_text_and_tokenizer_and_survives_a_kill(tiny_backbone: Path) -> None:
