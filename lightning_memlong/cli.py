@@ -106,9 +106,8 @@ class MemLongCLI(LightningCLI):
                 f"ckpt_path={str(given)!r} is not a MemLong checkpoint. Allowed: one written by train.py fit. "
                 "Fix: give another."
             )
-        # What the network is. The recipe (optimiser, schedule) is this run's: a longer run has a longer schedule.
-        recipe = ("optimizer", "scheduler")
-        stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if k[0] != "_" and k not in recipe}
+        # What the network is; the recipe (optimiser, schedule) is this run's and is not in there.
+        stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
         before = plain(self.parser, self.config)[name]["model"]
         self.config = self._parse_over(stored)
         after = plain(self.parser, self.config)[name]["model"]

@@ -1,5 +1,6 @@
 """The LightningModule: loss, optimiser and metrics. It knows no bank: without memory it is the backbone."""
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -75,8 +76,9 @@ class MemLongModule(L.LightningModule):
         compare_memory_off: bool = True,
     ) -> None:
         super().__init__()
-        # From the command line: the whole model group, which a checkpoint then carries.
+        # What the network is goes into the checkpoint, as plain values; the recipe belongs to a run.
         self.save_hyperparameters(ignore=["tuning", "optimizer", "scheduler"])
+        self.save_hyperparameters({"tuning": asdict(tuning)})
         self.backbone_name = backbone
         self.model = MemLong(
             backbone,

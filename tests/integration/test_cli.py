@@ -123,9 +123,11 @@ def test_the_papers_setting_runs_on_a_tiny_model_of_its_family(
 def test_what_is_typed_wins_over_the_checkpoint_and_both_are_told(
     options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    main(["fit", *options, "--model.position", "zero", "--validate_first", "false"])
+    lora = ["--model.tuning.mode", "lora", "--model.tuning.lora_rank", "2"]
+    main(["fit", *options, "--model.position", "zero", *lora, "--validate_first", "false"])
     capfd.readouterr()
     kept = MemLongCLI(["validate", *options, "--ckpt_path", "last"])
+    assert kept.model.model.tuning.config.lora_rank == 2
     assert kept.model.model.position == "zero", "the first --config does not undo how a checkpoint was trained"
     (tmp_path / "other.yaml").write_text("model:\n  position: sequential\n")
     for typed in (["--model.position", "sequential"], ["--config", str(tmp_path / "other.yaml")]):
