@@ -67,6 +67,14 @@ def test_evaluation_of_a_checkpoint_gives_the_numbers_of_training(
     assert float(smaller.trainer.callback_metrics["val/perplexity"]) != pytest.approx(trained, rel=1e-6)
 
 
+def test_gates_alone_can_be_trained_from_the_first_window_on(options: list[str]) -> None:
+    gated = ["--model.fusion", "gated", "--model.tuning.mode", "gates_only"]
+    cli = MemLongCLI(["fit", *options, *gated, "--validate_first", "false"])
+    gates = cli.model.model.gates
+    assert len(gates) == 3 and all(gate.abs().max() > 0 for gate in gates.values())
+    assert float(cli.trainer.callback_metrics["val/perplexity_ratio"]) != 1.0
+
+
 def test_a_checkpoint_is_evaluated_in_other_windows(options: list[str]) -> None:
     main(["fit", *options, "--validate_first", "false"])
     other = ["--data.window", "128", "--data.stride", "64", "--data.batch_size", "2", "--seed_everything", "7"]
