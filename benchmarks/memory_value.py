@@ -21,7 +21,7 @@ import torch
 from rich.progress import Progress
 
 matplotlib.use("Agg")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
 import matplotlib.pyplot as plt  # noqa: E402
 

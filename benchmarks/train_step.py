@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
 from callbacks.throughput import peak_memory_gb  # noqa: E402
 from lightning_memlong import bank as bank_module  # noqa: E402

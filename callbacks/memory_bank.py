@@ -182,9 +182,7 @@ class MemoryBankCallback(L.Callback):
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
-        size = self.config.chunk_size
-        starts = torch.arange(0, batch["input_ids"].shape[1], size)
-        lengths = (batch["length"].cpu()[:, None] - starts).clamp(0, size)
+        starts, lengths = self._chunks(batch)
         lengths[starts.expand_as(lengths) < batch["fresh"].cpu()[:, None]] = 0  # stored with an earlier window
         embeddings = self._window_embeddings
         if embeddings is None:
@@ -192,13 +190,18 @@ class MemoryBankCallback(L.Callback):
         positions = batch["offset"].cpu()[:, None] + starts
         self.banks[stage].insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
 
+    def _chunks(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Where the window's chunks begin (n,), and how many real tokens each has (B, n)."""
+        starts = torch.arange(0, batch["input_ids"].shape[1], self.config.chunk_size)
+        return starts, (batch["length"].cpu()[:, None] - starts).clamp(0, self.config.chunk_size)
+
     def _embed(self, batch: dict[str, Any], pl_module: Any, wanted: Tensor | None = None) -> Tensor:
         """Embeddings (B, n, E) of the window's chunks; zeros where not wanted."""
         assert self._retriever is not None
         size = self.config.chunk_size
         rows, tokens = batch["input_ids"].shape
         chunks = batch["input_ids"].cpu().view(rows * tokens // size, size)
-        lengths = (batch["length"].cpu()[:, None] - torch.arange(0, tokens, size)).clamp(0, size).flatten()
+        lengths = self._chunks(batch)[1].flatten()
         which = (lengths > 0) if wanted is None else wanted.flatten()
         embeddings = torch.zeros(len(chunks), self._retriever.size)
         if bool(which.any()):

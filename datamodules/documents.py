@@ -77,7 +77,6 @@ class DocumentStream(IterableDataset[Batch]):
         self.epoch = 0
         self.first_batch = 0
         self._begun = False
-        self._plan: tuple[int, list[list[tuple[int, int]]]] | None = None
         self._rows = plan_rows(cache.lengths, self.documents, batch_size, window, stride)
 
     def digest(self) -> str:
@@ -87,17 +86,12 @@ class DocumentStream(IterableDataset[Batch]):
 
     def _steps(self) -> list[list[tuple[int, int]]]:
         """Of each row, (document, offset) of every window of this epoch."""
-        if self._plan is None or self._plan[0] != self.epoch:
-            rows = self._rows
-            if self.seed is not None:
-                # Mixed within rows: so every epoch has the same number of batches, which Lightning relies on.
-                mixer = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-                rows = [[row[i] for i in torch.randperm(len(row), generator=mixer)] for row in rows]
-            self._plan = (self.epoch, [
-                [(document, at) for document in row for at in self._offsets(document)]
-                for row in rows
-            ])  # fmt: skip
-        return self._plan[1]
+        rows = self._rows
+        if self.seed is not None:
+            # Mixed within rows: so every epoch has the same number of batches, which Lightning relies on.
+            mixer = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            rows = [[row[i] for i in torch.randperm(len(row), generator=mixer)] for row in rows]
+        return [[(document, at) for document in row for at in self._offsets(document)] for row in rows]
 
     def __len__(self) -> int:
         """Batches in an epoch; the same in every one."""

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -117,18 +118,23 @@ def _cannot_load(name: str, error: Exception) -> UserError:
     )
 
 
+def _load(factory: Any, name: str, **settings: Any) -> Any:
+    """What one of transformers' Auto classes makes of a backbone name, or a message for people."""
+    try:
+        return factory.from_pretrained(resolve_backbone(name), trust_remote_code=False, **settings)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _cannot_load(name, error) from error
+
+
 def load_backbone(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a decoder by name, folder or hub id.
 
     Raises:
         UserError: If it is not there, or its weights do not belong to a causal language model.
     """
-    try:
-        return AutoModelForCausalLM.from_pretrained(resolve_backbone(name), dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _cannot_load(name, error) from error
+    return _load(AutoModelForCausalLM, name, dtype=dtype)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -137,9 +143,4 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: If it is not there.
     """
-    try:
-        return AutoTokenizer.from_pretrained(resolve_backbone(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _cannot_load(name, error) from error
+    return _load(AutoTokenizer, name)

@@ -14,11 +14,8 @@ from lightning_memlong.backbones import load_backbone
 from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
 from lightning_memlong.retrieved import Retrieved
-from lightning_memlong.rotary import Rotary, memory_positions
+from lightning_memlong.rotary import FAMILIES, Rotary, memory_positions
 from lightning_memlong.tuning import Tuning
-
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi-3", "OLMo 2", "SmolLM3", "Granite")
-"""Families whose attention passes the memory argument on; each is tested in ``tests/parity``."""
 
 SOURCES = ("single", "per_layer")
 FUSIONS = ("joint", "gated")

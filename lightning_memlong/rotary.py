@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from lightning_memlong.errors import UserError
 
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi-3", "OLMo 2", "SmolLM3", "Granite")
+"""Families that are laid out as needed and pass the memory argument on; each is tested in ``tests/parity``."""
+
 
 class Rotary:
     """Rotates keys forward and back with a backbone's own rotary embedding.
@@ -33,8 +36,8 @@ class Rotary:
         if module is None or apply is None or not hasattr(module, "inv_freq") or not parts:
             raise UserError(
                 f"model.backbone: {type(backbone).__name__} is not laid out as needed (a decoder with `layers`, `norm` "
-                "and one `rotary_emb` that keys can be rotated back by). Allowed: Llama, Mistral, Qwen2, Qwen3, Phi-3, "
-                "OLMo 2, SmolLM3, Granite. Fix: choose a backbone of one of these families."
+                "and one `rotary_emb` that keys can be rotated back by). "
+                f"Allowed: {', '.join(FAMILIES)}. Fix: choose a backbone of one of these families."
             )
         self.module: nn.Module = module
         self._apply: Callable[..., tuple[Tensor, Tensor]] = apply

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
-from lightning_memlong.model import FAMILIES, MemLong
+from lightning_memlong.model import MemLong
+from lightning_memlong.rotary import FAMILIES
 
 COMMON = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
           "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
