@@ -6,260 +6,353 @@ never holds two documents; the short last window of a document is padded on the 
 """
 
 import hashlib
-import heapq
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning as L
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerBase
 
+from datamodules import splits
+from datamodules.cached import CachedStream
+from datamodules.distributed import gather, rank_and_world, say
+from datamodules.hub import Hub
+from datamodules.locate import Located, locate
+from datamodules.rows import Columns, Row, Shard
+from datamodules.splits import ROLES, Split
+from datamodules.streaming import Corpus, LiveStream
 from datamodules.token_cache import Document, TokenCache
+from datamodules.windows import Windows
 from lightning_memlong.backbones import load_tokenizer
-from lightning_memlong.config import require
+from lightning_memlong.config import require, require_choice
 from lightning_memlong.errors import UserError
 
-Batch = dict[str, Tensor]
-
-
-def window_offsets(length: int, window: int, stride: int) -> list[int]:
-    """Where the windows of a document of ``length`` tokens begin.
-
-    The first window is scored whole, each later one on its last ``stride`` tokens, so that every token is
-    scored once and, past the first window, sees at least ``window - stride`` tokens before it.
-    """
-    extra = max(0, length - window)
-    return [i * stride for i in range(1 + -(-extra // stride))]
-
-
-def plan_rows(
-    lengths: Sequence[int], documents: Sequence[int], batch_size: int, window: int, stride: int
-) -> list[list[int]]:
-    """Which documents each row reads: the longest first, each to the row with least to read, so rows end together."""
-    rows: list[list[int]] = [[] for _ in range(batch_size)]
-    load = [(0, row) for row in range(batch_size)]
-    for place in sorted(range(len(documents)), key=lambda i: -lengths[documents[i]]):
-        steps, row = heapq.heappop(load)
-        rows[row].append(place)
-        heapq.heappush(load, (steps + len(window_offsets(lengths[documents[place]], window, stride)), row))
-    return [[documents[place] for place in sorted(row)] for row in rows]
-
-
-class DocumentStream(IterableDataset[Batch]):
-    """Batches of one split, in one order, from any batch on.
-
-    The order is a function of the documents' lengths, the seed and the epoch, so the whole position in the data
-    is the pair (epoch, batch), and beginning at any batch costs nothing.
-
-    Args:
-        cache: Tokens of all documents.
-        documents: Which of them to read, in this order (before shuffling).
-        window: Tokens a step sees.
-        stride: Tokens a step advances.
-        batch_size: Rows.
-        pad: Token id for padding.
-        seed: Shuffle documents with this seed; None keeps their order.
-    """
-
-    def __init__(
-        self,
-        cache: TokenCache,
-        documents: Sequence[int],
-        window: int,
-        stride: int,
-        batch_size: int,
-        pad: int = 0,
-        seed: int | None = None,
-    ) -> None:
-        self.cache, self.documents, self.window, self.stride = cache, list(documents), window, stride
-        self.batch_size, self.pad, self.seed = batch_size, pad, seed
-        self.epoch = 0
-        self.first_batch = 0
-        self._begun = False
-        self._rows = plan_rows(cache.lengths, self.documents, batch_size, window, stride)
-
-    def digest(self) -> str:
-        """What the order of batches depends on beside the settings: which text, cut where."""
-        lengths = [self.cache.lengths[i] for i in self.documents]
-        return hashlib.sha256(repr((self.cache.name, self.documents, lengths)).encode()).hexdigest()[:16]
-
-    def _steps(self) -> list[list[tuple[int, int]]]:
-        """Of each row, (document, offset) of every window of this epoch."""
-        rows = self._rows
-        if self.seed is not None:
-            # Mixed within rows: so every epoch has the same number of batches, which Lightning relies on.
-            mixer = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            rows = [[row[i] for i in torch.randperm(len(row), generator=mixer)] for row in rows]
-        return [[(document, at) for document in row for at in self._offsets(document)] for row in rows]
-
-    def __len__(self) -> int:
-        """Batches in an epoch; the same in every one."""
-        return max(sum(len(self._offsets(document)) for document in row) for row in self._rows)
-
-    def _offsets(self, document: int) -> list[int]:
-        return window_offsets(self.cache.lengths[document], self.window, self.stride)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from ``first_batch`` on; each further iteration is the next epoch, from its beginning."""
-        # A generator's body runs at the first next(), so an iterator that is made and thrown away changes nothing.
-        self.epoch += self._begun
-        start, self.first_batch, self._begun = self.first_batch, 0, True
-        steps = self._steps()
-        for i in range(start, len(self)):
-            yield self._batch([row[i] if i < len(row) else None for row in steps])
-
-    def _batch(self, places: Sequence[tuple[int, int] | None]) -> Batch:
-        rows = [self._row(place) for place in places]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _row(self, place: tuple[int, int] | None) -> Batch:
-        ids = torch.full((self.window,), self.pad, dtype=torch.long)
-        labels = torch.full((self.window,), -100, dtype=torch.long)
-        document, offset = place or (-1, 0)  # a row that has run out of documents is all padding
-        tokens = self.cache.tokens(document, offset, offset + self.window) if place else ids[:0].numpy()
-        length = len(tokens)
-        fresh = 0 if offset == 0 else self.window - self.stride
-        ids[:length] = torch.from_numpy(tokens.astype("int64"))
-        labels[fresh:length] = ids[fresh:length]
-        labels[0] = -100  # nothing in the window to predict it from
-        facts = {"length": length, "document_start": place is not None and offset == 0}
-        facts |= {"document_id": document, "offset": offset, "fresh": fresh}
-        return {"input_ids": ids, "labels": labels} | {k: torch.tensor(v) for k, v in facts.items()}
+OnBad = Literal["raise", "skip"]
+Paths = str | list[str]
+Stream = CachedStream | LiveStream
 
 
 class DocumentDataModule(L.LightningDataModule):
-    """What every corpus shares: windows, splits, tokens, batches and exact resume.
+    """What every corpus shares: sources, splits, windows, tokens, batches and exact resume.
 
-    A corpus says what its documents are by overriding :meth:`read_documents` and :meth:`split`.
+    A corpus says where it is on the hub (``hub``) and what its documents are (:meth:`documents`).
 
     Args:
         tokenizer: Backbone whose tokenizer is used (set by ``model.backbone``).
         chunk_size: Tokens of a bank entry (set by ``memory.chunk_size``).
+        path: A file, folder, glob or http:// address (.txt, .jsonl, .parquet; .gz and .zst of the first two); or a
+            list of these; or one or a list for each split, as {train: ..., validation: ...}; null: the hub.
+        extensions: Endings of files that are read from a folder; null: the corpus's own.
+        hub_id: Data set of the Hugging Face hub, streamed; null: the corpus's own.
+        hub_config: Its configuration; null: the corpus's own.
+        hub_revision: Its branch, tag or commit; null: the newest.
+        hub_files: Of each split, a glob of files in the repository, for one that only loads through a script.
+        text_column: Column of the text, where rows have columns; null: the corpus's own.
+        train_split: What the source calls its training split.
+        validation_split: What the source calls its validation split.
+        test_split: What the source calls its test split.
+        split: ``folders``: files or top folders named after the splits, or the hub's own splits; ``hash``: by a stable
+            hash of documents' names; ``all``: every document in validation and test (evaluation only); ``auto``:
+            the source's own if it has both train and validation, else the hash.
+        validation_fraction: Share of documents the hash gives to validation, and the same again to test.
         window: Tokens a step sees [tokens]. Paper, section 3: 1,024.
         stride: Tokens a step advances and is scored on [tokens]; null: the window (disjoint windows, the paper).
-        batch_size: Documents read side by side [rows].
-        min_document_tokens: Shorter documents are left out, and counted [tokens]; null: one window.
+        batch_size: Documents read side by side, in each process [rows].
+        min_document_tokens: Shorter documents are left out, and counted [tokens]; null: none, and one shorter than a
+            chunk is a bad document.
         max_document_tokens: Longer documents are read up to here [tokens]; null: whole.
         shuffle: Mix the order of training documents anew each epoch.
-        seed: Seed of that order (set by ``seed_everything``).
+        shuffle_buffer: Documents that are mixed at a time while streaming [documents]; from the cache, all are.
+        cache: Tokenise everything before the first step, into a memory-mapped file that later runs find; false:
+            while training; null: true for local files without splits of their own and for
+            LocalText, else false.
+        num_workers: Processes that tokenise (or read the cache) ahead of the model; the order of batches does not
+            depend on it. null: 2 while streaming, none from the cache.
+        on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
+        retries: How often a network fault is followed by another try, waiting twice as long each time.
+        seed: Seed of the order of documents (set by ``seed_everything``).
     """
 
     name = "documents"
+    hub: Hub | None = None
+    columns = Columns("text")
+    endings: tuple[str, ...] = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt.gz", ".txt.zst")
+    empty_is_bad = True
+    """Whether a document without text is a bad one; else it is a short one."""
+    cache_by_default = False
 
     def __init__(
         self,
         tokenizer: str = "smollm2-135m",
         chunk_size: int = 128,
+        path: dict[str, Paths] | list[str] | str | None = None,
+        extensions: list[str] | None = None,
+        hub_id: str | None = None,
+        hub_config: str | None = None,
+        hub_revision: str | None = None,
+        hub_files: dict[str, str] | None = None,
+        text_column: str | None = None,
+        train_split: str = "train",
+        validation_split: str = "validation",
+        test_split: str = "test",
+        split: Split = "auto",
+        validation_fraction: float = 0.05,
         window: int = 512,
         stride: int | None = None,
         batch_size: int = 1,
         min_document_tokens: int | None = None,
         max_document_tokens: int | None = None,
         shuffle: bool = True,
+        shuffle_buffer: int = 64,
+        cache: bool | None = None,
+        num_workers: int | None = None,
+        on_bad_document: OnBad = "raise",
+        retries: int = 5,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.stride = window if stride is None else stride
-        fits = f"a multiple of memory.chunk_size={chunk_size}"
-        require(window >= 1 and window % chunk_size == 0, "data.window", window, fits, "change one of the two")
-        require(
-            0 < self.stride <= window and self.stride % chunk_size == 0,
-            "data.stride",
-            stride,
-            f"{fits}, at most data.window={window}",
-            "leave it out for disjoint windows",
-        )
-        require(batch_size >= 1, "data.batch_size", batch_size, "1 or more", "raise it")
         self.tokenizer_name, self.chunk_size, self.window, self.batch_size = tokenizer, chunk_size, window, batch_size
-        self.min_document_tokens = window if min_document_tokens is None else min_document_tokens
-        require(
-            max_document_tokens is None or max_document_tokens >= self.min_document_tokens,
-            "data.max_document_tokens",
-            max_document_tokens,
-            f"null, or at least data.min_document_tokens={self.min_document_tokens}",
-            "raise it, or lower --data.min_document_tokens",
+        self.path, self.extensions = path, tuple(extensions or self.endings)
+        self.source_splits = dict(zip(ROLES, (train_split, validation_split, test_split), strict=True))
+        self.how, self.validation_fraction = split, validation_fraction
+        self.min_document_tokens, self.max_document_tokens = min_document_tokens, max_document_tokens
+        self.shuffle, self.shuffle_buffer, self.seed = shuffle, shuffle_buffer, seed
+        self.cache, self.num_workers, self.on_bad_document, self.retries = cache, num_workers, on_bad_document, retries
+        if text_column:
+            self.columns = replace(self.columns, text=text_column)
+        own = None if hub_id else self.hub  # another data set's configuration and files are not this corpus's
+        self.hub_source = Hub(
+            hub_id or (own.id if own else ""),
+            hub_config or (own.config if own else None),
+            hub_revision,
+            hub_files or (own.files if own else {}),
         )
-        self.max_document_tokens = max_document_tokens
-        self.shuffle, self.seed = shuffle, seed
-        self._streams: dict[str, DocumentStream] = {}
-        self._resume: tuple[int, int] | None = None
+        self._check()
+        self._streams: dict[str, Stream] = {}
+        self._resume: dict[str, Any] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._located: Located | None = None
 
-    def read_documents(self) -> list[Document]:
-        """All documents of the corpus, in a stable order."""
-        raise NotImplementedError
+    def _check(self) -> None:
+        chunk, window, least = self.chunk_size, self.window, self.min_document_tokens
+        fits = f"a multiple of memory.chunk_size={chunk}"
+        require(window >= 1 and window % chunk == 0, "data.window", window, fits, "change one of the two")
+        ok = 0 < self.stride <= window and self.stride % chunk == 0
+        at_most = f"{fits}, at most data.window={window}"
+        require(ok, "data.stride", self.stride, at_most, "leave it out for disjoint windows")
+        for key, smallest in (("batch_size", 1), ("shuffle_buffer", 1), ("num_workers", 0), ("retries", 0)):
+            value = getattr(self, key)
+            require(value is None or value >= smallest, f"data.{key}", value, f"{smallest} or more", "raise it")
+        longest = self.max_document_tokens
+        allowed = f"null, or at least data.min_document_tokens={least}"
+        ok = longest is None or longest >= max(2, least or 0)
+        fix = "raise it, or lower --data.min_document_tokens"
+        require(ok, "data.max_document_tokens", longest, allowed, fix)
+        require_choice("data.split", self.how, Split)
+        require_choice("data.on_bad_document", self.on_bad_document, OnBad)
+        ok, fix = 0 < self.validation_fraction < 0.5, "for all documents use --data.split all"
+        require(ok, "data.validation_fraction", self.validation_fraction, "above 0 and below 0.5", fix)
 
-    def split(self, documents: Sequence[str], stage: str) -> dict[str, list[int]]:
-        """Which documents (by place in ``documents``) belong to train, validation and test."""
-        raise NotImplementedError
+    # ---- what a corpus says -------------------------------------------------------------------------------
+
+    def default_path(self) -> str | None:
+        """Where the text is if neither ``path`` nor ``hub_id`` is given; None: on the hub."""
+        return None
+
+    def wanted(self, file: str) -> bool:
+        """Whether a file of a folder belongs to the corpus, by its path relative to it."""
+        return True
+
+    def documents(self, shards: Sequence[Shard], index: int, start: int = 0) -> Iterator[Document]:
+        """Documents that begin in a shard, from the one at row ``start`` on: here, one a row or a text file."""
+        for row in shards[index].rows(start):
+            yield self.document(shards, index, row)
+
+    def document(
+        self, shards: Sequence[Shard], index: int, row: Row, text: str | None = None, problem: str | None = None
+    ) -> Document:
+        """A document that begins at a row; its text is the row's own, or that of several rows."""
+        shard, content = shards[index], row.text if text is None else text
+        whole = getattr(shard, "is_text", False) and text is None
+        problem = problem or row.problem or ("it is empty" if self.empty_is_bad and not content.strip() else None)
+        return Document(
+            shard.name if whole else f"{shard.name}:{row.number + 1}", content, (index, row.number), problem
+        )
+
+    def recipe(self) -> tuple[Any, ...]:
+        """What beside the files makes the documents."""
+        return type(self).__name__, self.columns, self.empty_is_bad
+
+    # ---- setting up ---------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Read, tokenise and split the corpus once.
+        """Find the source and open the splits the stage needs, tokenising now if they are cached.
 
         Raises:
-            UserError: If a split that the stage needs is empty.
+            UserError: If there is no such source or split, or a document of it cannot be used.
         """
-        if self._streams:
-            return
-        tokenizer = load_tokenizer(self.tokenizer_name)
-        cache = TokenCache.build(self.read_documents(), tokenizer, self.name)
+        if self._located is None:
+            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            self._located = locate(self)
+        for part in splits.needed(stage):
+            if part not in self._streams:
+                self._open(part, stage)
+
+    def _open(self, part: str, stage: str) -> None:
+        found = self._located
+        assert found is not None
+        shards = found.of(part, self.how)
+        by_hash = found.undivided and self.how != "all"
+        cache = (by_hash and found.local) or self.cache_by_default if self.cache is None else self.cache
+        if not cache:
+            self._streams[part] = self._live(part, shards, by_hash)
+            say(f"Data: {self.name}, {part} streamed from {found.where}: {len(shards)} files", flush=True)
+        elif found.undivided:
+            self._streams.update(self._cached(shards, ROLES, stage))
+        else:
+            self._streams.update(self._cached(shards, (part,), stage))
+
+    def _live(self, part: str, shards: Sequence[Shard], by_hash: bool) -> LiveStream:
+        def read(index: int, start: int) -> Iterator[Document]:
+            found = self.documents(shards, index, start)
+            if not by_hash:
+                return found
+            return (d for d in found if splits.hash_role(d.id, self.validation_fraction) == part)
+
+        names = tuple(shard.name for shard in shards)
+        facts = (self.recipe(), self._divided(part), [s.identity(False) for s in shards])
+        digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        seed = self.seed if part == "train" and self.shuffle else None
+        return LiveStream(
+            Corpus(f"{self.name} ({part})", names, read, digest),
+            self._tok,
+            self._windows(),
+            seed,
+            1 if seed is None else self.shuffle_buffer,
+            2 if self.num_workers is None else self.num_workers,
+            max(2, self.min_document_tokens or 0),
+            self.max_document_tokens,
+            self._is_bad,
+        )
+
+    def _divided(self, part: str) -> tuple[Any, ...]:
+        assert self._located is not None
+        return (part, self.how, self.validation_fraction) if self._located.undivided else (part,)
+
+    def _cached(self, shards: Sequence[Shard], parts: Sequence[str], stage: str) -> dict[str, Stream]:
+        def documents() -> Iterable[Document]:
+            return (document for index in range(len(shards)) for document in self.documents(shards, index))
+
+        source = repr((self.recipe(), [shard.identity(True) for shard in shards]))
+        cache = TokenCache.build(self.name, source, documents, self._tok)
+        usable, told = self._usable(cache)
+        names = [cache.ids[i] for i in usable]
+        if len(parts) == 1:
+            members = {parts[0]: list(range(len(names)))}
+        elif self.how == "all":
+            members = {"train": [], "validation": list(range(len(names))), "test": list(range(len(names)))}
+        else:
+            members = splits.by_hash(names, self.validation_fraction)
+        if len(parts) > 1:
+            splits.require_parts(members, stage, self.how, len(names))
+        counts = ", ".join(f"{part} {len(places)}" for part, places in members.items())
+        say(f"Data: {self.name}, {sum(cache.lengths):,} tokens; documents: {counts}{told}", flush=True)
+        streams: dict[str, Stream] = {}
+        for part, places in members.items():
+            seed = self.seed if part == "train" and self.shuffle else None
+            chosen = [usable[i] for i in places]
+            streams[part] = CachedStream(cache, chosen, self._windows(), seed, self.num_workers or 0)
+        return streams
+
+    def _usable(self, cache: TokenCache) -> tuple[list[int], str]:
+        """Documents of a cache that are neither bad nor too short, and the others in words."""
+        bad = len(cache.problems)
+        for name, why in cache.problems:
+            self._is_bad(Document(name, "", problem=why), 0)
         if self.max_document_tokens:
             cache.lengths = [min(n, self.max_document_tokens) for n in cache.lengths]
-        long_enough = [i for i, n in enumerate(cache.lengths) if n >= max(2, self.min_document_tokens)]
-        if not long_enough:
+        good = [i for i, n in enumerate(cache.lengths) if not self._is_bad(Document(cache.ids[i], ""), n)]
+        bad += len(cache) - len(good)
+        least = max(2, self.min_document_tokens or 0)
+        usable = [i for i in good if cache.lengths[i] >= least]
+        if not usable:
             raise UserError(
                 f"data.min_document_tokens={self.min_document_tokens}: the longest of {len(cache)} documents has "
                 f"{max(cache.lengths, default=0)} tokens. Allowed: at most that. Fix: lower it, or add longer text."
             )
-        self.left_out = len(cache) - len(long_enough)
-        parts = self.split([cache.ids[i] for i in long_enough], stage)
-        self.document_ids = cache.ids
-        for part, members in parts.items():
-            chosen = [long_enough[i] for i in members]
-            seed = self.seed if part == "train" and self.shuffle else None
-            pad = tokenizer.pad_token_id or 0
-            self._streams[part] = DocumentStream(cache, chosen, self.window, self.stride, self.batch_size, pad, seed)
-        self._tell(parts, cache)
+        self.left_out = len(good) - len(usable)
+        told = f"; {self.left_out} shorter than {least} tokens left out" if self.left_out else ""
+        return usable, told + (f"; {bad} that cannot be used left out" if bad else "")
 
-    def _tell(self, parts: dict[str, list[int]], cache: TokenCache) -> None:
-        counts = ", ".join(f"{part} {len(members)}" for part, members in parts.items())
-        short = f"; {self.left_out} shorter than {self.min_document_tokens} tokens left out" if self.left_out else ""
-        print(f"Data: {self.name}, {sum(cache.lengths):,} tokens; documents: {counts}{short}", flush=True)
+    def _is_bad(self, document: Document, length: int) -> bool:
+        """Whether a document cannot be used; raises if that is not to be skipped over."""
+        why = document.problem
+        if why is None and self.min_document_tokens is None and length < self.chunk_size:
+            why = f"it has {length} tokens, fewer than one chunk ({self.chunk_size})"
+        if why is not None and self.on_bad_document == "raise":
+            assert self._located is not None
+            raise UserError(
+                f"data: {document.id} (in {self._located.where}) cannot be used: {why}. Allowed: readable UTF-8 text. "
+                "Fix: repair or remove it; or --data.on_bad_document skip, which leaves such documents out and counts "
+                "them; for short ones, --data.min_document_tokens."
+            )
+        return why is not None
 
-    def _loader(self, part: str) -> DataLoader[Batch]:
-        # A generator of its own: making an iterator must not draw from the random state that a resume restores.
-        return DataLoader(self._streams[part], batch_size=None, num_workers=0, generator=torch.Generator())
+    @property
+    def _tok(self) -> PreTrainedTokenizerBase:
+        assert self._tokenizer is not None
+        return self._tokenizer
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the first epoch; after a resume, from the first batch that was not trained on."""
-        stream = self._streams["train"]
+    def _windows(self) -> Windows:
+        return Windows(self.window, self.stride, self.batch_size, self._tok.pad_token_id or 0)
+
+    # ---- batches ------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Stream:
+        """Batches, an epoch at each iteration; after a resume, from the first that was not trained on."""
         if self._resume is not None:
-            stream.epoch, stream.first_batch = self._resume
+            self._streams["train"].resume(self._resume)
             self._resume = None
-        return self._loader("train")
+        return self._streams["train"]
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> Stream:
         """Validation batches, always in the same order."""
-        return self._loader("validation")
+        return self._streams["validation"]
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> Stream:
         """Test batches, always in the same order."""
-        return self._loader("test")
+        return self._streams["test"]
+
+    def document_name(self, part: str, document_id: int) -> str:
+        """Which document of a split a ``document_id`` means: its file, and the row in it if files have rows."""
+        return self._streams[part].name_of(document_id)
+
+    def teardown(self, stage: str) -> None:
+        """Say what was left out."""
+        for part in splits.needed(stage):
+            if part in self._streams and (words := self._streams[part].left_out()):
+                say(f"Data: {self.name}, {part}: {words}", flush=True)
+
+    # ---- resuming -----------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("window", "stride", "batch_size", "seed", "shuffle")}
+        facts = {k: getattr(self, k) for k in ("window", "stride", "batch_size", "seed", "shuffle")}
+        if isinstance(self._streams["train"], LiveStream):
+            facts |= {k: getattr(self, k) for k in ("shuffle_buffer", "min_document_tokens", "max_document_tokens")}
+        return facts | {"cache": isinstance(self._streams["train"], CachedStream)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the training data: the epoch, and the first of its batches that was not trained on.
+        """Position in the training data of every process: the first batch that was not trained on.
 
         Epochs are the stream's own: Lightning's count is one ahead after resuming at the last batch of an epoch.
         """
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        epoch = self._streams["train"].epoch
+        stream = self._streams["train"]
         finished = progress.is_last_batch and progress.current.processed == progress.current.ready
-        place = (epoch + 1, 0) if finished else (epoch, progress.current.processed)
-        return {"epoch": place[0], "batch": place[1], "text": self._streams["train"].digest(), **self._facts()}
+        place = (stream.epoch + 1, 0) if finished else (stream.epoch, progress.current.processed)
+        return {"positions": gather(stream.position(*place)), "text": stream.digest(), **self._facts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position when training goes on; an evaluation begins at the beginning.
@@ -271,11 +364,15 @@ class DocumentDataModule(L.LightningDataModule):
             return
         if state["text"] != self._streams["train"].digest():
             raise UserError(
-                "data: the training text is not the one of the checkpoint (data.path, split, validation_fraction, "
-                "extensions, min_document_tokens and max_document_tokens make it). Allowed: the same text. Fix: give "
-                "these options as they were, or start a new run without --ckpt_path."
+                "data: the training text is not the one of the checkpoint (data.path, hub_id, split, "
+                "validation_fraction, extensions, min_document_tokens and max_document_tokens make it). Allowed: the "
+                "same text. Fix: give these options as they were, or start a new run without --ckpt_path."
             )
+        fix = "go on with that value, or start a new run"
         for key, value in self._facts().items():
-            fix = "go on with that value, or start a new run"
-            require(state[key] == value, f"data.{key}", value, f"{state[key]}, which the checkpoint was made with", fix)
-        self._resume = (state["epoch"], state["batch"])
+            saved = state[key]
+            require(saved == value, f"data.{key}", value, f"{saved}, which the checkpoint was made with", fix)
+        rank, world = rank_and_world()
+        saved = len(state["positions"])
+        require(saved == world, "trainer.devices", world, f"{saved}, which the checkpoint was made with", fix)
+        self._resume = state["positions"][rank]

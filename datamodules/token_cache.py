@@ -3,19 +3,24 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.progress import track
+from filelock import FileLock, Timeout
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from lightning_memlong.backbones import cache_dir, write_folder
+from lightning_memlong.backbones import cache_dir, make_folder, write_folder
+from lightning_memlong.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lightning_memlong")
 
-FORMAT = 1
+FORMAT = 2
+BATCH_CHARACTERS = 4_000_000  # enough for all cores, little enough to hold
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,20 @@ class Document:
     """A text that has not been read into tokens yet."""
 
     id: str
-    """Stable name, such as a path relative to the corpus folder."""
+    """Stable name: a path relative to the source, and the row where it begins if the file has rows."""
     text: str
+    place: tuple[int, int] = (0, 0)
+    """Number of its shard, and of its first row."""
+    problem: str | None = None
+    """Why it cannot be used."""
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
+    """Token ids of each text, without special tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded]
 
 
 class TokenCache:
@@ -32,15 +49,37 @@ class TokenCache:
 
     Args:
         folder: What :meth:`build` wrote.
+        tokenizer: Digest of the tokenizer that is used, if known.
+
+    Raises:
+        UserError: If the folder is damaged, or belongs to another tokenizer.
     """
 
-    def __init__(self, folder: Path) -> None:
-        facts = json.loads((folder / "documents.json").read_text())
-        self.ids: list[str] = facts["ids"]
-        self.lengths: list[int] = facts["lengths"]
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+    def __init__(self, folder: Path, tokenizer: str | None = None) -> None:
         self.name = folder.name
-        self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        try:
+            facts = json.loads((folder / "documents.json").read_text())
+            self.ids: list[str] = facts["ids"]
+            self.lengths: list[int] = facts["lengths"]
+            self.problems: list[tuple[str, str]] = [(name, why) for name, why in facts["problems"]]
+            self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+            size = int(self._starts[-1])
+            # An empty file cannot be mapped.
+            self._tokens: Any = (
+                np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r") if size else np.zeros(0, np.int32)
+            )
+            if len(self._tokens) != size:
+                raise ValueError(f"{len(self._tokens):,} tokens of {size:,}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"MEMLONG_CACHE: the token cache {folder} is damaged ({error}). Allowed: what a run wrote. Fix: delete "
+                "that folder; it is made again."
+            ) from error
+        if tokenizer is not None and facts["tokenizer"] != tokenizer:
+            raise UserError(
+                f"MEMLONG_CACHE: the token cache {folder} was made with another tokenizer. Allowed: the one of "
+                "model.backbone. Fix: delete that folder; it is made again."
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,37 +90,89 @@ class TokenCache:
         return self._tokens[first + start : first + min(stop, self.lengths[document])]
 
     @classmethod
-    def build(cls, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, name: str) -> "TokenCache":
+    def build(
+        cls, name: str, source: str, documents: Callable[[], Iterable[Document]], tokenizer: PreTrainedTokenizerBase
+    ) -> "TokenCache":
         """Open the cache of these documents, tokenising them if that has not been done before.
 
-        The folder's name holds a digest of every text and of the tokenizer, so another text or tokenizer never
-        meets an old cache. It is written beside its place and renamed, so that a killed build leaves nothing.
+        The folder's name holds a digest of the source and of the tokenizer, so another text or tokenizer never meets
+        an old cache. It is written beside its place and renamed, so that a killed build leaves nothing, and under a
+        lock, so that of two processes the second waits for the first.
+
+        Args:
+            name: Begins the folder's name.
+            source: Whatever identifies the documents' content.
+            documents: Gives them; called only if they are needed.
+            tokenizer: Turns them into tokens.
         """
-        folder = cache_dir() / "tokens" / f"{name}-{_digest(documents, tokenizer)}"
+        mark = tokenizer_digest(tokenizer)
+        key = hashlib.sha256(f"{FORMAT}/{source}/{mark}".encode()).hexdigest()[:16]
+        folder = cache_dir() / "tokens" / f"{name}-{key}"
         if not folder.exists():
-            write_folder(folder, lambda target: _write(target, documents, tokenizer))
-            log.info("Tokens of %d documents are kept in %s", len(documents), folder)
-        return cls(folder)
+            make_folder(folder.parent)
+            with _alone(folder):
+                if not folder.exists():
+                    for left_over in folder.parent.glob(f".{folder.name}-*"):
+                        shutil.rmtree(left_over, ignore_errors=True)
+                    write_folder(folder, lambda target: _write(target, name, documents(), tokenizer, mark))
+                    log.info("Tokens are kept in %s", folder)
+        return cls(folder, mark)
 
 
-def _digest(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> str:
-    digest = hashlib.sha256(f"{FORMAT}".encode())
+class _alone:  # noqa: N801  (reads as a phrase)
+    """Hold the lock of a folder; say so when another process has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.lock = folder, FileLock(folder.with_name(f"{folder.name}.lock"))
+
+    def __enter__(self) -> None:
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            log.info("Another process is tokenising the same text; waiting for %s", self.folder.name)
+            self.lock.acquire()
+
+    def __exit__(self, *args: object) -> None:
+        self.lock.release()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer is recognised by."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update(backend.to_str().encode() if backend else json.dumps(tokenizer.get_vocab()).encode())
+    facts = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
     for document in documents:
-        for part in (document.id, document.text):
-            data = part.encode(errors="surrogatepass")
-            digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()[:16]
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS or len(batch) == 1024:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def _write(target: Path, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> None:
-    pieces: list[np.ndarray] = []
-    batch = 64  # the tokenizer works on a batch with all cores
-    for i in track(range(0, len(documents), batch), description=f"Tokenising {len(documents)} documents"):
-        texts = [document.text for document in documents[i : i + batch]]
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        pieces.extend(np.asarray(ids, dtype=np.int32) for ids in encoded)
-    np.save(target / "tokens.npy", np.concatenate(pieces) if pieces else np.zeros(0, np.int32))
-    facts = {"ids": [d.id for d in documents], "lengths": [len(p) for p in pieces]}
+def _write(
+    target: Path, name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, mark: str
+) -> None:
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+    facts: dict[str, Any] = {"tokenizer": mark, "dtype": np.dtype(dtype).name, "problems": [], "ids": [], "lengths": []}
+    columns = (SpinnerColumn(), TextColumn(f"Tokenising {name}"), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns) as progress, open(target / "tokens.bin", "wb") as file:
+        task = progress.add_task("")
+        for batch in _batches(documents):
+            good = [d for d in batch if d.problem is None]
+            facts["problems"] += [(d.id, d.problem) for d in batch if d.problem is not None]
+            for document, tokens in zip(good, tokenise(tokenizer, [d.text for d in good]), strict=True):
+                tokens.astype(dtype).tofile(file)
+                facts["ids"].append(document.id)
+                facts["lengths"].append(len(tokens))
+            total = sum(facts["lengths"])
+            speed = total / max(progress.tasks[0].elapsed or 0, 1e-9)
+            text = f"{len(facts['ids']):,} documents, {total:,} tokens, {speed:,.0f} tokens/s"
+            progress.update(task, description=text)
     (target / "documents.json").write_text(json.dumps(facts))

@@ -44,14 +44,26 @@ def package_file(package: str, name: str) -> Path | None:
     return path if path.exists() else None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache.
+
+    Raises:
+        UserError: If that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def write_folder(target: Path, write: Callable[[Path], object]) -> Path:
     """Fill a folder beside ``target`` and rename it, so that no reader ever sees half of it.
 
     Raises:
         UserError: If there is no permission or no space to write.
     """
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             write(scratch)
@@ -63,12 +75,16 @@ def write_folder(target: Path, write: Callable[[Path], object]) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"MEMLONG_CACHE: cannot write {target} ({reason}). Allowed: a writable folder with "
-            "free space. Fix: free some space or set MEMLONG_CACHE to another folder."
-        ) from error
+        raise _cannot_write(target, error) from error
     return target
+
+
+def _cannot_write(target: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"MEMLONG_CACHE: cannot write {target} ({reason}). Allowed: a writable folder with free space. Fix: free some "
+        "space or set MEMLONG_CACHE to another folder."
+    )
 
 
 @cache

@@ -1,7 +1,7 @@
 """Tiny models and texts, made on the spot: no network, no packaged weights."""
 
-import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+from tests.server import Server
+
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "pu", "ra", "si", "tu") for b in ("n", "r", "s", "th", "x", "")]
 
 
@@ -56,6 +57,14 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
     tiny_llama(initializer_range=0.1).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server on this machine."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True)

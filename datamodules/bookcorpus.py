@@ -1,0 +1,105 @@
+"""BookCorpus: novels, as whole books or as a long list of sentences."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from datamodules.documents import DocumentDataModule
+from datamodules.hub import Hub
+from datamodules.rows import Columns, Row, Shard
+from datamodules.token_cache import Document
+from lightning_memlong.config import require
+
+LOOKED_AT = 1000
+
+
+class BookCorpus(DocumentDataModule):
+    """A document is a book where the source says so, else a run of consecutive rows.
+
+    A source says so by a column (``book_column``) whose value is the same in all rows of a book, or by text files
+    with empty lines between paragraphs, one book each. Otherwise rows (or lines) are sentences without any
+    boundary, and are joined, one a line, until a run has ``run_characters``; a row that is as long by itself is a
+    document; what is left at the end of a file joins the run before it if it is less than half as long.
+
+    On the hub: lucadiliello/bookcorpusopen (whole books); sentences are in bookcorpus mirrors such as
+    rojagtap/bookcorpus.
+
+    Args:
+        book_column: Column that says which book a row belongs to; null: book_id, doc_id, book, title or filename, if
+            there is one.
+        run_characters: Length of a run of sentences [characters].
+        **kwargs: See :class:`DocumentDataModule`.
+    """
+
+    name = "BookCorpus"
+    hub = Hub("lucadiliello/bookcorpusopen")
+    columns = Columns("text", likely=("book_id", "doc_id", "book", "title", "filename"))
+
+    def __init__(self, book_column: str | None = None, run_characters: int = 200_000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        require(run_characters >= 1, "data.run_characters", run_characters, "1 or more", "raise it")
+        self.columns = replace(self.columns, book=book_column)
+        self.run_characters = run_characters
+
+    def recipe(self) -> tuple[Any, ...]:
+        """What beside the files makes the documents."""
+        return *super().recipe(), self.run_characters
+
+    def documents(self, shards: Sequence[Shard], index: int, start: int = 0) -> Iterator[Document]:
+        """Books or runs of a shard."""
+        shard = shards[index]
+        if getattr(shard, "is_text", False) and not _is_sentences(shard):
+            yield from super().documents(shards, index, start)
+            return
+        held: _Group | None = None
+        for group in self._groups(shard, start):
+            if held is not None and group.tail and 2 * group.size < self.run_characters:
+                held.take(group)
+                continue
+            if held is not None:
+                yield self.document(shards, index, held.first, "".join(held.lines), held.problem)
+            held = group
+        if held is not None:
+            yield self.document(shards, index, held.first, "".join(held.lines), held.problem)
+
+    def _groups(self, shard: Shard, start: int) -> Iterator["_Group"]:
+        """Rows that belong together. Where a group begins depends on what follows only, so any can be read again."""
+        group: _Group | None = None
+        for row in shard.rows(start, by_line=True):
+            if group is not None and row.problem is None:
+                full = group.book is None and group.size >= self.run_characters
+                if full or (group.lines and row.book != group.book):
+                    yield group
+                    group = None
+            group = group or _Group(row)
+            group.add(row)
+        if group is not None:
+            group.tail = group.book is None
+            yield group
+
+
+class _Group:
+    """Consecutive rows of one book, or of one run; a row that cannot be read spoils it."""
+
+    def __init__(self, first: Row) -> None:
+        self.first, self.book, self.lines, self.size, self.tail = first, first.book, list[str](), 0, False
+        self.problem: str | None = None
+
+    def add(self, row: Row) -> None:
+        if row.problem is not None:
+            self.problem = self.problem or f"row {row.number + 1}: {row.problem}"
+            return
+        self.book = row.book
+        self.lines.append(row.text if row.text.endswith("\n") else f"{row.text}\n")
+        self.size += len(row.text)
+
+    def take(self, tail: "_Group") -> None:
+        self.lines += tail.lines
+        self.problem = self.problem or tail.problem
+
+
+def _is_sentences(shard: Shard) -> bool:
+    """Whether a text file is a list of sentences: no empty line near its beginning."""
+    rows = list(islice(shard.rows(by_line=True), LOOKED_AT))
+    return len(rows) > 1 and all(row.text.strip() for row in rows)

@@ -1,0 +1,92 @@
+"""Data sets of the Hugging Face hub, streamed with the ``datasets`` library."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from datamodules.network import once_more
+from datamodules.rows import Columns
+from datamodules.sources import HubShard
+from lightning_memlong.errors import UserError
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set of the hub (or a folder laid out like one)."""
+
+    id: str
+    """owner/name, or a folder."""
+    config: str | None = None
+    """Configuration name, where the data set has several."""
+    revision: str | None = None
+    """Branch, tag or commit; None: the newest."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Of each split, the files in the repository (a glob); for data sets that only load through a script."""
+
+    def _arguments(self) -> dict[str, Any]:
+        if not self.files:
+            return {"path": self.id, "name": self.config, "revision": self.revision}
+        base = f"hf://datasets/{self.id}" + (f"@{self.revision}" if self.revision else "")
+        kinds = {suffix for pattern in self.files.values() for suffix in PurePosixPath(pattern).suffixes}
+        builder = next((name for suffix, name in BUILDERS.items() if suffix in kinds), None)
+        if builder is None:
+            raise UserError(
+                f"data.hub_files={self.files!r} name no known format. Allowed: patterns ending in "
+                f"{', '.join(BUILDERS)}, compressed or not. Fix: give such files."
+            )
+        here = PurePosixPath(self.id).is_absolute()
+        return {"path": builder, "data_files": {s: f"{self.id if here else base}/{f}" for s, f in self.files.items()}}
+
+    def splits(self, retries: int) -> dict[str, Any]:
+        """A streaming data set for each split there is; nothing is downloaded yet.
+
+        Raises:
+            UserError: If there is no such data set or configuration, or it cannot be reached.
+        """
+        from datasets import load_dataset
+
+        try:
+            return dict(once_more(lambda: load_dataset(**self._arguments(), streaming=True), self.id, retries))
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._told(error) from error
+
+    def _told(self, error: Exception) -> UserError:
+        text = " ".join(str(error).split())
+        if "scripts are no longer supported" in text:
+            return UserError(
+                f"data.hub_id={self.id!r} only loads through a script, which the datasets library no longer runs. "
+                "Allowed: a data set of parquet, JSON or text files. Fix: name its files with --data.hub_files, give "
+                "another --data.hub_id, or a local copy as --data.path."
+            )
+        if "onfig" in text and ("missing" in text.lower() or "not found" in text):
+            return UserError(f"data.hub_config={self.config!r}: {text}. Fix: --data.hub_config with one of these.")
+        return UserError(
+            f"data.hub_id={self.id!r} cannot be loaded ({type(error).__name__}: {text[:300]}). Allowed: a data set of "
+            "the hub that this machine can reach. Fix: check the id and the network, or give a local copy or an "
+            "http:// address as --data.path."
+        )
+
+    def identity(self, retries: int) -> str:
+        """What tells one state of the data set from another: the commits or dates of its files."""
+        from datasets import load_dataset_builder
+
+        try:
+            builder = once_more(lambda: load_dataset_builder(**self._arguments()), self.id, retries)
+            files = builder.config.data_files or {}
+        except Exception as error:
+            raise self._told(error) from error
+        return repr((self, {split: (list(names), names.origin_metadata) for split, names in files.items()}))
+
+
+def hub_shards(hub: Hub, name: str, dataset: Any, columns: Columns, retries: int) -> list[HubShard]:
+    """The shards of a streaming data set, which are read as if they were files."""
+    count, known_by = dataset.num_shards, cache(lambda: hub.identity(retries))
+    return [
+        HubShard(f"{name}/{i}", dataset.shard(num_shards=count, index=i), columns, known_by, retries)
+        for i in range(count)
+    ]

@@ -1,0 +1,127 @@
+"""Where a corpus is: its shards, by split if the source has splits of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datamodules.distributed import say
+from datamodules.files import find_files
+from datamodules.hub import hub_shards
+from datamodules.rows import Shard
+from datamodules.sources import FileShard
+from datamodules.splits import by_name
+from lightning_memlong.errors import UserError
+
+if TYPE_CHECKING:
+    from datamodules.documents import DocumentDataModule
+
+
+@dataclass
+class Located:
+    """The shards of a source."""
+
+    where: str
+    """For messages."""
+    shards: dict[str, Sequence[Shard]]
+    """By split; under 'all' if the documents are still to be divided."""
+    local: bool
+
+    @property
+    def undivided(self) -> bool:
+        """Whether the source has no splits of its own."""
+        return "all" in self.shards
+
+    def of(self, part: str, how: str) -> Sequence[Shard]:
+        """The shards of a split.
+
+        Raises:
+            UserError: If the source has no such split.
+        """
+        if self.undivided and how == "all" and part == "train":
+            raise UserError(
+                "data.split='all' puts every document in validation and test. Allowed for fit: auto, hash or folders. "
+                "Fix: use it for validate and test only."
+            )
+        if self.undivided:
+            return self.shards["all"]
+        found = self.shards.get(part, ())
+        if not found:
+            there = ", ".join(name for name, shards in self.shards.items() if shards)
+            raise UserError(
+                f"data.split={how!r}: {self.where} has no {part} split. Allowed: {there}. Fix: name one of these with "
+                f"--data.{part}_split, add one, or divide all documents with --data.split hash."
+            )
+        return found
+
+
+def locate(data: DocumentDataModule) -> Located:
+    """Find the shards of a DataModule's source.
+
+    Raises:
+        UserError: If there is no such source, or not the splits that were asked for.
+    """
+    path = data.path
+    if path is None and (not data.hub_source.id or data.hub_source == data.hub):
+        path = data.default_path() or path
+    if path is None:
+        return _on_the_hub(data)
+    if isinstance(path, dict):
+        return _by_split(data, path)
+    paths = [path] if isinstance(path, str) else path
+    files = [file for p in paths for file in _files(data, p)]
+    where, local = ", ".join(paths), not any("://" in p for p in paths)
+    divided = by_name({file.name: file for file in files}, data.source_splits)
+    own = bool(divided.get("train") and divided.get("validation"))
+    if data.how == "folders" or (data.how == "auto" and own):
+        if not divided:
+            raise UserError(
+                f"data.split='folders': {where} has neither folders train/ and validation/ nor files all named after a "
+                "split. Allowed: such names. Fix: rename them, or give --data.path as {train: ..., "
+                "validation: ...}, or use --data.split hash."
+            )
+        outside = len(files) - len({file.name for chosen in divided.values() for file in chosen})
+        if outside:
+            say(f"Data: {outside} files of {where} are in no split's folder and are not read", flush=True)
+        return Located(where, dict(divided), local)
+    return Located(where, {"all": files}, local)
+
+
+def _files(data: DocumentDataModule, path: str) -> list[FileShard]:
+    return [f for f in find_files(path, data.extensions, data.columns, data.retries) if data.wanted(f.name)]
+
+
+def _by_split(data: DocumentDataModule, path: dict[str, str | list[str]]) -> Located:
+    unknown = sorted(set(path) - set(data.source_splits.values()))
+    if unknown:
+        allowed = ", ".join(data.source_splits.values())
+        raise UserError(f"data.path: {', '.join(unknown)} is no split. Allowed: {allowed}. Fix: correct the name.")
+    named = {role: path.get(name) for role, name in data.source_splits.items()}
+    listed = {role: [paths] if isinstance(paths, str) else paths for role, paths in named.items() if paths}
+    shards = {role: [f for p in paths for f in _files(data, p)] for role, paths in listed.items()}
+    where = "; ".join(f"{role}: {', '.join(paths)}" for role, paths in listed.items())
+    return Located(where, dict(shards), "://" not in where)
+
+
+def _on_the_hub(data: DocumentDataModule) -> Located:
+    hub = data.hub_source
+    there = hub.splits(data.retries)
+    roles = {role: name for role, name in data.source_splits.items() if name in there}
+    for role, name in data.source_splits.items():
+        if name != role and name not in there:  # asked for by name
+            raise UserError(
+                f"data.{role}_split={name!r}: {hub.id} has no such split. Allowed: {', '.join(there)}. Fix: --data."
+                f"{role}_split with one of these."
+            )
+    own = {"train", "validation"} <= set(roles)
+    if data.how == "folders" or (data.how == "auto" and own):
+        chosen = roles
+    else:
+        first = data.source_splits["train"]
+        chosen = {"all": first if first in there else next(iter(there))}
+    shards = {
+        role: hub_shards(hub, f"{hub.id}/{name}", there[name], data.columns, data.retries)
+        for role, name in chosen.items()
+    }
+    return Located(f"the hub data set {hub.id}", dict(shards), False)

@@ -1,0 +1,214 @@
+"""Where text comes from: files on this machine or a web server, and shards of hub data sets."""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.network import not_there, once_more, patiently
+from datamodules.rows import Columns, Row, decoded, of_columns
+
+log = logging.getLogger("lightning_memlong")
+
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+PARQUET_BATCH_BYTES = 8_000_000
+
+
+class FileShard:
+    """One file: plain text, JSON lines or parquet; the first two may be compressed (.gz, .zst).
+
+    Args:
+        name: Path relative to the source; what documents are called by.
+        url: Where it is: a path, or an address fsspec understands (http://, https://, hf://).
+        columns: Which columns to read.
+        retries: How often a network fault is answered by reading again, without any progress in between.
+    """
+
+    def __init__(self, name: str, url: str, columns: Columns, retries: int = 5) -> None:
+        self.name, self.url, self.columns, self.retries = name, url, columns, retries
+        suffixes = PurePosixPath(re.sub(r"[?#].*", "", url) if "://" in url else url).suffixes
+        self.compression = COMPRESSION.get(suffixes[-1].lower()) if suffixes else None
+        kind = suffixes[:-1] if self.compression else suffixes
+        self.kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(kind[-1].lower() if kind else "")
+
+    @property
+    def is_text(self) -> bool:
+        """Plain text, without rows of its own."""
+        return self.kind is None
+
+    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Row]:
+        """Rows from number ``start`` on.
+
+        Raises:
+            UserError: If the file is not there, a column is unknown, or the network fails again and again.
+        """
+
+        def read(first: int) -> Iterator[Row]:
+            if self.kind == "parquet":
+                yield from self._parquet(first)
+            elif self.kind == "json":
+                yield from self._json(first)
+            else:
+                yield from self._lines(first) if by_line else self._whole(first)
+
+        yield from patiently(read, start, self.url, self.retries)
+
+    def identity(self, content: bool) -> str:
+        """What changes with the file: a digest of its content, or its size; of an address, what the server says.
+
+        Raises:
+            UserError: If it is not there, or the network fails again and again.
+        """
+        try:
+            if "://" in self.url:
+                facts = once_more(lambda: _facts(self.url), self.url, self.retries)
+            elif content:
+                facts = _digest(self.url)
+            else:
+                facts = str(Path(self.url).stat().st_size)
+        except OSError as error:
+            raise not_there(self.url, error) from error
+        return f"{self.name} {facts}"
+
+    def _whole(self, start: int) -> Iterator[Row]:
+        if start == 0:
+            with ExitStack() as stack:
+                yield decoded(0, self._open(stack).read())
+
+    def _lines(self, start: int) -> Iterator[Row]:
+        with ExitStack() as stack:
+            for number, line in enumerate(self._open(stack)):
+                if number >= start:
+                    yield decoded(number, line)
+
+    def _json(self, start: int) -> Iterator[Row]:
+        columns: tuple[str, str | None] | None = None
+        with ExitStack() as stack:
+            for number, line in enumerate(self._open(stack)):
+                if not line.strip() or (number < start and columns is not None):
+                    continue
+                try:
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise ValueError(f"it holds a {type(value).__name__}, not an object with columns")
+                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+                    if number >= start:
+                        yield Row(number, problem=f"not a line of JSON ({error})")
+                    continue
+                columns = columns or self.columns.among(list(value), self.url)  # the first row says what there is
+                if number >= start:
+                    yield of_columns(number, value, *columns)
+
+    def _parquet(self, start: int) -> Iterator[Row]:
+        with ExitStack() as stack:
+            file = pq.ParquetFile(self._open(stack, seek=True))
+            text, book = self.columns.among(file.schema_arrow.names, self.url)
+            first = 0
+            for group in range(file.num_row_groups):
+                facts = file.metadata.row_group(group)
+                if first + facts.num_rows > start:  # groups before it are not even fetched
+                    size = max(1, PARQUET_BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size))
+                    wanted, number = [c for c in (text, book) if c], first
+                    for batch in file.iter_batches(min(size, 65_536), row_groups=[group], columns=wanted):
+                        for i in range(max(0, start - number), batch.num_rows):
+                            yield _parquet_row(batch, i, number + i, text, book)
+                        number += batch.num_rows
+                first += facts.num_rows
+
+    def _open(self, stack: ExitStack, seek: bool = False) -> Any:
+        raw = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack)  # noqa: SIM115
+        stack.enter_context(raw)
+        if self.compression is None:
+            return raw
+        # pyarrow notices a stream that was cut short, also for zstd.
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression), 1 << 16)
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _facts(url: str) -> str:
+    fs, path = fsspec.url_to_fs(url)
+    info = fs.info(path)
+    return repr([info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "blob_id")])
+
+
+def _remote(url: str, seek: bool, stack: ExitStack) -> IO[bytes]:
+    fs, path = fsspec.url_to_fs(url)
+    if not url.startswith("http"):
+        return fs.open(path, "rb")
+    if not seek:
+        # One request, read as it comes.
+        return io.BufferedReader(fs.open(path, "rb", block_size=0), 1 << 16)  # type: ignore[return-value]
+    file = fs.open(path, "rb")
+    try:
+        file.seek(-1, io.SEEK_END)
+        file.read(1)
+        file.seek(0)
+        return file
+    except ValueError:
+        file.close()
+    # Parquet is read from its end, which this server does not offer: keep a copy while reading.
+    log.info("%s: the server gives no parts of files; it is copied to a temporary file first", url)
+    copy = stack.enter_context(tempfile.TemporaryFile())
+    with fs.open(path, "rb", block_size=0) as body:
+        shutil.copyfileobj(body, copy, 1 << 20)
+    copy.seek(0)
+    return copy
+
+
+def _parquet_row(batch: pa.RecordBatch, place: int, number: int, text: str, book: str | None) -> Row:
+    try:
+        value = {name: batch.column(name)[place].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError as error:
+        return Row(number, problem=f"not UTF-8 ({error})")
+    return of_columns(number, value, text, book)
+
+
+class HubShard:
+    """One shard of a hub data set, streamed with the ``datasets`` library.
+
+    Args:
+        name: What documents are called by.
+        dataset: A ``datasets.IterableDataset`` of this shard alone.
+        columns: Which columns to read.
+        known_by: What tells one state of the data set from another.
+        retries: As for :class:`FileShard`.
+    """
+
+    def __init__(
+        self, name: str, dataset: Any, columns: Columns, known_by: Callable[[], str], retries: int = 5
+    ) -> None:
+        self.name, self.dataset, self.columns, self.retries = name, dataset, columns, retries
+        self._known_by = known_by
+
+    def identity(self, content: bool) -> str:
+        """What changes when the data set changes."""
+        return f"{self.name} {self._known_by()}"
+
+    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Row]:
+        """Rows from number ``start`` on."""
+
+        def read(first: int) -> Iterator[Row]:
+            columns: tuple[str, str | None] | None = None
+            for number, value in enumerate(self.dataset.skip(first) if first else self.dataset, first):
+                columns = columns or self.columns.among(list(value), self.name)
+                yield of_columns(number, value, *columns)
+
+        yield from patiently(read, start, self.name, self.retries)

@@ -1,0 +1,88 @@
+"""A web server on this machine that can fail in the ways servers do."""
+
+import http.server
+import socket
+import struct
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+class Server:
+    """Serves a folder; the first ``faults`` requests for a body go wrong.
+
+    Kinds: ``500`` answers with that status, ``half`` closes after half of the body, ``reset`` breaks the connection.
+    """
+
+    def __init__(self) -> None:
+        self.faults, self.kind, self.ranges, self.requests, self.sent = 0, "500", False, 0, 0
+        self._servers: list[http.server.ThreadingHTTPServer] = []
+
+    def serve(self, folder: Path, faults: int = 0, kind: str = "500", ranges: bool = False) -> str:
+        """The address of the folder."""
+        self.faults, self.kind, self.ranges = faults, kind, ranges
+        handler: Any = partial(_Handler, self, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self._servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    def close(self) -> None:
+        """Stop serving."""
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, state: Server, *args: Any, **kwargs: Any) -> None:
+        self.state = state
+        super().__init__(*args, **kwargs)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def end_headers(self) -> None:
+        if self.state.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.state.requests += 1
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return super().do_GET()
+        data = path.read_bytes()
+        if self.state.faults > 0:
+            self.state.faults -= 1
+            return self._fail(data)
+        if self.state.ranges and "Range" in self.headers:
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            part = data[int(first) : int(last) + 1 if last else None]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+            data = part
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))
+        self.end_headers()
+        self.state.sent += len(data)
+        self.wfile.write(data)
+
+    def _fail(self, data: bytes) -> None:
+        self.close_connection = True
+        if self.state.kind == "500":
+            return self.send_error(500)
+        if self.state.kind == "half":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            return None
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+        self.connection.close()
+        return None
