@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.eviction import load_policy
 from lightning_memlong.retriever import Retriever, load_retriever
 
@@ -77,8 +78,9 @@ class MemoryBankCallback(L.Callback):
             f"{self._saved['retriever']!r}, whose embeddings the saved bank holds",
             "go on with that one, or start a new run",
         )
-        bank = self._new_bank(self._saved["bank"]["rows"])
-        bank.load_state_dict(self._saved["bank"], pl_module.device)
+        saved = self._saved["banks"][rank_and_world()[0]]
+        bank = self._new_bank(saved["rows"])
+        bank.load_state_dict(saved, pl_module.device)
         self.banks["train"], self._saved = bank, None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -232,14 +234,14 @@ class MemoryBankCallback(L.Callback):
         self.log_dict({f"{group}/{k}": float(v) for k, v in values.items()}, batch_size=len(batch["input_ids"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The training bank, if there is one."""
+        """The training bank of every process, if there is one."""
         if "train" not in self.banks:
             return {}
-        return {"bank": self.banks["train"].state_dict(), "retriever": self.config.retriever.name}
+        return {"banks": gather(self.banks["train"].state_dict()), "retriever": self.config.retriever.name}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""
-        self._saved = state_dict if "bank" in state_dict else None
+        self._saved = state_dict if "banks" in state_dict else None
 
 
 def _seed(*parts: int) -> int:

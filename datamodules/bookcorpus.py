@@ -68,7 +68,7 @@ class BookCorpus(DocumentDataModule):
         group: _Group | None = None
         for row in shard.rows(start, by_line=True):
             if group is not None and row.problem is None:
-                full = group.book is None and group.size >= self.run_characters
+                full = group.book is None and max(group.size, len(row.text)) >= self.run_characters
                 if full or (group.lines and row.book != group.book):
                     yield group
                     group = None
@@ -92,7 +92,7 @@ class _Group:
             return
         self.book = row.book
         self.lines.append(row.text if row.text.endswith("\n") else f"{row.text}\n")
-        self.size += len(row.text)
+        self.size += len(self.lines[-1])
 
     def take(self, tail: "_Group") -> None:
         self.lines += tail.lines

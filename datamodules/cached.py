@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.distributed import rank_and_world
 from datamodules.token_cache import TokenCache
 from datamodules.windows import Batch, Place, Windows, window_offsets
+from lightning_memlong.distributed import rank_and_world
 
 
 def plan_rows(lengths: Sequence[int], documents: Sequence[int], rows: int, window: int, stride: int) -> list[list[int]]:

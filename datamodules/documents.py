@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import splits
 from datamodules.cached import CachedStream
-from datamodules.distributed import gather, rank_and_world, say
 from datamodules.hub import Hub
 from datamodules.locate import Located, locate
 from datamodules.rows import Columns, Row, Shard
@@ -25,6 +24,7 @@ from datamodules.token_cache import Document, TokenCache
 from datamodules.windows import Windows
 from lightning_memlong.backbones import load_tokenizer
 from lightning_memlong.config import require, require_choice
+from lightning_memlong.distributed import gather, rank_and_world, say
 from lightning_memlong.errors import UserError
 
 OnBad = Literal["raise", "skip"]
@@ -64,8 +64,8 @@ class DocumentDataModule(L.LightningDataModule):
         shuffle: Mix the order of training documents anew each epoch.
         shuffle_buffer: Documents that are mixed at a time while streaming [documents]; from the cache, all are.
         cache: Tokenise everything before the first step, into a memory-mapped file that later runs find; false:
-            while training; null: true for local files without splits of their own and for
-            LocalText, else false.
+            while training; null: true for files that have no splits of their own, and for
+            LocalText.
         num_workers: Processes that tokenise (or read the cache) ahead of the model; the order of batches does not
             depend on it. null: 2 while streaming, none from the cache.
         on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
@@ -204,7 +204,7 @@ class DocumentDataModule(L.LightningDataModule):
         assert found is not None
         shards = found.of(part, self.how)
         by_hash = found.undivided and self.how != "all"
-        cache = (by_hash and found.local) or self.cache_by_default if self.cache is None else self.cache
+        cache = (by_hash and not found.on_hub) or self.cache_by_default if self.cache is None else self.cache
         if not cache:
             self._streams[part] = self._live(part, shards, by_hash)
             say(f"Data: {self.name}, {part} streamed from {found.where}: {len(shards)} files", flush=True)

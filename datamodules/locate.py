@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datamodules.distributed import say
 from datamodules.files import find_files
 from datamodules.hub import hub_shards
 from datamodules.rows import Shard
 from datamodules.sources import FileShard
 from datamodules.splits import by_name
+from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Located:
     """For messages."""
     shards: dict[str, Sequence[Shard]]
     """By split; under 'all' if the documents are still to be divided."""
-    local: bool
+    on_hub: bool = False
 
     @property
     def undivided(self) -> bool:
@@ -71,7 +71,7 @@ def locate(data: DocumentDataModule) -> Located:
         return _by_split(data, path)
     paths = [path] if isinstance(path, str) else path
     files = [file for p in paths for file in _files(data, p)]
-    where, local = ", ".join(paths), not any("://" in p for p in paths)
+    where = ", ".join(paths)
     divided = by_name({file.name: file for file in files}, data.source_splits)
     own = bool(divided.get("train") and divided.get("validation"))
     if data.how == "folders" or (data.how == "auto" and own):
@@ -84,8 +84,8 @@ def locate(data: DocumentDataModule) -> Located:
         outside = len(files) - len({file.name for chosen in divided.values() for file in chosen})
         if outside:
             say(f"Data: {outside} files of {where} are in no split's folder and are not read", flush=True)
-        return Located(where, dict(divided), local)
-    return Located(where, {"all": files}, local)
+        return Located(where, dict(divided))
+    return Located(where, {"all": files})
 
 
 def _files(data: DocumentDataModule, path: str) -> list[FileShard]:
@@ -101,7 +101,7 @@ def _by_split(data: DocumentDataModule, path: dict[str, str | list[str]]) -> Loc
     listed = {role: [paths] if isinstance(paths, str) else paths for role, paths in named.items() if paths}
     shards = {role: [f for p in paths for f in _files(data, p)] for role, paths in listed.items()}
     where = "; ".join(f"{role}: {', '.join(paths)}" for role, paths in listed.items())
-    return Located(where, dict(shards), "://" not in where)
+    return Located(where, dict(shards))
 
 
 def _on_the_hub(data: DocumentDataModule) -> Located:
@@ -124,4 +124,4 @@ def _on_the_hub(data: DocumentDataModule) -> Located:
         role: hub_shards(hub, f"{hub.id}/{name}", there[name], data.columns, data.retries)
         for role, name in chosen.items()
     }
-    return Located(f"the hub data set {hub.id}", dict(shards), False)
+    return Located(f"the hub data set {hub.id}", dict(shards), on_hub=True)

@@ -69,7 +69,8 @@ def _wait(where: str, error: BaseException, failures: int, retries: int) -> None
     if failures > retries:
         raise UserError(
             f"{where} could not be read: {reason}; tried {failures} times. Allowed: a server that answers. Fix: try "
-            "again later (a run goes on with --ckpt_path last), raise --data.retries, or give a local copy as --data.path."
+            "again later (a run goes on with --ckpt_path last), raise --data.retries, or give a local copy as "
+            "--data.path."
         ) from error
     pause = min(60.0, FIRST_WAIT_S * 2 ** (failures - 1))
     log.warning("%s: %s; trying again in %.1f s (%d of %d)", where, reason, pause, failures, retries)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
-from datamodules.distributed import say
+from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
 ROLES = ("train", "validation", "test")

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.distributed import any_rank, rank_and_world
 from datamodules.token_cache import Document, tokenise
 from datamodules.windows import Batch, Place, Windows
+from lightning_memlong.distributed import any_rank, rank_and_world
 from lightning_memlong.errors import UserError
 
 ROW_BITS = 40

@@ -15,6 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -22,10 +23,11 @@ from rich.table import Table
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
 from lightning_memlong.config import MemoryConfig
+from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 from lightning_memlong.module import MemLongModule
 from lightning_memlong.parsing import Parser, config_files, flat, insert_config, plain
-from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, runs_root
+from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
 
 log = logging.getLogger("lightning_memlong")
 
@@ -152,11 +154,6 @@ class MemLongCLI(LightningCLI):
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
         if self.subcommand is None:
             return
-        if self.trainer.world_size > 1:
-            raise UserError(
-                f"trainer.devices={self.trainer.world_size}: more than one process is not supported yet; each would "
-                "read the same documents. Allowed: 1. Fix: --trainer.devices 1."
-            )
         self.datamodule.setup(self.subcommand)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MemoryBankCallback):
@@ -168,8 +165,8 @@ class MemLongCLI(LightningCLI):
         """Validate the untrained model, so that every curve has its beginning."""
         self._first: dict[str, float] = {}
         config = self.config[self.subcommand]
-        if self.trainer.log_dir:
-            print(f"Run folder: {self.trainer.log_dir}", flush=True)
+        if folder := run_folder(self.trainer):
+            say(f"Run folder: {folder}", flush=True)
         if config.validate_first and not config.ckpt_path and self.trainer.limit_val_batches:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self._first = _metrics(self.trainer, "val")
@@ -189,6 +186,7 @@ class MemLongCLI(LightningCLI):
         """Print perplexity with memory on and off."""
         self._report("Test perplexity (same weights, same tokens)", {"": _metrics(self.trainer, "test")})
 
+    @rank_zero_only
     def _report(self, title: str, rows: dict[str, dict[str, float]]) -> None:
         memory = self._get(self.config_init, "memory")
         on = "memory on" + (" (LEAKING query: current)" if memory.query == "current" else "")
@@ -201,9 +199,9 @@ class MemLongCLI(LightningCLI):
                 table.add_row(name, *("-" if v is None else f"{v:.3f}" for v in values))
         console = Console(width=max(80, Console().width))
         console.print(table)
-        if self.trainer.log_dir:
-            console.print(f"Run folder: {self.trainer.log_dir}", soft_wrap=True)
-            console.print(f"Look at it: {_tensorboard()} --logdir {Path(self.trainer.log_dir).parent}", soft_wrap=True)
+        if folder := run_folder(self.trainer):
+            console.print(f"Run folder: {folder}", soft_wrap=True)
+            console.print(f"Look at it: {_tensorboard()} --logdir {folder.parent}", soft_wrap=True)
 
 
 def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
@@ -227,6 +225,8 @@ def _calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined.*")
         # It is: the position is part of the DataModule's state.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        # Perplexities are already those of all processes; the bank's numbers are those of the first.
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         yield
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_memlong.backbones import load_tokenizer
 from lightning_memlong.config import TuningConfig
+from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.model import MemLong, MemLongOutput
 
@@ -193,7 +194,8 @@ class MemLongModule(L.LightningModule):
         trained = {f"model.{name}" for name in self.model.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["memlong"] = {"backbone": self._fingerprint, "rng": torch.get_rng_state(), "rng_cuda": cuda}
+        random = gather({"cpu": torch.get_rng_state(), "cuda": cuda})  # of each process
+        checkpoint["memlong"] = {"backbone": self._fingerprint, "random": random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this backbone and these settings.
@@ -219,7 +221,7 @@ class MemLongModule(L.LightningModule):
                 "Fix: leave these options to the checkpoint."
             )
         if self.trainer.state.fn == "fit":
-            self._rng = checkpoint["memlong"]
+            self._random = checkpoint["memlong"]["random"]
             self._keep_recipe(checkpoint)
 
     def _keep_recipe(self, checkpoint: dict[str, Any]) -> None:
@@ -238,11 +240,12 @@ class MemLongModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's random numbers."""
-        state = self.__dict__.pop("_rng", None)
-        if state is not None:
-            torch.set_rng_state(state["rng"])
-            if state["rng_cuda"]:
-                torch.cuda.set_rng_state_all(state["rng_cuda"])
+        random = self.__dict__.pop("_random", None)
+        if random is not None:
+            mine = random[rank_and_world()[0]]  # as many as there are processes: the data's position checks that
+            torch.set_rng_state(mine["cpu"])
+            if mine["cuda"]:
+                torch.cuda.set_rng_state_all(mine["cuda"])
 
     def _recognise(self) -> dict[str, Any]:
         """What a frozen backbone is recognised by: its shape and a sum over its frozen weights."""

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_memlong.errors import UserError
 
@@ -61,9 +62,8 @@ class RunRecord(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the files once the run folder is known."""
-        if trainer.log_dir is None:
+        if (folder := run_folder(trainer)) is None:
             return
-        folder = Path(trainer.log_dir)
         suffix = self._free_suffix(folder, "" if self.subcommand == "fit" else f"_{self.subcommand}")
         try:
             raw = folder / f"config_files{suffix}"
@@ -85,6 +85,15 @@ class RunRecord(SaveConfigCallback):
         while (folder / f"config{(suffix := stage + (f'_{number}' if number > 1 else ''))}.yaml").exists():
             number += 1
         return suffix
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """What ``trainer.log_dir`` gives, without asking the other processes, which may not be listening."""
+    if not trainer.loggers:
+        return None
+    logger = trainer.loggers[0]
+    folder = logger.log_dir if isinstance(logger, TensorBoardLogger | CSVLogger) else logger.save_dir
+    return None if folder is None else Path(folder)
 
 
 def check_writable(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What integration tests share: options for a tiny run, and a callback that kills the process."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -61,3 +62,33 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
             return [path]
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}/{i}")]
     return [] if a == b else [path]
+
+
+class Recorder(L.Callback):
+    """Writes down which windows each step saw: one line of JSON a step, in a file for each process."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def _write(self, trainer: L.Trainer, stage: str, number: int, batch: Any) -> None:
+        facts = {"stage": stage, "step": number, "epoch": trainer.current_epoch}
+        facts |= {k: batch[k].tolist() for k in ("document_id", "offset", "length")}
+        facts["sum"] = [int((row * (1 + torch.arange(len(row)))).sum()) for row in batch["input_ids"]]
+        with open(f"{self.file}.{trainer.global_rank}", "a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._write(trainer, "train", trainer.global_step, batch)
+
+    def on_test_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        self._write(trainer, "test", batch_idx, batch)
+
+
+def recorded(file: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """What a Recorder wrote."""
+    return [json.loads(line) for line in Path(f"{file}.{rank}").read_text().splitlines()]
+
+
+def recording(file: Path) -> list[str]:
+    """Options that add a Recorder."""
+    return ["--trainer.callbacks+=tests.integration.helpers.Recorder", f"--trainer.callbacks.file={file}"]

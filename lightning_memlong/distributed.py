@@ -1,4 +1,4 @@
-"""What several processes must agree on about the data."""
+"""What several processes must agree on."""
 
 from functools import cache
 from typing import Any
@@ -34,9 +34,10 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank; all must ask."""
-    values = [None] * rank_and_world()[1]
-    if len(values) == 1:
+    """The values of all processes, by rank, in the first one, which writes checkpoints; all must ask."""
+    rank, world = rank_and_world()
+    if world == 1:
         return [value]
-    dist.all_gather_object(values, value, group=_cpu_group(dist.group.WORLD))
+    values: list[Any] = [None] * world
+    dist.gather_object(value, values if rank == 0 else None, dst=0, group=_cpu_group(dist.group.WORLD))
     return values

@@ -1,0 +1,177 @@
+"""Every corpus through ``train.py``: from files and from a web server, resumed, and in two processes."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import network
+from lightning_memlong.cli import main
+from tests.conftest import WORDS
+from tests.integration.helpers import ROOT, recorded, recording, tiny
+from tests.server import Server
+
+
+def prose(seed: int, words: int) -> str:
+    mixer = random.Random(seed)
+    return " ".join(mixer.choice(WORDS) for _ in range(words))
+
+
+def write_pg19(folder: Path) -> Path:
+    for part, count in (("train", 7), ("validation", 2), ("test", 2)):
+        (folder / part).mkdir(parents=True)
+        for i in range(count):
+            (folder / part / f"{part}{i}.txt").write_text(prose(i, 150 + 90 * i))
+    return folder
+
+
+def write_proof_pile(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for part, count in (("train", 8), ("validation", 2), ("test", 2)):
+        rows = [{"text": prose(100 + i, 120 + 60 * i), "meta": json.dumps({"config": "arxiv"})} for i in range(count)]
+        (folder / f"proofpile_{part}_0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_wikitext(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for part, count in (("train", 8), ("valid", 2), ("test", 2)):
+        articles = [f" = {part} {i} = \n \n {prose(200 + i, 130)} \n \n = = More = = \n \n {prose(i, 60)} \n \n"
+                    for i in range(count)]  # fmt: skip
+        (folder / f"wiki.{part}.raw").write_text(" \n" + "".join(articles))
+    return folder
+
+
+def write_bookcorpus(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    rows = [json.dumps({"text": prose(300 + i, 12) + " ."}) for i in range(300)]
+    (folder / "books.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+WRITE = {"pg19": write_pg19, "proof_pile": write_proof_pile, "wikitext103": write_wikitext,
+         "bookcorpus": write_bookcorpus}  # fmt: skip
+
+
+def options(corpus: str, backbone: Path, path: object, runs: Path) -> list[str]:
+    own = ["--data.run_characters", "1500"] if corpus == "bookcorpus" else []
+    conf = ["--config", str(ROOT / "conf" / "data" / f"{corpus}.yaml")]
+    base = tiny(backbone, Path("unused"), runs)
+    return [*base[:2], *conf, *base[2:], "--data.path", str(path), *own]
+
+
+@pytest.mark.parametrize("corpus", WRITE)
+def test_each_corpus_trains_and_tests_from_files_and_from_a_server(
+    corpus: str, tiny_backbone: Path, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = WRITE[corpus](tmp_path / "corpus")
+    seen = []
+    for name, path in (("files", folder), ("server", server.serve(folder))):
+        args = [*options(corpus, tiny_backbone, path, tmp_path / name), *recording(tmp_path / name)]
+        assert main(["fit", *args, "--validate_first", "false", "--data.batch_size", "2"]) == 0
+        assert main(["test", *args, "--ckpt_path", "last", "--data.batch_size", "2"]) == 0
+        seen.append(recorded(tmp_path / name))
+    assert "Test perplexity" in capsys.readouterr().out
+    assert seen[0] == seen[1], "the same batches"
+    assert {line["stage"] for line in seen[0]} == {"train", "test"} and len(seen[0]) >= 6
+
+
+def test_a_server_that_fails_now_and_then_changes_nothing(
+    tiny_backbone: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "FIRST_WAIT_S", 0.001)
+    folder = write_proof_pile(tmp_path / "corpus")
+    seen = []
+    for faults in (0, 3):
+        path = json.dumps(
+            {part: f"{server.serve(folder)}/proofpile_{part}_0.jsonl" for part in ("train", "validation")}
+        )
+        args = [*options("proof_pile", tiny_backbone, path, tmp_path / "runs"), *recording(tmp_path / str(faults))]
+        server.faults, server.kind = faults, "half"
+        assert main(["fit", *args, "--validate_first", "false"]) == 0
+        seen.append(recorded(tmp_path / str(faults)))
+        assert server.faults == 0
+    assert seen[0] == seen[1]
+
+
+def fit(args: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "train.py", "fit", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def streamed(backbone: Path, folder: Path, runs: Path, workers: int) -> list[str]:
+    """Options of a run that streams a few epochs."""
+    more = ["--data.num_workers", str(workers), "--data.batch_size", "2", "--data.shuffle_buffer", "3",
+            "--trainer.max_steps", "60", "--trainer.limit_val_batches", "2", "--validate_first", "false"]  # fmt: skip
+    return [*options("pg19", backbone, folder, runs), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_run_that_is_killed_again_and_again_sees_every_window_in_order(
+    workers: int, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    folder = write_pg19(tmp_path / "corpus")
+    for file in sorted((folder / "train").iterdir())[3:]:
+        shutil.copy(file, file.with_name(f"again-{file.name}"))
+    whole = fit([*streamed(tiny_backbone, folder, tmp_path / "whole", workers), *recording(tmp_path / "w")])
+    assert whole.returncode == 0, whole.stderr
+    expected = [{k: v for k, v in line.items() if k != "epoch"} for line in recorded(tmp_path / "w")]
+    assert [line["step"] for line in expected] == list(range(60)) and recorded(tmp_path / "w")[-1]["epoch"] >= 1
+    checkpoints = tmp_path / "checkpoints.yaml"
+    checkpoints.write_text(
+        "trainer:\n  callbacks:\n    - class_path: callbacks.checkpoint.LastCheckpoint\n"
+        "      init_args: {every_n_train_steps: 4}\n"
+    )
+    kills = sorted(random.Random(workers).sample(range(6, 58), 3))
+    for attempt, kill in enumerate([*kills, None]):
+        args = [*streamed(tiny_backbone, folder, tmp_path / "killed", workers), "--config", str(checkpoints)]
+        args += ["--ckpt_path", "last"] if attempt else []
+        args += recording(tmp_path / f"k{attempt}")
+        if kill is not None:
+            args += ["--trainer.callbacks+=tests.integration.helpers.KillAt", f"--trainer.callbacks.step={kill}"]
+        done = fit(args)
+        assert done.returncode == (0 if kill is None else -9), done.stderr
+        seen = recorded(tmp_path / f"k{attempt}")
+        first, last = seen[0]["step"], seen[-1]["step"]
+        assert last == (59 if kill is None else kill) or last == kill - 1  # type: ignore[operator]
+        assert [{k: v for k, v in line.items() if k != "epoch"} for line in seen] == expected[first : last + 1]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_corpus_and_end_together(tiny_backbone: Path, tmp_path: Path) -> None:
+    folder = write_pg19(tmp_path / "corpus")
+    pair = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
+    pair += ["--trainer.max_steps", "-1", "--model.scheduler.total_steps", "100"]
+    for cache in ("false", "true"):
+        file = tmp_path / cache
+        args = [*streamed(tiny_backbone, folder, tmp_path / "runs" / cache, 0), *pair, "--data.cache", cache]
+        done = fit([*args, *recording(file)])
+        assert done.returncode == 0, done.stderr
+        ranks = [[line for line in recorded(file, rank) if line["stage"] == "train"] for rank in (0, 1)]
+        assert len(ranks[0]) == len(ranks[1]) > 10, "an epoch ends in both at once"
+        read: dict[int, set[tuple[int, int]]] = {}
+        tokens = 0
+        for rank, lines in enumerate(ranks):
+            for line in lines:
+                tokens += sum(line["length"])
+                for row, document in enumerate(line["document_id"]):
+                    if document >= 0:
+                        read.setdefault(document, set()).add((rank, row))
+        assert len(read) == 7 and all(len(readers) == 1 for readers in read.values())
+        assert {rank for readers in read.values() for rank, _ in readers} == {0, 1}
+        assert tokens == sum(150 + 90 * i for i in range(7)), "the whole corpus, once"
+    runs = tmp_path / "runs" / "false"
+    saved = torch.load(next(runs.rglob("last.ckpt")), weights_only=True)
+    assert len(saved["PG19"]["positions"]) == len(saved["memlong"]["random"]) == 2
+    assert len(saved["callbacks"]["MemoryBankCallback"]["banks"]) == 2
+    again = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    resumed = fit([*streamed(tiny_backbone, folder, runs, 2), *pair, "--data.cache", "false", *again])
+    assert resumed.returncode == 0, resumed.stderr
+    alone = fit([*streamed(tiny_backbone, folder, runs, 2), "--ckpt_path", "last", "--data.cache", "false"])
+    assert alone.returncode == 2 and "trainer.devices=1" in alone.stderr and "Allowed: 2" in alone.stderr
