@@ -5,31 +5,28 @@ A batch is ``{"input_ids": (B, T), "labels": (B, T), "length": (B,), "document_s
 never holds two documents; the short last window of a document is padded on the right and masked.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
-from transformers import PreTrainedTokenizerBase
 
 from datamodules import splits
 from datamodules.cached import CachedStream
 from datamodules.hub import Hub
-from datamodules.locate import Located, locate
+from datamodules.locate import locate
+from datamodules.opening import Stream, open_split
 from datamodules.rows import Columns, Row, Shard
 from datamodules.splits import ROLES, Split
-from datamodules.streaming import Corpus, LiveStream
-from datamodules.token_cache import Document, TokenCache
-from datamodules.windows import Windows
+from datamodules.streaming import LiveStream
+from datamodules.token_cache import Document
 from lightning_memlong.backbones import load_tokenizer
 from lightning_memlong.config import require, require_choice
-from lightning_memlong.distributed import gather, rank_and_world, say
+from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
 
 OnBad = Literal["raise", "skip"]
 Paths = str | list[str]
-Stream = CachedStream | LiveStream
 
 
 class DocumentDataModule(L.LightningDataModule):
@@ -131,8 +128,8 @@ class DocumentDataModule(L.LightningDataModule):
         self._check()
         self._streams: dict[str, Stream] = {}
         self._resume: dict[str, Any] | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._located: Located | None = None
+        self._tokenizer: Any = None
+        self._located: Any = None
 
     def _check(self) -> None:
         chunk, window, least = self.chunk_size, self.window, self.min_document_tokens
@@ -193,119 +190,10 @@ class DocumentDataModule(L.LightningDataModule):
             UserError: If there is no such source or split, or a document of it cannot be used.
         """
         if self._located is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name)
-            self._located = locate(self)
+            self._tokenizer, self._located = load_tokenizer(self.tokenizer_name), locate(self)
         for part in splits.needed(stage):
             if part not in self._streams:
-                self._open(part, stage)
-
-    def _open(self, part: str, stage: str) -> None:
-        found = self._located
-        assert found is not None
-        shards = found.of(part, self.how)
-        by_hash = found.undivided and self.how != "all"
-        cache = (by_hash and not found.on_hub) or self.cache_by_default if self.cache is None else self.cache
-        if not cache:
-            self._streams[part] = self._live(part, shards, by_hash)
-            say(f"Data: {self.name}, {part} streamed from {found.where}: {len(shards)} files", flush=True)
-        elif found.undivided:
-            self._streams.update(self._cached(shards, ROLES, stage))
-        else:
-            self._streams.update(self._cached(shards, (part,), stage))
-
-    def _live(self, part: str, shards: Sequence[Shard], by_hash: bool) -> LiveStream:
-        def read(index: int, start: int) -> Iterator[Document]:
-            found = self.documents(shards, index, start)
-            if not by_hash:
-                return found
-            return (d for d in found if splits.hash_role(d.id, self.validation_fraction) == part)
-
-        names = tuple(shard.name for shard in shards)
-        facts = (self.recipe(), self._divided(part), [s.identity(False) for s in shards])
-        digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-        seed = self.seed if part == "train" and self.shuffle else None
-        return LiveStream(
-            Corpus(f"{self.name} ({part})", names, read, digest),
-            self._tok,
-            self._windows(),
-            seed,
-            1 if seed is None else self.shuffle_buffer,
-            2 if self.num_workers is None else self.num_workers,
-            max(2, self.min_document_tokens or 0),
-            self.max_document_tokens,
-            self._is_bad,
-        )
-
-    def _divided(self, part: str) -> tuple[Any, ...]:
-        assert self._located is not None
-        return (part, self.how, self.validation_fraction) if self._located.undivided else (part,)
-
-    def _cached(self, shards: Sequence[Shard], parts: Sequence[str], stage: str) -> dict[str, Stream]:
-        def documents() -> Iterable[Document]:
-            return (document for index in range(len(shards)) for document in self.documents(shards, index))
-
-        source = repr((self.recipe(), [shard.identity(True) for shard in shards]))
-        cache = TokenCache.build(self.name, source, documents, self._tok)
-        usable, told = self._usable(cache)
-        names = [cache.ids[i] for i in usable]
-        if len(parts) == 1:
-            members = {parts[0]: list(range(len(names)))}
-        elif self.how == "all":
-            members = {"train": [], "validation": list(range(len(names))), "test": list(range(len(names)))}
-        else:
-            members = splits.by_hash(names, self.validation_fraction)
-        if len(parts) > 1:
-            splits.require_parts(members, stage, self.how, len(names))
-        counts = ", ".join(f"{part} {len(places)}" for part, places in members.items())
-        say(f"Data: {self.name}, {sum(cache.lengths):,} tokens; documents: {counts}{told}", flush=True)
-        streams: dict[str, Stream] = {}
-        for part, places in members.items():
-            seed = self.seed if part == "train" and self.shuffle else None
-            chosen = [usable[i] for i in places]
-            streams[part] = CachedStream(cache, chosen, self._windows(), seed, self.num_workers or 0)
-        return streams
-
-    def _usable(self, cache: TokenCache) -> tuple[list[int], str]:
-        """Documents of a cache that are neither bad nor too short, and the others in words."""
-        bad = len(cache.problems)
-        for name, why in cache.problems:
-            self._is_bad(Document(name, "", problem=why), 0)
-        if self.max_document_tokens:
-            cache.lengths = [min(n, self.max_document_tokens) for n in cache.lengths]
-        good = [i for i, n in enumerate(cache.lengths) if not self._is_bad(Document(cache.ids[i], ""), n)]
-        bad += len(cache) - len(good)
-        least = max(2, self.min_document_tokens or 0)
-        usable = [i for i in good if cache.lengths[i] >= least]
-        if not usable:
-            raise UserError(
-                f"data.min_document_tokens={self.min_document_tokens}: the longest of {len(cache)} documents has "
-                f"{max(cache.lengths, default=0)} tokens. Allowed: at most that. Fix: lower it, or add longer text."
-            )
-        self.left_out = len(good) - len(usable)
-        told = f"; {self.left_out} shorter than {least} tokens left out" if self.left_out else ""
-        return usable, told + (f"; {bad} that cannot be used left out" if bad else "")
-
-    def _is_bad(self, document: Document, length: int) -> bool:
-        """Whether a document cannot be used; raises if that is not to be skipped over."""
-        why = document.problem
-        if why is None and self.min_document_tokens is None and length < self.chunk_size:
-            why = f"it has {length} tokens, fewer than one chunk ({self.chunk_size})"
-        if why is not None and self.on_bad_document == "raise":
-            assert self._located is not None
-            raise UserError(
-                f"data: {document.id} (in {self._located.where}) cannot be used: {why}. Allowed: readable UTF-8 text. "
-                "Fix: repair or remove it; or --data.on_bad_document skip, which leaves such documents out and counts "
-                "them; for short ones, --data.min_document_tokens."
-            )
-        return why is not None
-
-    @property
-    def _tok(self) -> PreTrainedTokenizerBase:
-        assert self._tokenizer is not None
-        return self._tokenizer
-
-    def _windows(self) -> Windows:
-        return Windows(self.window, self.stride, self.batch_size, self._tok.pad_token_id or 0)
+                self._streams.update(open_split(self, self._located, self._tokenizer, part, stage))
 
     # ---- batches ------------------------------------------------------------------------------------------
 
@@ -329,10 +217,12 @@ class DocumentDataModule(L.LightningDataModule):
         return self._streams[part].name_of(document_id)
 
     def teardown(self, stage: str) -> None:
-        """Say what was left out."""
+        """Say what was left out, in each process of its own documents."""
+        rank, world = rank_and_world()
+        of = f" (process {rank + 1} of {world})" if world > 1 else ""
         for part in splits.needed(stage):
             if part in self._streams and (words := self._streams[part].left_out()):
-                say(f"Data: {self.name}, {part}: {words}", flush=True)
+                print(f"Data: {self.name}, {part}{of}: {words}", flush=True)
 
     # ---- resuming -----------------------------------------------------------------------------------------
 

@@ -165,7 +165,6 @@ MISTAKES = {
     "wrong type": (["--memory.top_k", "many"], ["memory.top_k", "int"]),
     "no checkpoint": (["--ckpt_path", "last"], ["ckpt_path='last'", "no run under"]),
     "no such checkpoint": (["--ckpt_path", "/nowhere.ckpt"], ["ckpt_path='/nowhere.ckpt'", "not a file"]),
-    "two processes": (["--trainer.devices", "2"], ["trainer.devices=2", "Allowed: 1"]),
     "not a policy": (["--memory.policy", "math.pi"], ["memory.policy='math.pi'", "import path"]),
     "maximum below minimum": (["--data.max_document_tokens", "32"], ["data.max_document_tokens=32", "64"]),
     "no space": (["--trainer.logger.save_dir", "/proc/nowhere"], ["cannot write", "--trainer.logger.save_dir"]),

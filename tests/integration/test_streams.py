@@ -1,18 +1,23 @@
 """Every corpus through ``train.py``: from files and from a web server, resumed, and in two processes."""
 
+import gzip
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from datamodules import network
 from lightning_memlong.cli import main
 from tests.conftest import WORDS
+from tests.hub import FakeHub
 from tests.integration.helpers import ROOT, recorded, recording, tiny
 from tests.server import Server
 
@@ -99,9 +104,62 @@ def test_a_server_that_fails_now_and_then_changes_nothing(
     assert seen[0] == seen[1]
 
 
-def fit(args: list[str]) -> subprocess.CompletedProcess[str]:
+FAULTS = {
+    "cut gz": ("x.jsonl.gz", lambda rows: gzip.compress(rows)[:-20], ["x.jsonl.gz:", "the rest of the file cannot be"]),
+    "bytes": ("x.jsonl", lambda rows: rows.replace(b"}", b"\xff}", 1), ["x.jsonl:1 ", "utf-8", "on_bad_document skip"]),
+    "column": ("x.jsonl", lambda rows: rows.replace(b'"text"', b'"body"'), ["data.text_column='text'", "'body'"]),
+    "empty": ("x.txt", lambda rows: b"", ["x.txt ", "it is empty"]),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_text_that_cannot_be_used_ends_the_run_with_its_place(
+    name: str, tiny_backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, spoil, words = FAULTS[name]
+    folder = write_pg19(tmp_path / "corpus")
+    shutil.rmtree(folder / "train")
+    (folder / "train").mkdir()
+    rows = "\n".join(json.dumps({"text": prose(i, 300)}) for i in range(5)).encode()
+    (folder / "train" / file).write_bytes(spoil(rows))
+    args = options("pg19", tiny_backbone, folder, tmp_path / "runs")
+    assert main(["fit", *args, "--validate_first", "false", "--trainer.max_steps", "100"]) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error and all(word in error.rsplit("error:")[-1] for word in words), error
+
+
+def fit(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "train.py", "fit", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    env = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", ["pg19", "proof_pile"])
+def test_the_defaults_stream_from_the_hub(corpus: str, tiny_backbone: Path, tmp_path: Path) -> None:
+    """The hub is a model of it on this machine; its client is the real one."""
+    if corpus == "pg19":
+        folder = tmp_path / "hub" / "emozilla" / "pg19" / "data"
+        folder.mkdir(parents=True)
+        for part, shards in (("train", 2), ("validation", 1), ("test", 1)):
+            for i in range(shards):
+                books = pa.table({"short_book_title": ["t"] * 3, "text": [prose(10 * i + k, 300) for k in range(3)]})
+                pq.write_table(books, folder / f"{part}-{i:05d}-of-{shards:05d}.parquet")
+    else:
+        for part in ("train", "dev", "test"):
+            folder = tmp_path / "hub" / "hoskinson-center" / "proof-pile" / part
+            folder.mkdir(parents=True)
+            rows = [json.dumps({"text": prose(k, 300), "meta": "{}"}) for k in range(3)]
+            (folder / f"proofpile_{part}_0.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+        (folder.parent / "proof-pile.py").write_text("raise SystemExit('this must not run')")
+    hub = FakeHub(tmp_path / "hub")
+    args = [*options(corpus, tiny_backbone, "null", tmp_path / "runs"), *recording(tmp_path / "seen")]
+    done = fit(args, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"))
+    hub.close()
+    assert done.returncode == 0, done.stderr
+    assert "streamed from the hub data set" in done.stdout
+    assert len(recorded(tmp_path / "seen")) == 4
+    assert not list((tmp_path / "home").rglob("*.parquet")) and not list((tmp_path / "home").rglob("*.gz"))
 
 
 def streamed(backbone: Path, folder: Path, runs: Path, workers: int) -> list[str]:

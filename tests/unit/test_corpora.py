@@ -2,6 +2,11 @@
 
 import json
 import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ from datamodules import PG19, BookCorpus, LocalText, ProofPile, WikiText103
 from datamodules.documents import DocumentDataModule
 from datamodules.files import find_files
 from datamodules.token_cache import Document, TokenCache
-from lightning_memlong.backbones import load_tokenizer
+from lightning_memlong.backbones import cache_dir, load_tokenizer
 from lightning_memlong.errors import UserError
 
 WORDS = ["kan", "los", "mith", "nex", "pur", "ras"]
@@ -265,6 +270,37 @@ def test_cache_is_keyed_by_text_and_tokenizer_and_survives_a_kill(tiny_backbone:
     assert build(texts, tokenizer, "third").tokens(0, 0, 9).tolist() == tokenizer("los los")["input_ids"]
 
 
+def test_of_two_builders_the_second_waits_and_finds_the_work_done(tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    begun, go, calls = threading.Event(), threading.Event(), []
+
+    def slow() -> Iterator[Document]:
+        calls.append(1)
+        begun.set()
+        assert go.wait(10)
+        yield Document("a", "kan los")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(TokenCache.build, "t", "pair", slow, tokenizer)
+        assert begun.wait(10)
+        second = pool.submit(TokenCache.build, "t", "pair", slow, tokenizer)
+        time.sleep(0.2)
+        assert not second.done()
+        go.set()
+        assert first.result().ids == second.result().ids == ["a"] and len(calls) == 1
+
+
+def test_what_a_killed_builder_left_is_cleared_away(tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    name = build([Document("a", "kan los")], tokenizer, "left").name
+    folder = cache_dir() / "tokens"
+    shutil.rmtree(folder / name)
+    (folder / f".{name}-half").mkdir()
+    (folder / f".{name}-half" / "tokens.bin").write_bytes(b"123")
+    assert len(build([Document("a", "kan los")], tokenizer, "left")) == 1
+    assert not list(folder.glob(f".{name}-*"))
+
+
 def test_a_changed_file_is_tokenised_again(tmp_path: Path, tiny_backbone: Path) -> None:
     def validation() -> list[int]:
         data = LocalText(**settings(tmp_path, tiny_backbone, split="all"))
@@ -280,8 +316,6 @@ def test_a_changed_file_is_tokenised_again(tmp_path: Path, tiny_backbone: Path) 
 def test_a_damaged_or_foreign_cache_is_told(tiny_backbone: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_backbone))
     cache = build([Document("a", "kan los mith")], tokenizer, "damaged")
-    from lightning_memlong.backbones import cache_dir
-
     folder = cache_dir() / "tokens" / cache.name
     facts = json.loads((folder / "documents.json").read_text())
     (folder / "documents.json").write_text(json.dumps(facts | {"tokenizer": "other"}))

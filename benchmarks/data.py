@@ -1,0 +1,116 @@
+"""How fast batches arrive: from the token cache, and while streaming.
+
+    python benchmarks/data.py [FILE_OR_FOLDER]
+
+From the cache, against the time the default model trains on a batch. Streaming (reading, tokenising, cutting windows),
+against calling the tokenizer on the same texts in a loop. One process, both sides of a ratio turn about, medians.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
+
+from datamodules import LocalText  # noqa: E402
+from lightning_memlong.backbones import load_tokenizer  # noqa: E402
+from lightning_memlong.cli import MemLongCLI  # noqa: E402
+
+CONFIG = str(Path(__file__).parents[1] / "conf" / "memlong.yaml")
+
+
+def train_seconds(steps: int) -> float:
+    """Median time of a training step of the default configuration."""
+    cli = MemLongCLI(["--config", CONFIG, "--trainer.logger", "false", "--trainer.callbacks", "null"], run=False)
+    module, callback = cli.model.train(), cli.trainer.callbacks[0]
+    module.to(cli.trainer.strategy.root_device)
+    cli.datamodule.setup("fit")
+    callback.setup(cli.trainer, module, "fit")
+    optimizer = module.configure_optimizers()["optimizer"]
+    times = []
+    for batch in itertools.islice(cli.datamodule.train_dataloader(), steps + 2):
+        start = time.perf_counter()
+        batch = {k: v.to(module.device) for k, v in batch.items()}
+        callback.retrieve("train", batch, module)
+        output = module(batch)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.model.trainable().values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        callback.store("train", {"keys": output.keys, "values": output.values}, batch, module)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def data(path: str | None, **settings: Any) -> LocalText:
+    """The default DataModule."""
+    module = LocalText(path=path, split="hash", min_document_tokens=512, **settings)
+    module.setup("fit")
+    return module
+
+
+def batch_seconds(path: str | None, workers: int) -> float:
+    """Time of a batch from the cache, over an epoch."""
+    stream = data(path, num_workers=workers).train_dataloader()
+    start, count = time.perf_counter(), 0
+    for _ in stream:
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def loop(texts: list[str]) -> float:
+    """Time of the tokenizer alone."""
+    tokenizer = load_tokenizer("smollm2-135m")
+    start = time.perf_counter()
+    for text in texts:
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return time.perf_counter() - start
+
+
+def streaming(path: str | None, workers: int) -> float:
+    """Time of an epoch that is tokenised on the way."""
+    stream = data(path, cache=False, num_workers=workers).train_dataloader()
+    start = time.perf_counter()
+    for _ in stream:
+        pass
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", help="text; default: the sources of Python's standard library")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side of a streaming ratio")
+    parser.add_argument("--steps", type=int, default=7, help="training steps")
+    args = parser.parse_args()
+
+    step = train_seconds(args.steps)
+    print("\n| from the cache | a batch [ms] | a training step [ms] | how many times faster |\n|---|---|---|---|")
+    for workers in (0, 2):
+        batch = statistics.median(batch_seconds(args.path, workers) for _ in range(3))
+        print(f"| {workers} workers | {batch * 1e3:.3f} | {step * 1e3:.0f} | **{step / batch:,.0f}** |", flush=True)
+
+    part = data(args.path, cache=False)._located
+    assert part is not None
+    texts = [row.text for shard in part.of("train", "hash") for row in shard.rows()]
+    from datamodules.splits import hash_role
+
+    names = [shard.name for shard in part.of("train", "hash")]
+    texts = [text for name, text in zip(names, texts, strict=True) if hash_role(name, 0.05) == "train"]
+    print(f"\n{len(texts)} documents, {sum(map(len, texts)):,} characters\n")
+    print("| streaming | tokenizer in a loop [s] | stream [s] | ratio |\n|---|---|---|---|")
+    for workers in (0, 1, 2):
+        pairs = [(loop(texts), streaming(args.path, workers)) for _ in range(args.rounds)]
+        alone, ours = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(f"| {workers} workers | {alone:.2f} | {ours:.2f} | **{ratio:.2f}** |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
