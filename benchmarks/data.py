@@ -64,6 +64,12 @@ def batch_seconds(path: str | None, workers: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def train_texts(path: str | None) -> list[str]:
+    """The documents that the streams of this benchmark read."""
+    corpus = data(path, cache=False).train_dataloader().corpus  # type: ignore[union-attr]
+    return [document.text for index in range(len(corpus.shards)) for document in corpus.read(index, 0)]
+
+
 def loop(texts: list[str]) -> float:
     """Time of the tokenizer alone."""
     tokenizer = load_tokenizer("smollm2-135m")
@@ -96,13 +102,7 @@ def main() -> None:
         batch = statistics.median(batch_seconds(args.path, workers) for _ in range(3))
         print(f"| {workers} workers | {batch * 1e3:.3f} | {step * 1e3:.0f} | **{step / batch:,.0f}** |", flush=True)
 
-    part = data(args.path, cache=False)._located
-    assert part is not None
-    texts = [row.text for shard in part.of("train", "hash") for row in shard.rows()]
-    from datamodules.splits import hash_role
-
-    names = [shard.name for shard in part.of("train", "hash")]
-    texts = [text for name, text in zip(names, texts, strict=True) if hash_role(name, 0.05) == "train"]
+    texts = train_texts(args.path)
     print(f"\n{len(texts)} documents, {sum(map(len, texts)):,} characters\n")
     print("| streaming | tokenizer in a loop [s] | stream [s] | ratio |\n|---|---|---|---|")
     for workers in (0, 1, 2):

@@ -17,7 +17,7 @@ import pytest
 from datamodules import PG19, BookCorpus, LocalText, ProofPile, WikiText103
 from datamodules.documents import DocumentDataModule
 from datamodules.files import find_files
-from datamodules.token_cache import Document, TokenCache
+from datamodules.token_cache import Document, TokenCache, tokenise
 from lightning_memlong.backbones import cache_dir, load_tokenizer
 from lightning_memlong.errors import UserError
 
@@ -245,6 +245,15 @@ def test_a_hub_data_set_is_split_by_its_own_splits_or_by_hash(tmp_path: Path, ti
     assert sum(int(b["document_start"].sum()) for b in kept.val_dataloader()) == 30
 
 
+def test_tokens_are_the_tokenizer_s_own(tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    texts = ["kan los <unk> zzz <pad>", "", text(3000)]
+    tokenizer("x", truncation=True, max_length=4, padding="max_length")  # leaves the backend set to cut and to pad
+    found = tokenise(tokenizer, texts)
+    assert [ids.tolist() for ids in found] == tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert tokenise(tokenizer, []) == []
+
+
 # ---- the cache --------------------------------------------------------------------------------------------
 
 
@@ -259,14 +268,13 @@ def test_cache_is_keyed_by_text_and_tokenizer_and_survives_a_kill(tiny_backbone:
     assert a.tokens(0, 0, 9).tolist() == tokenizer("kan los")["input_ids"] != b.tokens(0, 0, 9).tolist()
     assert build([], tokenizer, "first").tokens(0, 0, 9).tolist() == a.tokens(0, 0, 9).tolist(), "found, not made again"
 
-    class Killed(type(tokenizer)):  # type: ignore[misc]
-        def __call__(self, *args: object, **kwargs: object) -> None:
-            raise KeyboardInterrupt
+    def killed() -> Iterator[Document]:
+        yield Document("a", "los")
+        raise KeyboardInterrupt
 
-    broken = Killed(tokenizer_object=tokenizer.backend_tokenizer)
     texts = [Document("a", "los los")]
     with pytest.raises(KeyboardInterrupt):
-        build(texts, broken, "third")
+        TokenCache.build("t", "third", killed, tokenizer)
     assert build(texts, tokenizer, "third").tokens(0, 0, 9).tolist() == tokenizer("los los")["input_ids"]
 
 
