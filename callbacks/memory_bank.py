@@ -58,9 +58,25 @@ class MemoryBankCallback(L.Callback):
                 f"a divisor of data.{name}={tokens}",
                 "change one of the two",
             )
+        window = getattr(data, "window", 0)
+        fix = "raise it, or lower --data.window"
+        capacity = self.config.capacity
+        require(capacity >= window, "memory.capacity", capacity, f"at least data.window={window} tokens", fix)
+        if self.config.policy == "none" and data is not None and hasattr(data, "longest_document"):
+            self._require_room(data.longest_document(stage))
         self.load_retriever()
         if self.config.query == "current":
             log.warning(LEAK)
+
+    def _require_room(self, longest: int | None) -> None:
+        """Without eviction, say before the run starts whether a document can overflow the bank."""
+        capacity = self.config.capacity
+        if longest is None:
+            log.warning("memory.policy=none: a document of more than %d tokens will stop the run", capacity)
+            return
+        allowed = f"at least the {longest} tokens of the longest document, as memory.policy=none drops nothing"
+        fix = "raise it, cut documents with --data.max_document_tokens, or choose another policy"
+        require(capacity >= longest, "memory.capacity", capacity, allowed, fix)
 
     def load_retriever(self) -> None:
         """Load the frozen encoder, once."""
@@ -210,13 +226,17 @@ class MemoryBankCallback(L.Callback):
             texts = pl_module.tokenizer.batch_decode(
                 [chunks[i, : lengths[i]] for i in which.nonzero().flatten()], clean_up_tokenization_spaces=False
             )
-            embeddings[which] = self._retriever.to(pl_module.device).encode(texts)
+            self._retriever.to(pl_module.device)
+            embeddings[which] = self._retriever.encode(texts)
         return embeddings.view(rows, tokens // size, -1)
 
     def _new_bank(self, rows: int) -> MemoryBank:
         c = self.config
         dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
-        return MemoryBank(rows, c.capacity, c.chunk_size, c.policy, c.policy_args, c.index, dtype)
+        return MemoryBank(
+            rows, c.capacity, c.chunk_size, c.policy, c.policy_args, c.index, dtype,
+            c.half_life, c.storage, c.storage_folder,
+        )  # fmt: skip
 
     # ---- logging and checkpoints --------------------------------------------------------------------------
 

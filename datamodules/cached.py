@@ -68,6 +68,10 @@ class CachedStream(Dataset[Batch]):
         """Begin the next iteration there."""
         self.epoch, self.first_batch, self._begun = position["epoch"], position["batch"], False
 
+    def longest_document(self) -> int | None:
+        """Its length [tokens]; None: not known."""
+        return max((self.cache.lengths[i] for i in self.documents), default=0)
+
     def name_of(self, document: int) -> str:
         """The name of a ``document_id``."""
         return self.cache.ids[document]

@@ -216,6 +216,11 @@ class DocumentDataModule(L.LightningDataModule):
         """Which document of a split a ``document_id`` means: its file, and the row in it if files have rows."""
         return self._streams[part].name_of(document_id)
 
+    def longest_document(self, stage: str) -> int | None:
+        """The most tokens a document of a stage can have; None: not known before it has been read."""
+        lengths = [self._streams[part].longest_document() for part in splits.needed(stage) if part in self._streams]
+        return None if None in lengths else max(lengths, default=0)  # type: ignore[type-var]
+
     def teardown(self, stage: str) -> None:
         """Say what was left out, in each process of its own documents."""
         rank, world = rank_and_world()

@@ -172,6 +172,10 @@ class LiveStream:
         """What the order of batches depends on beside the settings."""
         return self.corpus.digest
 
+    def longest_document(self) -> int | None:
+        """Its length [tokens]; None: not known."""
+        return self.longest
+
     def name_of(self, document: int) -> str:
         """The name of a ``document_id``: its file, and the row at which it begins if the file has rows."""
         shard, row = document >> ROW_BITS, document & ((1 << ROW_BITS) - 1)

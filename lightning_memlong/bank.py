@@ -5,18 +5,21 @@ L stored layers, H key/value heads, D head size, E embedding size.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_memlong.bank_file import load_bank, save_bank
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
 from lightning_memlong.index import has_gpu_index
 from lightning_memlong.ledger import Entries, Ledger
 from lightning_memlong.retrieved import Retrieved
-from lightning_memlong.storage import ChunkStorage, as_chunks
+from lightning_memlong.storage import ChunkStorage, Where, as_chunks
 
 __all__ = ["MemoryBank", "Retrieved"]
 
@@ -34,7 +37,11 @@ class MemoryBank:
         policy: Name or import path of an eviction policy.
         policy_args: Its keyword arguments.
         index: FAISS ``index_factory`` string.
-        dtype: Element type of stored K/V; None keeps that of the first insertion.
+        dtype: Element type of stored K/V; None keeps that of the first insertion; int8 has a scale for each head of
+            each token, and is read as the type of the first insertion.
+        half_life: Insertions after which a retrieval counts for half; None: it never fades.
+        storage: Where K/V live: ``device``, ``host`` or ``disk`` (see :class:`ChunkStorage`).
+        storage_folder: Folder for ``disk``; None: the system's for temporary files.
 
     Raises:
         UserError: For a capacity that is no multiple of the chunk size, or an unknown policy.
@@ -49,11 +56,15 @@ class MemoryBank:
         policy_args: Mapping[str, Any] | None = None,
         index: str = "Flat",
         dtype: torch.dtype | None = None,
+        half_life: float | None = None,
+        storage: Where = "device",
+        storage_folder: str | None = None,
     ) -> None:
         allowed = f"a multiple of chunk_size={chunk_size}, at least two chunks"
         require(capacity % chunk_size == 0 and capacity >= 2 * chunk_size, "capacity", capacity, allowed, "round it")
         self.rows, self.capacity, self.chunk_size, self.index, self.dtype = rows, capacity, chunk_size, index, dtype
-        self.slots = capacity // chunk_size
+        self.slots, self.half_life = capacity // chunk_size, half_life
+        self.storage, self.storage_folder = storage, storage_folder
         self._policy = load_policy(policy, policy_args)
         self._ledgers: list[Ledger] = []
         self._storage: ChunkStorage | None = None
@@ -71,7 +82,8 @@ class MemoryBank:
             positions: (R, n) place of each chunk's first token in its document.
 
         Raises:
-            UserError: If a shape does not fit the bank, or an embedding is not finite.
+            UserError: If a shape does not fit the bank, a window has more chunks than a row has room for, or something
+                is not finite; the bank is then as it was.
         """
         self._check(keys, values, embeddings, lengths)
         chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
@@ -80,16 +92,20 @@ class MemoryBank:
                 f"bank.insert: keys {tuple(keys.shape)} do not fit the stored ones (layers, heads or head size differ: "
                 f"{tuple(self._storage.keys.shape)}). Fix: use one bank for one model."
             )
-        self._allocate(chunk_keys, embeddings.shape[-1], one_layer=keys.dim() == 4)
+        self._allocate(chunk_keys.shape, keys.dtype, keys.device, embeddings.shape[-1], one_layer=keys.dim() == 4)
         embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
+        # A policy may refuse: then nothing has happened yet in any row.
+        wanted = [int((lengths[row] > 0).sum()) for row in range(self.rows)]
+        drops = [self._drops(ledger, count) for ledger, count in zip(self._ledgers, wanted, strict=True)]
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for row, ledger in enumerate(self._ledgers):
-            # A row can be handed more chunks than it holds; the newest of them win.
-            real = lengths[row].nonzero().flatten()[-self.slots :]
-            if len(real) == 0:
+            if not wanted[row]:
                 continue
-            self._make_room(ledger, len(real))
+            if len(drops[row]):
+                ledger.drop(drops[row])
+                self.evictions += len(drops[row])
+            real = lengths[row].nonzero().flatten()
             slots = ledger.append(embeddings[row, real], positions[row, real], lengths[row, real])
             targets.append(row * self.slots + slots)
             sources.append(row * lengths.shape[1] + real)
@@ -149,7 +165,7 @@ class MemoryBank:
             chosen = entries[row][real]
             held = ledger.entries
             if count:
-                held.counters[chosen] += 1
+                ledger.retrieved(chosen, scores[row][real])
             slots[row, real] = row * self.slots + held.slots[chosen]
             lengths[row, real], positions[row, real] = held.lengths[chosen], held.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1).to(self._storage.device)
@@ -198,43 +214,77 @@ class MemoryBank:
         state: dict[str, Any] = {
             name: getattr(self, name) for name in ("rows", "capacity", "chunk_size", "insertions", "evictions")
         }
-        state["one_layer"] = self._one_layer
+        state |= {"one_layer": self._one_layer, "dtype": str(self._storage._given if self._storage else None)}
         state["ledgers"] = [self._row_state(row) for row in range(len(self._ledgers))]
         return state
 
     def _row_state(self, row: int) -> dict[str, Any]:
         assert self._storage is not None
         ledger = self._ledgers[row]
-        slots = (row * self.slots + ledger.entries.slots).to(self._storage.device)
         facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
-        facts |= {k: getattr(self._storage, k).index_select(2, slots).cpu() for k in ("keys", "values")}
+        facts |= self._storage.take(row * self.slots + ledger.entries.slots)
         return {**facts, "serial": ledger.serial, "end": ledger.end}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Take over a saved state exactly; keys and values go to ``device``.
+        """Take over a saved state exactly; keys and values go to ``device``, or where ``storage`` says.
 
         Raises:
-            UserError: If the state belongs to a bank of other rows, capacity or chunk size.
+            UserError: If the state belongs to a bank of other rows, capacity, chunk size or element type; this bank is
+                then as it was.
         """
+        fix = "go on with that value, or start a new run"
         for name in ("rows", "capacity", "chunk_size"):
-            require(
-                state[name] == getattr(self, name),
-                f"memory.{name}" if name != "rows" else "data.batch_size",
-                getattr(self, name),
-                f"{state[name]}, which the saved bank was made with",
-                "go on with that value, or start a new run",
-            )
-        self.insertions, self.evictions = state["insertions"], state["evictions"]
-        self._ledgers, self._storage = [], None
+            key = f"memory.{name}" if name != "rows" else "data.batch_size"
+            allowed = f"{state[name]}, which the saved bank was made with"
+            require(state[name] == getattr(self, name), key, getattr(self, name), allowed, fix)
+        new = MemoryBank.__new__(MemoryBank)
+        vars(new).update(vars(self), _ledgers=[], _storage=None)
         for row, saved in enumerate(state["ledgers"]):
-            keys, values = saved["keys"].to(device), saved["values"].to(device)
-            self._allocate(keys, saved["embeddings"].shape[1], state["one_layer"])
-            assert self._storage is not None
-            facts = {k: saved[k] for k in ("counters", "born", "positions", "lengths", "embeddings")}
-            count = len(saved["born"])
-            self._ledgers[row].restore(Entries(slots=torch.arange(count), **facts), saved["serial"], saved["end"])
-            place = torch.arange(count)
-            self._storage.write(keys, values, place, row * self.slots + place)
+            given = getattr(torch, state["dtype"].removeprefix("torch."))
+            new._allocate(saved["keys"].shape, given, device, saved["embeddings"].shape[1], state["one_layer"])
+            assert new._storage is not None
+            stored = saved["keys"].dtype
+            allowed = f"{stored}, in which the saved bank holds them"
+            require(stored == new._storage.dtype, "memory.dtype", new._storage.dtype, allowed, fix)
+            place = torch.arange(len(saved["born"]))
+            facts = {f.name: saved[f.name] for f in fields(Entries) if f.name != "slots"}
+            new._ledgers[row].restore(Entries(slots=place, **facts), saved["serial"], saved["end"])
+            new._storage.put(row * self.slots + place, saved)
+        new.insertions, new.evictions = state["insertions"], state["evictions"]
+        vars(self).update(vars(new))
+
+    def save(self, path: str | Path, **made_with: str) -> Path:
+        """Write the bank to a safetensors file, whole or not at all.
+
+        Args:
+            path: The file.
+            **made_with: What it belongs to, for instance ``backbone`` and ``retriever``; :meth:`open` checks it.
+        """
+        return save_bank(Path(path), self.state_dict(), made_with)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        made_with: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> "MemoryBank":
+        """A bank that was saved by any run.
+
+        Args:
+            path: The file.
+            device: Where keys and values go.
+            made_with: What it must belong to, as given to :meth:`save`.
+            **settings: Arguments of :class:`MemoryBank` other than its sizes, such as ``policy``.
+
+        Raises:
+            UserError: If the file is damaged, of another version, or was made with something else.
+        """
+        state = load_bank(Path(path), made_with or {})
+        bank = cls(state["rows"], state["capacity"], state["chunk_size"], **settings)
+        bank.load_state_dict(state, device)
+        return bank
 
     def _check(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor) -> None:
         rows, tokens = keys.shape[-4], keys.shape[-2]
@@ -249,29 +299,57 @@ class MemoryBank:
                 f"bank.insert: embeddings {tuple(embeddings.shape)} and lengths {tuple(lengths.shape)} do not fit. "
                 f"Allowed: {expected} chunks. Fix: give one of each for every chunk of the window."
             )
+        if not keys.is_floating_point() or keys.dtype != values.dtype:
+            raise UserError(
+                f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: one floating-point type for "
+                "both. Fix: convert them."
+            )
+        if expected[1] > self.slots and int((lengths > 0).sum(dim=1).max()) > self.slots:
+            raise UserError(
+                f"bank.insert: a window of {tokens} tokens does not fit into a row of {self.capacity}. Allowed: a "
+                "memory.capacity of at least data.window. Fix: raise --memory.capacity, or lower --data.window."
+            )
         if not bool(torch.isfinite(embeddings).all()):
             raise UserError("bank.insert: an embedding is not finite. Fix: check the retriever's precision.")
+        for name, given in (("keys", keys), ("values", values)):
+            # One pass over the numbers: a sum is finite only if all of them are.
+            if not bool(torch.isfinite(given.detach().sum(dtype=torch.float32))):
+                raise UserError(
+                    f"bank.insert: {name} are not all finite. Allowed: numbers. Fix: a lower --model.optimizer.lr or "
+                    "another --trainer.precision; the model's own activations have overflowed."
+                )
 
-    def _allocate(self, keys: Tensor, embedding_size: int, one_layer: bool) -> None:
+    def _allocate(
+        self, shape: torch.Size, given: torch.dtype, device: torch.device | str, embedding_size: int, one_layer: bool
+    ) -> None:
         """Make room on the first insertion, when the shapes are known."""
-        if self._storage is None:
-            self._one_layer = one_layer
-            self._storage = ChunkStorage(keys.shape, self.rows * self.slots, self.dtype or keys.dtype, keys.device)
-            gpu = keys.is_cuda and has_gpu_index()
-            self._ledgers = [Ledger(self.slots, embedding_size, self.index, gpu) for _ in range(self.rows)]
+        if self._storage is not None:
+            return
+        gpu = torch.device(device).type == "cuda" and has_gpu_index()
+        ledgers = [Ledger(self.slots, embedding_size, self.index, gpu, self.half_life) for _ in range(self.rows)]
+        slots, dtype = self.rows * self.slots, self.dtype or given
+        self._storage = ChunkStorage(shape, slots, dtype, device, self.storage, self.storage_folder, given)
+        self._ledgers, self._one_layer = ledgers, one_layer
 
-    def _make_room(self, ledger: Ledger, count: int) -> None:
-        while len(ledger) + count > self.slots:
-            held = ledger.entries
-            drop = self._policy(held.counters, ledger.ages, held.lengths, self.capacity)
-            if drop.dtype != torch.long or not len(drop) or int(drop.min()) < 0 or int(drop.max()) >= len(held):
+    def _drops(self, ledger: Ledger, count: int) -> Tensor:
+        """Which entries have to go so that ``count`` more fit."""
+        kept = torch.arange(len(ledger))
+        while len(kept) + count > self.slots:
+            held = ledger.entries.take(kept)
+            facts = {"counters": held.counters, "scores": held.scores, "lengths": held.lengths}
+            facts |= {"ages": ledger.ages[kept], "idle": ledger.idle[kept]}
+            drop = self._policy({**facts, "capacity": self.capacity})
+            if drop.dtype != torch.long or not len(drop) or int(drop.min()) < 0 or int(drop.max()) >= len(kept):
                 raise UserError(
                     f"memory.policy: it returned {drop}. Allowed: a tensor of int64 with at least one index from 0 to "
-                    f"{len(held) - 1}. Fix: correct the policy; see lightning_memlong/eviction.py."
+                    f"{len(kept) - 1}. Fix: correct the policy; see lightning_memlong/eviction.py."
                 )
-            drop = drop.unique()
-            ledger.drop(drop)
-            self.evictions += len(drop)
+            stays = torch.ones(len(kept), dtype=torch.bool)
+            stays[drop] = False
+            kept = kept[stays]
+        gone = torch.ones(len(ledger), dtype=torch.bool)
+        gone[kept] = False
+        return gone.nonzero().flatten()
 
     @staticmethod
     def _eligible(ledger: Ledger, before: Tensor | None, row: int) -> Tensor:

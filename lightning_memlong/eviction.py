@@ -1,13 +1,23 @@
 """Eviction policies: pure functions that name the entries to drop when a bank row is full.
 
-A policy is called as ``policy(counters, ages, lengths, capacity, **policy_args)`` and returns the indices of
-the entries to drop, int64, without repetition, at least one. To add one, write such a function and give its
-import path as ``--memory.policy my_package.my_policy``, or add it to :data:`POLICIES` here.
+A policy takes, by name, what it wants to know of the N entries of a row, and returns the places of those to drop:
+int64, without repetition, at least one.
+
+| argument | what it is |
+|---|---|
+| ``counters`` | (N,) times retrieved; where ``memory.half_life`` is set, old retrievals count for less |
+| ``ages`` | (N,) insertions since the entry was stored; 0 is the newest |
+| ``idle`` | (N,) insertions since the entry was retrieved or stored |
+| ``scores`` | (N,) sum of the similarities it was retrieved with; decays like the counters |
+| ``lengths`` | (N,) real tokens of the entry |
+| ``capacity`` | size of the row [tokens] |
+
+Keyword-only arguments are ``memory.policy_args``. To add a policy, write such a function and give its import path as
+``--memory.policy my_package.my_policy``, or add it to :data:`POLICIES` here.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +26,8 @@ from torch import Tensor
 
 from lightning_memlong.errors import UserError
 
-Policy = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+FACTS = ("counters", "ages", "idle", "scores", "lengths", "capacity")
+Policy = Callable[[Mapping[str, Any]], Tensor]
 
 
 def _drop_until(order: Tensor, lengths: Tensor, allowed_tokens: float) -> Tensor:
@@ -77,18 +88,71 @@ def fifo(counters: Tensor, ages: Tensor, lengths: Tensor, capacity: int, *, targ
     return dropped if len(dropped) else oldest_first[:1]
 
 
-POLICIES: dict[str, Callable[..., Tensor]] = {"retrieval_frequency": retrieval_frequency, "fifo": fifo}
+def lru(idle: Tensor, lengths: Tensor, capacity: int, *, target_fill: float = 0.5) -> Tensor:
+    """Drop what was retrieved (or, if never, stored) longest ago, until ``target_fill`` of the capacity is filled."""
+    longest_idle = torch.argsort(idle, descending=True, stable=True)
+    dropped = _drop_until(longest_idle, lengths, target_fill * capacity)
+    return dropped if len(dropped) else longest_idle[:1]
+
+
+def score(
+    scores: Tensor, ages: Tensor, lengths: Tensor, capacity: int, *, keep_newest: float = 0.1, target_fill: float = 0.5
+) -> Tensor:
+    """Drop what gathered least similarity over its retrievals, until ``target_fill`` of the capacity is filled.
+
+    The newest share of entries is kept: they had no time to be retrieved. Older ones go first among equals.
+    """
+    oldest_first = torch.argsort(ages, descending=True, stable=True)
+    judged = oldest_first[: len(ages) - int(keep_newest * len(ages))]
+    by_score = judged[torch.argsort(scores[judged], stable=True)]
+    dropped = _drop_until(by_score, lengths, target_fill * capacity)
+    return dropped if len(dropped) else by_score[:1]
+
+
+def none(lengths: Tensor, capacity: int) -> Tensor:
+    """Never drop anything: a document that does not fit stops the run.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(
+        f"memory.policy='none': a row is full ({int(lengths.sum())} of memory.capacity={capacity} tokens) and nothing "
+        "may be dropped. Allowed: documents that fit. Fix: raise --memory.capacity, cut documents with "
+        "--data.max_document_tokens, or choose another policy."
+    )
+
+
+POLICIES: dict[str, Callable[..., Tensor]] = {
+    "retrieval_frequency": retrieval_frequency,
+    "fifo": fifo,
+    "lru": lru,
+    "score": score,
+    "none": none,
+}
 
 
 def load_policy(name: str, policy_args: Mapping[str, Any] | None = None) -> Policy:
-    """Find a policy by name or import path and bind its arguments.
+    """Find a policy by name or import path and bind its arguments; it is then called with all :data:`FACTS`.
 
     Raises:
-        UserError: If there is no such policy, or it does not take an argument, or a share is not in 0..1.
+        UserError: If there is no such policy, it wants to know what a bank does not know or does not take an
+            argument, or a share is not in 0..1.
     """
     function = POLICIES.get(name) or _import(name)
     args = dict(policy_args or {})
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(function).parameters.values()
+    wanted = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    unknown = [key for key in wanted if key not in FACTS]
+    if unknown:
+        raise UserError(
+            f"memory.policy={name!r} asks for {', '.join(unknown)}. Allowed: {', '.join(FACTS)}; other arguments must "
+            "be keyword-only. Fix: correct its signature; see lightning_memlong/eviction.py."
+        )
+    _check_args(name, function, args, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
+    return lambda facts: function(*(facts[key] for key in wanted), **args)
+
+
+def _check_args(name: str, function: Callable[..., Tensor], args: dict[str, Any], known: list[str]) -> None:
     for key, value in args.items():
         if key not in known:
             raise UserError(
@@ -105,7 +169,6 @@ def load_policy(name: str, policy_args: Mapping[str, Any] | None = None) -> Poli
             f"memory.policy_args={args!r} cannot be used: keep_newest + drop_oldest leave no entry to choose from. "
             "Allowed: a sum below 1. Fix: lower one of them."
         )
-    return partial(function, **args)
 
 
 def _import(path: str) -> Callable[..., Tensor]:

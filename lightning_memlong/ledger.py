@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from lightning_memlong.index import ChunkIndex
+from lightning_memlong.index import make_index
 
 
 @dataclass
@@ -13,9 +13,13 @@ class Entries:
     """Facts about N entries, oldest first. One container, so that nothing can get out of step."""
 
     counters: Tensor
-    """(N,) times retrieved."""
+    """(N,) times retrieved, float64; with a half-life, each time fades."""
+    scores: Tensor
+    """(N,) sum of the similarities it was retrieved with, float64; fades likewise."""
     born: Tensor
     """(N,) serial number of the insertion in this row."""
+    used: Tensor
+    """(N,) serial number of the newest insertion when it was last retrieved; ``born`` if it never was."""
     positions: Tensor
     """(N,) place of the chunk's first token in its document [tokens]."""
     lengths: Tensor
@@ -28,7 +32,8 @@ class Entries:
     @classmethod
     def none(cls, size: int) -> "Entries":
         """No entries, for embeddings of length ``size``."""
-        return cls(*[torch.empty(0, dtype=torch.long) for _ in range(5)], torch.empty(0, size))  # type: ignore[call-arg]
+        real, whole = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long)
+        return cls(real, real, whole, whole, whole, whole, whole, torch.empty(0, size))
 
     def __len__(self) -> int:
         return len(self.counters)
@@ -51,14 +56,17 @@ class Ledger:
         size: Length of an embedding.
         index: FAISS ``index_factory`` string.
         gpu_index: Keep the index on the GPU.
+        half_life: Insertions after which a retrieval counts for half; None: it never fades.
     """
 
-    def __init__(self, slots: int, size: int, index: str = "Flat", gpu_index: bool = False) -> None:
-        self.slots = slots
-        self.index = ChunkIndex(size, index, gpu_index)
+    def __init__(
+        self, slots: int, size: int, index: str = "Flat", gpu_index: bool = False, half_life: float | None = None
+    ) -> None:
+        self.slots, self.half_life = slots, half_life
         whole = Entries.none(size)
         self._room = Entries(*(getattr(whole, f.name).new_zeros((slots, *getattr(whole, f.name).shape[1:]))
                                for f in fields(whole)))  # fmt: skip
+        self.index = make_index(self._room.embeddings, index, gpu_index)
         self._count = 0
         self._free = list(range(slots))
         self.serial = 0
@@ -77,20 +85,35 @@ class Ledger:
         """(N,) insertions since each entry was stored; 0 is the newest."""
         return self.serial - 1 - self.entries.born
 
+    @property
+    def idle(self) -> Tensor:
+        """(N,) insertions since each entry was retrieved, or stored."""
+        return self.serial - 1 - self.entries.used
+
+    def retrieved(self, which: Tensor, scores: Tensor) -> None:
+        """Note that entries were retrieved, with these similarities (NaN: none)."""
+        held = self.entries
+        held.counters[which] += 1
+        held.scores[which] += scores.double().nan_to_num(0.0)
+        held.used[which] = self.serial - 1
+
     def append(self, embeddings: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Add n entries for which there is room and return their slots (n,)."""
         count = len(lengths)
         assert count <= len(self._free), "no room: evict first"
         slots = torch.tensor([self._free.pop() for _ in range(count)], dtype=torch.long)
         born = torch.arange(self.serial, self.serial + count)
-        new = Entries(torch.zeros(count, dtype=torch.long), born, positions, lengths, slots, embeddings)
+        if self.half_life is not None:
+            held = self.entries
+            for faded in (held.counters, held.scores):
+                faded *= 0.5 ** (count / self.half_life)
+        nothing = torch.zeros(count, dtype=torch.float64)
+        new = Entries(nothing, nothing, born, born, positions, lengths, slots, embeddings)
         self._room.copy_from(self._count, new)
         self._count += count
         self.serial += count
         self.end = int((positions + lengths).max())
-        self.index.add(embeddings)
-        if self.index.wants_training():
-            self.index.rebuild(self.entries.embeddings)
+        self.index.add(count)
         return slots
 
     def drop(self, which: Tensor) -> None:
@@ -117,4 +140,4 @@ class Ledger:
     def _replace(self, entries: Entries) -> None:
         self._room.copy_from(0, entries)
         self._count = len(entries)
-        self.index.rebuild(entries.embeddings)
+        self.index.rebuild(len(entries))

@@ -1,5 +1,6 @@
 """Frozen text encoders: a chunk's text becomes one unit vector (paper, section 2: the retriever)."""
 
+import hashlib
 import logging
 from typing import Any, Protocol
 
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.backbones import package_file
+from lightning_memlong.backbones import cache_dir, package_file
 from lightning_memlong.config import RetrieverConfig
+from lightning_memlong.embedding_cache import CachedRetriever
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,15 @@ class SentenceRetriever:
         self._batch_size = config.batch_size
         self._told = False
 
+    def identity(self) -> str:
+        """What embeddings depend on: the encoder's weights and structure, and the longest piece."""
+        digest = hashlib.blake2b(f"{self.max_length} {self._encoder}".encode(), digest_size=8)
+        digest.update(self._encoder.tokenizer.backend_tokenizer.to_str().encode())
+        for name, weight in sorted(self._encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def to(self, device: torch.device) -> "SentenceRetriever":
         """Move the encoder."""
         self._encoder.to(device)
@@ -135,9 +146,15 @@ def resolve_retriever(name: str) -> str:
 
 
 def load_retriever(config: RetrieverConfig) -> Retriever:
-    """Build the encoder a config names.
+    """Build the encoder a config names, behind the cache of embeddings if that is wanted.
 
     Raises:
         UserError: If it cannot be loaded.
     """
-    return HashingRetriever() if config.name == "hashing" else SentenceRetriever(config)
+    if config.name == "hashing":
+        return HashingRetriever()  # as fast as a look-up
+    retriever = SentenceRetriever(config)
+    if not config.cache:
+        return retriever
+    name = config.name.rstrip("/").rpartition("/")[2]
+    return CachedRetriever(retriever, cache_dir() / "embeddings" / f"{name}-{retriever.identity()}.sqlite")

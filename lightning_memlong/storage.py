@@ -3,8 +3,18 @@
 Legend: L layers, H key/value heads, R rows, S slots a row, C tokens of a chunk, D head size.
 """
 
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from lightning_memlong.errors import UserError
+
+Where = Literal["device", "host", "disk"]
 
 
 class ChunkStorage:
@@ -13,20 +23,55 @@ class ChunkStorage:
     Args:
         keys_like: (L, H, 1, C, D) or anything with these sizes: gives layers, heads, chunk and head size.
         slots: R * S.
-        dtype: Element type.
-        device: Where they live.
+        dtype: Element type; int8 keeps a scale for each head of each token.
+        device: Where the model is, and what is read is handed over.
+        where: ``device``; ``host``: in the machine's memory (pinned if the model is on a GPU), so that the device
+            holds what was retrieved only; ``disk``: in a temporary file, which is gone when the process is.
+        folder: Folder of that file; None: the system's for temporary files.
+        given: Element type of what is written, and of what int8 is read as; None: ``dtype``.
+
+    Raises:
+        UserError: If there is not enough memory, or space on the disk.
     """
 
-    def __init__(self, keys_like: torch.Size, slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        keys_like: torch.Size,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        where: Where = "device",
+        folder: str | None = None,
+        given: torch.dtype | None = None,
+    ) -> None:
         layers, heads, _, chunk_size, size = keys_like
+        self.device, self.where, self.dtype = torch.device(device), where, dtype
+        self._given = given or dtype
+        shape = (layers, heads, slots, chunk_size, size)
         # Not zeroed: the pages of a long bank that are never filled are never touched.
-        self.keys = torch.empty(layers, heads, slots, chunk_size, size, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+        self.keys, self.values = (self._room(shape, dtype, folder) for _ in range(2))
+        self._scales: list[Tensor] = []
+        if dtype == torch.int8:
+            self._scales = [self._room((*shape[:-1], 1), torch.float32, folder) for _ in range(2)]
 
-    @property
-    def device(self) -> torch.device:
-        """Where keys and values live."""
-        return self.keys.device
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype, folder: str | None) -> Tensor:
+        count = torch.Size(shape).numel()
+        needed = count * dtype.itemsize
+        try:
+            if self.where == "disk":
+                return _file(folder, needed).view(dtype)[:count].view(shape)
+            on_host = self.where == "host" or self.device.type == "cpu"
+            if on_host and needed > (free := _free_memory()):
+                raise RuntimeError(f"{free / 1e9:.1f} GB of memory are free")
+            pinned = on_host and self.device.type == "cuda"
+            return torch.empty(shape, dtype=dtype, device="cpu" if on_host else self.device, pin_memory=pinned)
+        except (RuntimeError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(
+                f"memory.storage={self.where!r}: {needed / 1e9:.1f} GB for one of keys and values cannot be had "
+                f"({reason}). Allowed: what fits. Fix: lower --memory.capacity or --data.batch_size, use "
+                "--memory.dtype int8, or --memory.storage host or disk (--memory.storage_folder)."
+            ) from error
 
     def fits(self, chunks: torch.Size) -> bool:
         """Whether chunks (L, H, n, C, D) have the stored ones' layers, heads, chunk and head size."""
@@ -34,25 +79,88 @@ class ChunkStorage:
 
     def write(self, keys: Tensor, values: Tensor, sources: Tensor, slots: Tensor) -> None:
         """Copy chunks ``sources`` (m,) of keys and values (L, H, n, C, D) into ``slots`` (m,)."""
-        for held, new in ((self.keys, keys), (self.values, values)):
-            chosen = new.detach().index_select(2, sources.to(new.device))
-            held.index_copy_(2, slots.to(held.device), chosen.to(held.device, held.dtype))
+        home = self.keys.device
+        for i, (held, new) in enumerate(((self.keys, keys), (self.values, values))):
+            chosen = new.detach()
+            if not _is_range(sources, chosen.shape[2]):
+                chosen = chosen.index_select(2, sources.to(new.device))
+            if self._scales:
+                chosen, scale = quantise(chosen)
+                self._scales[i].index_copy_(2, slots.to(home), scale.to(home))
+            held.index_copy_(2, slots.to(home), chosen.to(home, held.dtype))
 
     def read(self, slots: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (L, R, H, k * C, D) of slots (R, k); zeros where ``real`` (R, k) is false."""
+        """Keys and values (L, R, H, k * C, D) of slots (R, k), on the device; zeros where ``real`` (R, k) is false."""
         rows, k = slots.shape
         layers, heads, _, chunk_size, size = self.keys.shape
-        missing = (~real).flatten().nonzero().flatten().to(self.device)
+        missing = (~real).flatten().nonzero().flatten()
         picked = []
-        for held in (self.keys, self.values):
-            chunks = held.index_select(2, slots.flatten().to(self.device))
+        for i, held in enumerate((self.keys, self.values)):
+            chunks = self._pick(held, slots.flatten())
+            if self._scales:
+                chunks = (chunks.float() * self._pick(self._scales[i], slots.flatten())).to(self._given)
             if len(missing):  # masked tokens must still be finite: 0 x NaN is NaN
-                chunks.index_fill_(2, missing, 0)
+                chunks.index_fill_(2, missing.to(chunks.device), 0)
             picked.append(chunks.view(layers, heads, rows, k * chunk_size, size).transpose(1, 2))
         return picked[0], picked[1]
+
+    def _pick(self, held: Tensor, slots: Tensor) -> Tensor:
+        if held.device == self.device or self.device.type == "cpu":
+            return held.index_select(2, slots.to(held.device))
+        # Through pinned memory: the copy is queued, and nobody waits for it here.
+        staged = torch.empty(
+            (*held.shape[:2], len(slots), *held.shape[3:]), dtype=held.dtype, pin_memory=self.device.type == "cuda"
+        )
+        torch.index_select(held, 2, slots, out=staged)
+        return staged.to(self.device, non_blocking=True)
+
+    def take(self, slots: Tensor) -> dict[str, Tensor]:
+        """What the slots (n,) hold, as it is stored, on the CPU: keys, values, and their scales if there are any."""
+        held = {"keys": self.keys, "values": self.values}
+        held |= dict(zip(("key_scales", "value_scales"), self._scales, strict=False))
+        return {name: t.index_select(2, slots.to(t.device)).cpu() for name, t in held.items()}
+
+    def put(self, slots: Tensor, saved: dict[str, Tensor]) -> None:
+        """Write back what :meth:`take` gave."""
+        held = {"keys": self.keys, "values": self.values}
+        held |= dict(zip(("key_scales", "value_scales"), self._scales, strict=False))
+        for name, t in held.items():
+            t.index_copy_(2, slots.to(t.device), saved[name].to(t.device))
+
+
+def quantise(chunks: Tensor) -> tuple[Tensor, Tensor]:
+    """Chunks (L, H, n, C, D) as int8, and the scale (L, H, n, C, 1) float32 of each head of each token."""
+    scale = chunks.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / 127
+    return (chunks.float() / scale).round().to(torch.int8), scale
 
 
 def as_chunks(window: Tensor, chunk_size: int) -> Tensor:
     """Keys or values of windows (L, R, H, T, D) as chunks (L, H, R * n, C, D), row by row."""
     layers, rows, heads, tokens, size = window.shape
     return window.transpose(1, 2).reshape(layers, heads, rows * tokens // chunk_size, chunk_size, size)
+
+
+def _is_range(sources: Tensor, count: int) -> bool:
+    return len(sources) == count and bool((sources == torch.arange(count)).all())
+
+
+def _file(folder: str | None, needed: int) -> Tensor:
+    """Bytes in a file without a name: its space is reserved now, and free again when nobody maps it any more."""
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix="memlong-bank-", dir=folder)
+    try:
+        # Writing into a hole on a full disk would kill the process without a word.
+        os.posix_fallocate(handle, 0, max(needed, 1))
+        return torch.from_file(name, shared=True, size=max(needed, 1), dtype=torch.uint8)
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def _free_memory() -> int:
+    """Memory that can be had without swapping [bytes]."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return sys.maxsize

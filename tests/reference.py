@@ -1,5 +1,6 @@
 """Slow, loop-by-loop oracles. Nothing here is imported by the product."""
 
+import itertools
 import math
 from typing import Any
 
@@ -58,29 +59,44 @@ def weighted(scored: list[tuple[float, Tensor]]) -> Tensor:
 class BankOracle:
     """One row of a memory bank as a plain Python list of dicts, oldest first."""
 
-    def __init__(self, slots: int, capacity: int, policy: str) -> None:
-        self.slots, self.capacity, self.policy = slots, capacity, policy
+    def __init__(self, slots: int, capacity: int, policy: str, half_life: float | None = None) -> None:
+        self.slots, self.capacity, self.policy, self.half_life = slots, capacity, policy, half_life
         self.entries: list[dict[str, Any]] = []
+        self.serial = 0
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.entries, self.serial = [], 0
 
     def insert(self, chunks: list[dict[str, Any]]) -> None:
-        """Append chunks, making room first."""
-        chunks = [c for c in chunks if c["length"] > 0][-self.slots :]
+        """Append chunks, making room first; counters and scores fade by one half every ``half_life`` chunks."""
+        chunks = [c for c in chunks if c["length"] > 0]
+        if not chunks:
+            return
         while len(self.entries) + len(chunks) > self.slots:
             drop = self._drops()
             self.entries = [e for i, e in enumerate(self.entries) if i not in drop]
-        self.entries += [{**c, "counter": 0} for c in chunks]
+        for entry in self.entries:
+            for name in ("counter", "score"):
+                entry[name] *= 1 if self.half_life is None else 0.5 ** (len(chunks) / self.half_life)
+        for chunk in chunks:
+            self.entries.append({**chunk, "counter": 0, "score": 0.0, "used": self.serial})
+            self.serial += 1
 
     def _drops(self) -> set[int]:
         count, allowed = len(self.entries), 0.5 * self.capacity
         tokens = sum(e["length"] for e in self.entries)
         drop: set[int] = set()
+        order = list(range(count))
         if self.policy == "retrieval_frequency":
             drop = set(range(int(0.1 * count)))
             tokens -= sum(self.entries[i]["length"] for i in drop)
             middle = range(int(0.1 * count), count - int(0.1 * count))
             order = sorted(middle, key=lambda i: (self.entries[i]["counter"], i))
-        else:
-            order = list(range(count))
+        elif self.policy == "lru":
+            order.sort(key=lambda i: (self.entries[i]["used"], i))
+        elif self.policy == "score":
+            order = sorted(order[: count - int(0.1 * count)], key=lambda i: (self.entries[i]["score"], i))
         for i in order:
             if tokens <= allowed:
                 break
@@ -93,7 +109,20 @@ class BankOracle:
         places = [i for i, e in enumerate(self.entries) if before is None or e["position"] + e["length"] <= before]
         return sorted(places, key=lambda i: (-float(self.entries[i]["embedding"] @ query), i))[:top_k]
 
-    def count(self, places: list[int]) -> None:
+    def count(self, places: list[int], query: Tensor) -> None:
         """Note a retrieval."""
         for i in places:
             self.entries[i]["counter"] += 1
+            self.entries[i]["score"] += float(self.entries[i]["embedding"] @ query)
+            self.entries[i]["used"] = self.serial - 1
+
+
+def stored_as(chunk: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What a chunk (L, H, C, D) reads like after it was stored in an element type."""
+    if dtype != torch.int8:
+        return chunk if dtype is None else chunk.to(dtype)
+    read = torch.zeros_like(chunk)
+    for place in itertools.product(*(range(n) for n in chunk.shape[:3])):
+        scale = max(float(chunk[place].abs().max()), 1e-12) / 127
+        read[place] = (chunk[place] / scale).round() * scale
+    return read

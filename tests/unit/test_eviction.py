@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.eviction import POLICIES, fifo, load_policy, retrieval_frequency
+from lightning_memlong.eviction import POLICIES, fifo, load_policy, lru, retrieval_frequency
+
+FACTS_OF_TEN = {
+    "counters": torch.arange(10),
+    "ages": torch.arange(9, -1, -1),
+    "idle": torch.tensor([9, 8, 7, 6, 0, 1, 2, 3, 4, 5]),
+    "scores": torch.tensor([0.9, 0.8, 0.4, 0.7, 0.3, 0.6, 0.1, 0.2, 0.05, 0.0]),
+    "lengths": torch.full((10,), 4),
+    "capacity": 40,
+}
 
 
 def test_worked_example_of_the_docstring() -> None:
@@ -29,9 +38,8 @@ def test_ragged_lengths_count_as_tokens() -> None:
 
 
 def test_shares_are_parameters() -> None:
-    facts = (torch.arange(10), torch.arange(9, -1, -1), torch.full((10,), 4), 40)
     gentle = load_policy("retrieval_frequency", {"drop_oldest": 0.0, "keep_newest": 0.5, "target_fill": 0.8})
-    assert gentle(*facts).tolist() == [0, 1]
+    assert gentle(FACTS_OF_TEN).tolist() == [0, 1]
 
 
 def test_fifo_drops_the_older_half() -> None:
@@ -40,7 +48,25 @@ def test_fifo_drops_the_older_half() -> None:
 
 
 def test_own_policy_by_import_path() -> None:
-    assert load_policy("lightning_memlong.eviction.fifo").func is fifo  # type: ignore[attr-defined]
+    by_path = load_policy("lightning_memlong.eviction.fifo", {"target_fill": 0.7})
+    assert by_path(FACTS_OF_TEN).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="asks for weights. Allowed: counters, ages, idle"):
+        load_policy("tests.unit.test_eviction.curious")
+
+
+def curious(weights: torch.Tensor) -> torch.Tensor:
+    """Wants to know what a bank does not know."""
+    return weights
+
+
+def test_lru_drops_what_was_used_longest_ago() -> None:
+    assert sorted(lru(FACTS_OF_TEN["idle"], FACTS_OF_TEN["lengths"], 40).tolist()) == [0, 1, 2, 3, 9]
+
+
+def test_score_drops_what_was_least_similar_but_not_the_newest() -> None:
+    dropped = load_policy("score")(FACTS_OF_TEN)
+    assert sorted(dropped.tolist()) == [2, 4, 6, 7, 8], "lowest first; entry 9 is the newest tenth"
+    assert sorted(load_policy("score", {"keep_newest": 0.0})(FACTS_OF_TEN).tolist()) == [4, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Encoders: unit vectors, deterministic, and nothing cut silently."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_memlong.config import RetrieverConfig
+from lightning_memlong.embedding_cache import CachedRetriever
 from lightning_memlong.errors import UserError
 from lightning_memlong.retriever import HashingRetriever, load_retriever
 
@@ -43,7 +45,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_short_texts_are_encoded_as_they_are(tiny_encoder: Path) -> None:
-    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder)))
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
     texts = ["a b c", "d e f g h"]
     expected = retriever._encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True)  # type: ignore[attr-defined]
     torch.testing.assert_close(retriever.encode(texts), expected)
@@ -51,7 +53,7 @@ def test_short_texts_are_encoded_as_they_are(tiny_encoder: Path) -> None:
 
 
 def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> None:
-    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder)))
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
     words = list("abcdefghijklmnopqrstuvwxy")
     pieces = retriever.split(" ".join(words))  # type: ignore[attr-defined]
     assert [piece.split() for piece, _ in pieces] == [words[:10], words[10:20], words[20:]]
@@ -61,3 +63,67 @@ def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> No
     whole, other = retriever.encode([" ".join(words), " ".join(words[:20]) + " a a a a a"])
     torch.testing.assert_close(whole, expected)
     assert (whole - other).abs().max() > 1e-4, "the end of the text must matter"
+
+
+# ---- the cache of embeddings ------------------------------------------------------------------------------
+
+
+class Counting:
+    """An encoder that counts what it is asked."""
+
+    size = 8
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        self.asked += texts
+        return torch.stack([torch.full((8,), float(len(text))) for text in texts])
+
+
+def test_nothing_is_encoded_twice(tmp_path: Path) -> None:
+    encoder = Counting()
+    cached = CachedRetriever(encoder, tmp_path / "e.sqlite")
+    first = cached.encode(["a", "bb", "a"])
+    assert first[:, 0].tolist() == [1, 2, 1] and encoder.asked == ["a", "bb"]
+    other = CachedRetriever(encoder, tmp_path / "e.sqlite")
+    assert torch.equal(other.encode(["bb", "ccc", "a"]), torch.tensor([2.0, 3, 1])[:, None].expand(3, 8))
+    assert encoder.asked == ["a", "bb", "ccc"] and (other.hits, other.misses) == (2, 1)
+
+
+def write_many(path: str, number: int) -> None:
+    cached = CachedRetriever(Counting(), Path(path))
+    for i in range(60):
+        cached.encode([f"{(i * (number + 1)) % 40}" * 3, f"own {number} {i}"])
+
+
+def test_many_may_write_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_many, args=(str(tmp_path / "e.sqlite"), n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    encoder = Counting()
+    everything = [f"own {n} {i}" for n in range(3) for i in range(60)]
+    found = CachedRetriever(encoder, tmp_path / "e.sqlite").encode(everything)
+    assert found[:, 0].tolist() == [len(text) for text in everything] and encoder.asked == []
+
+
+def test_a_damaged_cache_is_told(tmp_path: Path) -> None:
+    (tmp_path / "e.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="memory.retriever.cache.*e.sqlite cannot be used.*delete the file"):
+        CachedRetriever(Counting(), tmp_path / "e.sqlite")
+
+
+def test_the_cache_knows_one_encoder_from_another(tiny_encoder: Path, tmp_path: Path) -> None:
+    plain = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
+    one, again, shorter = (
+        load_retriever(RetrieverConfig(name=str(tiny_encoder), max_length=n)) for n in (None, None, 8)
+    )
+    assert one.path == again.path != shorter.path  # type: ignore[attr-defined]
+    texts = ["a b c", "d e f g h"]
+    for retriever in (one, again):
+        torch.testing.assert_close(retriever.encode(texts), plain.encode(texts))
+    assert again.misses == 0  # type: ignore[attr-defined]
