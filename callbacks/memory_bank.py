@@ -48,25 +48,30 @@ class MemoryBankCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Load the retriever and check the settings against the data's."""
-        data = getattr(trainer, "datamodule", None)
-        for name in ("window", "stride"):
-            tokens = getattr(data, name, None)
-            require(
-                tokens is None or tokens % self.config.chunk_size == 0,
-                "memory.chunk_size",
-                self.config.chunk_size,
-                f"a divisor of data.{name}={tokens}",
-                "change one of the two",
-            )
-        window = getattr(data, "window", 0)
-        fix = "raise it, or lower --data.window"
-        capacity = self.config.capacity
-        require(capacity >= window, "memory.capacity", capacity, f"at least data.window={window} tokens", fix)
-        if self.config.policy == "none" and data is not None and hasattr(data, "longest_document"):
-            self._require_room(data.longest_document(stage))
+        self.check(getattr(trainer, "datamodule", None), pl_module, stage)
         self.load_retriever()
         if self.config.query == "current":
             log.warning(LEAK)
+
+    def check(self, data: Any, pl_module: Any, stage: str) -> None:
+        """Check the settings against the data's and the model's, before a run begins.
+
+        Raises:
+            UserError: If they cannot go together.
+        """
+        c = self.config
+        for name in ("window", "stride"):
+            tokens = getattr(data, name, None)
+            ok, allowed = tokens is None or tokens % c.chunk_size == 0, f"a divisor of data.{name}={tokens}"
+            require(ok, "memory.chunk_size", c.chunk_size, allowed, "change one of the two")
+        window = getattr(data, "window", 0)
+        allowed = f"at least data.window={window} tokens"
+        require(c.capacity >= window, "memory.capacity", c.capacity, allowed, "raise it, or lower --data.window")
+        ok = c.save_keys_values or stage != "fit" or pl_module.model.source == "single"
+        allowed = "true, or model.source single: other layers' keys and values belong to the weights of their time"
+        require(ok, "memory.save_keys_values", c.save_keys_values, allowed, "leave it out")
+        if c.policy == "none" and hasattr(data, "longest_document"):
+            self._require_room(data.longest_document(stage))
 
     def _require_room(self, longest: int | None) -> None:
         """Without eviction, say before the run starts whether a document can overflow the bank."""
@@ -97,7 +102,23 @@ class MemoryBankCallback(L.Callback):
         saved = self._saved["banks"][rank_and_world()[0]]
         bank = self._new_bank(saved["rows"])
         bank.load_state_dict(saved, pl_module.device)
+        if not self._saved["keys_values"]:
+            self._read_again(bank, getattr(trainer, "datamodule", None), pl_module)
         self.banks["train"], self._saved = bank, None
+
+    @torch.no_grad()
+    def _read_again(self, bank: MemoryBank, data: Any, pl_module: Any) -> None:
+        """Compute the keys and values that a checkpoint left out, window by window as they were computed first."""
+        windows = data.begun()
+        for row, read in enumerate(windows):
+            for number, tokens in enumerate(read):
+                ids = torch.from_numpy(tokens.astype("int64"))[None].to(pl_module.device)
+                output = pl_module.model(ids)
+                fresh = 0 if number == 0 else data.window - data.stride
+                start = number * data.stride
+                positions = torch.arange(start + fresh, start + data.window, self.config.chunk_size)
+                bank.rewrite(row, output.keys[0, :, fresh:], output.values[0, :, fresh:], positions)
+        log.info("Read %d windows again for the memory bank", sum(map(len, windows)))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Validate with an empty bank of its own; the training bank is left alone."""
@@ -257,7 +278,9 @@ class MemoryBankCallback(L.Callback):
         """The training bank of every process, if there is one."""
         if "train" not in self.banks:
             return {}
-        return {"banks": gather(self.banks["train"].state_dict()), "retriever": self.config.retriever.name}
+        kept = self.config.save_keys_values
+        banks = gather(self.banks["train"].state_dict(kept))
+        return {"banks": banks, "retriever": self.config.retriever.name, "keys_values": kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""

@@ -5,6 +5,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -90,12 +91,20 @@ class CachedStream(Dataset[Batch]):
     def _offsets(self, document: int) -> list[int]:
         return self.windows.offsets(self.cache.lengths[document])
 
-    def _rows(self) -> list[list[tuple[int, int]]]:
-        """Of each of this process's rows, (document, offset) of every window of this epoch."""
+    def begun(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
+        """Of each row, the windows that were read of the document it is in the middle of at a position."""
+        number, rows = position["batch"], self._rows(position["epoch"])
+        places = [row[number] if number < len(row) else (0, 0) for row in rows]
+        w = self.windows
+        return [[self.cache.tokens(document, at, at + w.window) for at in range(0, offset, w.stride)]
+                for document, offset in places]  # fmt: skip
+
+    def _rows(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """Of each of this process's rows, (document, offset) of every window of an epoch."""
         rank, rows = rank_and_world()[0], self._plan()
         if self.seed is not None:
             # Mixed within rows: so every epoch has the same number of batches, which Lightning relies on.
-            mixer = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            mixer = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             rows = [[row[i] for i in torch.randperm(len(row), generator=mixer)] for row in rows]
         mine = rows[rank * self.windows.rows : (rank + 1) * self.windows.rows]
         return [[(document, at) for document in row for at in self._offsets(document)] for row in mine]
@@ -118,7 +127,7 @@ class CachedStream(Dataset[Batch]):
         # A generator's body runs at the first next(), so an iterator that is made and thrown away changes nothing.
         self.epoch += self._begun
         start, self.first_batch, self._begun = self.first_batch, 0, True
-        self._steps = self._rows()
+        self._steps = self._rows(self.epoch)
         # A generator of its own: making an iterator must not draw from the random state that a resume restores.
         yield from DataLoader(
             self,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 
 from datamodules import splits
 from datamodules.cached import CachedStream
@@ -128,6 +129,7 @@ class DocumentDataModule(L.LightningDataModule):
         self._check()
         self._streams: dict[str, Stream] = {}
         self._resume: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
         self._tokenizer: Any = None
         self._located: Any = None
 
@@ -270,4 +272,9 @@ class DocumentDataModule(L.LightningDataModule):
         rank, world = rank_and_world()
         saved = len(state["positions"])
         require(saved == world, "trainer.devices", world, f"{saved}, which the checkpoint was made with", fix)
-        self._resume = state["positions"][rank]
+        self._resume = self._resumed = state["positions"][rank]
+
+    def begun(self) -> list[list[np.ndarray]]:
+        """Of each row, the windows that were read, before a resume, of the document it is in the middle of."""
+        assert self._resumed is not None
+        return self._streams["train"].begun(self._resumed)

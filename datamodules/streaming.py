@@ -206,6 +206,13 @@ class LiveStream:
         self.epoch, self._begun = position["epoch"], False
         self._resume = position if position["batch"] else None
 
+    def begun(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
+        """Of each row, the windows that were read of the document it is in the middle of at a position."""
+        w = self.windows
+        rows = self._reopen(position.get("rows") or [None] * w.rows)
+        return [[] if row is None else [row.tokens[at : at + w.window] for at in range(0, row.offset, w.stride)]
+                for row in rows]  # fmt: skip
+
     def _remember(self, batch: int, last: Drawn | None, rows: list["_Reading | None"]) -> None:
         after = None if last is None else [last.block, list(last.begin), last.taken, last.count]
         self._positions[batch] = {

@@ -209,20 +209,26 @@ class MemoryBank:
         """What a row knows of its entries, oldest first."""
         return self._ledgers[row].entries
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU."""
+    def state_dict(self, keys_values: bool = True) -> dict[str, Any]:
+        """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU.
+
+        Args:
+            keys_values: False leaves keys and values out; :meth:`rewrite` puts them back after loading.
+        """
         state: dict[str, Any] = {
             name: getattr(self, name) for name in ("rows", "capacity", "chunk_size", "insertions", "evictions")
         }
         state |= {"one_layer": self._one_layer, "dtype": str(self._storage._given if self._storage else None)}
-        state["ledgers"] = [self._row_state(row) for row in range(len(self._ledgers))]
+        state["shape"] = list(self._storage.keys.shape) if self._storage else None
+        state["ledgers"] = [self._row_state(row, keys_values) for row in range(len(self._ledgers))]
         return state
 
-    def _row_state(self, row: int) -> dict[str, Any]:
+    def _row_state(self, row: int, keys_values: bool) -> dict[str, Any]:
         assert self._storage is not None
         ledger = self._ledgers[row]
         facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
-        facts |= self._storage.take(row * self.slots + ledger.entries.slots)
+        if keys_values:
+            facts |= self._storage.take(row * self.slots + ledger.entries.slots)
         return {**facts, "serial": ledger.serial, "end": ledger.end}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
@@ -241,17 +247,43 @@ class MemoryBank:
         vars(new).update(vars(self), _ledgers=[], _storage=None)
         for row, saved in enumerate(state["ledgers"]):
             given = getattr(torch, state["dtype"].removeprefix("torch."))
-            new._allocate(saved["keys"].shape, given, device, saved["embeddings"].shape[1], state["one_layer"])
+            shape = torch.Size(state["shape"])
+            new._allocate(shape, given, device, saved["embeddings"].shape[1], state["one_layer"])
             assert new._storage is not None
-            stored = saved["keys"].dtype
-            allowed = f"{stored}, in which the saved bank holds them"
-            require(stored == new._storage.dtype, "memory.dtype", new._storage.dtype, allowed, fix)
+            if "keys" in saved:
+                stored = saved["keys"].dtype
+                allowed = f"{stored}, in which the saved bank holds them"
+                require(stored == new._storage.dtype, "memory.dtype", new._storage.dtype, allowed, fix)
             place = torch.arange(len(saved["born"]))
             facts = {f.name: saved[f.name] for f in fields(Entries) if f.name != "slots"}
             new._ledgers[row].restore(Entries(slots=place, **facts), saved["serial"], saved["end"])
-            new._storage.put(row * self.slots + place, saved)
+            if "keys" in saved:
+                new._storage.put(row * self.slots + place, saved)
         new.insertions, new.evictions = state["insertions"], state["evictions"]
         vars(self).update(vars(new))
+
+    def rewrite(self, row: int, keys: Tensor, values: Tensor, positions: Tensor) -> int:
+        """Put keys and values back into those entries of a row that begin at ``positions``; nothing else changes.
+
+        Args:
+            row: Which row.
+            keys: (H, T, D), or (L, H, T, D); before rotary embedding.
+            values: Shaped as ``keys``.
+            positions: (n,) where the chunks begin in the document.
+
+        Returns:
+            How many entries were written.
+        """
+        assert self._storage is not None
+        held = self.entries(row)
+        chunk_keys, chunk_values = (
+            as_chunks((t[None] if t.dim() == 3 else t)[:, None], self.chunk_size) for t in (keys, values)
+        )
+        match = positions[:, None] == held.positions[None]
+        sources, places = match.nonzero(as_tuple=True)
+        if len(sources):
+            self._storage.write(chunk_keys, chunk_values, sources, row * self.slots + held.slots[places])
+        return len(sources)
 
     def save(self, path: str | Path, **made_with: str) -> Path:
         """Write the bank to a safetensors file, whole or not at all.

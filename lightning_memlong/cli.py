@@ -157,6 +157,7 @@ class MemLongCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MemoryBankCallback):
+                callback.check(self.datamodule, self.model, self.subcommand)
                 callback.load_retriever()
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))

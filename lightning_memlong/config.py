@@ -93,6 +93,9 @@ class MemoryConfig:
     (a temporary file, gone when the process is)."""
     storage_folder: str | None = None
     """Folder of that file; null: the system's for temporary files."""
+    save_keys_values: bool = True
+    """Keep keys and values in checkpoints. false: leave them out and read the documents again when a run is resumed;
+    for model.source single, whose stored layer is frozen, so that they come out the same."""
     seed: int = 0
     """Seed of the 'random' selection."""
 

@@ -165,6 +165,13 @@ MISTAKES = {
     "wrong type": (["--memory.top_k", "many"], ["memory.top_k", "int"]),
     "no checkpoint": (["--ckpt_path", "last"], ["ckpt_path='last'", "no run under"]),
     "no such checkpoint": (["--ckpt_path", "/nowhere.ckpt"], ["ckpt_path='/nowhere.ckpt'", "not a file"]),
+    "bank smaller than a window": (["--memory.capacity", "48"], ["memory.capacity=48", "data.window=64"]),
+    "no eviction and no room": (
+        ["--memory.policy", "none", "--memory.top_k", "1"],
+        ["memory.capacity=128", "longest document", "data.max_document_tokens"],
+    ),
+    "keys of other layers left out": (["--memory.save_keys_values", "false"], ["memory.save_keys_values", "single"]),
+    "half-life": (["--memory.half_life", "0"], ["memory.half_life=0", "above 0"]),
     "not a policy": (["--memory.policy", "math.pi"], ["memory.policy='math.pi'", "import path"]),
     "maximum below minimum": (["--data.max_document_tokens", "32"], ["data.max_document_tokens=32", "64"]),
     "no space": (["--trainer.logger.save_dir", "/proc/nowhere"], ["cannot write", "--trainer.logger.save_dir"]),

@@ -199,6 +199,35 @@ def test_half_precision_agrees_with_single(options: list[str], precision: str) -
     assert float(again.trainer.callback_metrics["val/perplexity"]) == pytest.approx(trained, rel=1e-3)
 
 
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_keys_and_values_left_out_of_a_checkpoint_are_read_again(
+    cache: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--model.source", "single", "--model.retrieval_layers", "[1,3]", "--data.batch_size", "2", "--data.cache",
+            cache, "--data.num_workers", "0", "--data.window", "64", "--data.stride", "32", "--validate_first", "false",
+            "--memory.capacity", "256", "--model.tuning.mode", "none", "--model.fusion", "gated"]  # fmt: skip
+    more[more.index("none")] = "gates_only"
+    banks = []
+    for name, kept in (("kept", "true"), ("left_out", "false")):
+        args = [*options, *more, "--memory.save_keys_values", kept, "--trainer.logger.save_dir", str(tmp_path / name)]
+        args += ["--config", str(tmp_path / "every.yaml")]
+        (tmp_path / "every.yaml").write_text(
+            "trainer:\n  callbacks:\n    - class_path: callbacks.checkpoint.LastCheckpoint\n"
+            "      init_args: {every_n_train_steps: 4}\n"
+        )
+        main(["fit", *args])
+        resumed = MemLongCLI(["fit", *args, "--ckpt_path", "last", "--trainer.max_steps", "9"])
+        callback = next(c for c in resumed.trainer.callbacks if isinstance(c, MemoryBankCallback))
+        banks.append(callback.banks["train"].state_dict())
+    sizes = [next((tmp_path / name).rglob("last.ckpt")).stat().st_size for name in ("kept", "left_out")]
+    assert sizes[1] < sizes[0]
+    assert banks[0]["insertions"] == banks[1]["insertions"] > 8
+    for a, b in zip(banks[0]["ledgers"], banks[1]["ledgers"], strict=True):
+        assert a["positions"].tolist() == b["positions"].tolist() and len(a["positions"]) > 8
+        for name in ("keys", "values"):
+            torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
+
+
 KILL = "tests.integration.helpers.KillAt"
 
 
