@@ -4,6 +4,7 @@ Legend: R rows, n chunks of a window, C tokens of a chunk, T = n * C, S slots a 
 L stored layers, H key/value heads, D head size, E embedding size.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -344,8 +345,9 @@ class MemoryBank:
         if not bool(torch.isfinite(embeddings).all()):
             raise UserError("bank.insert: an embedding is not finite. Fix: check the retriever's precision.")
         for name, given in (("keys", keys), ("values", values)):
-            # One pass over the numbers: a sum is finite only if all of them are.
-            if not bool(torch.isfinite(given.detach().sum(dtype=torch.float32))):
+            # One pass over the numbers: a sum is finite only if all of them are (and float16 adds up to little).
+            wide = torch.float32 if given.dtype == torch.float16 else None
+            if not math.isfinite(float(given.detach().sum(dtype=wide))):
                 raise UserError(
                     f"bank.insert: {name} are not all finite. Allowed: numbers. Fix: a lower --model.optimizer.lr or "
                     "another --trainer.precision; the model's own activations have overflowed."

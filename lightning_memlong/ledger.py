@@ -68,7 +68,7 @@ class Ledger:
                                for f in fields(whole)))  # fmt: skip
         self.index = make_index(self._room.embeddings, index, gpu_index)
         self._count = 0
-        self._free = list(range(slots))
+        self._free = list(range(slots - 1, -1, -1))  # taken from the end: neighbours, lowest first
         self.serial = 0
         self.end = 0
 
@@ -120,20 +120,20 @@ class Ledger:
         """Remove entries by their places. Keys and values stay where they are; their slots become free."""
         keep = torch.ones(len(self), dtype=torch.bool)
         keep[which] = False
-        self._free.extend(self.entries.slots[~keep].tolist())
+        self._free = sorted([*self._free, *self.entries.slots[~keep].tolist()], reverse=True)
         self._replace(self.entries.take(keep))
 
     def restore(self, entries: Entries, serial: int, end: int) -> None:
         """Hold exactly these entries, in slots 0..N-1; ``serial`` insertions were made, up to token ``end``."""
         entries = entries.take(slice(None))
         entries.slots = torch.arange(len(entries))
-        self._free = list(range(len(entries), self.slots))
+        self._free = list(range(self.slots - 1, len(entries) - 1, -1))
         self._replace(entries)
         self.serial, self.end = serial, end
 
     def clear(self) -> None:
         """Forget everything."""
-        self._free = list(range(self.slots))
+        self._free = list(range(self.slots - 1, -1, -1))
         self._count = self.serial = self.end = 0
         self.index.reset()
 

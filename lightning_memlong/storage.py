@@ -6,6 +6,7 @@ Legend: L layers, H key/value heads, R rows, S slots a row, C tokens of a chunk,
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -79,15 +80,13 @@ class ChunkStorage:
 
     def write(self, keys: Tensor, values: Tensor, sources: Tensor, slots: Tensor) -> None:
         """Copy chunks ``sources`` (m,) of keys and values (L, H, n, C, D) into ``slots`` (m,)."""
-        home = self.keys.device
+        runs = list(_runs(sources.tolist(), slots.tolist()))
         for i, (held, new) in enumerate(((self.keys, keys), (self.values, values))):
-            chosen = new.detach()
-            if not _is_range(sources, chosen.shape[2]):
-                chosen = chosen.index_select(2, sources.to(new.device))
-            if self._scales:
-                chosen, scale = quantise(chosen)
-                self._scales[i].index_copy_(2, slots.to(home), scale.to(home))
-            held.index_copy_(2, slots.to(home), chosen.to(home, held.dtype))
+            chosen, scale = quantise(new.detach()) if self._scales else (new.detach(), None)
+            for source, slot, count in runs:  # a slice is copied faster than an index, and most slots are neighbours
+                held[:, :, slot : slot + count].copy_(chosen[:, :, source : source + count])
+                if scale is not None:
+                    self._scales[i][:, :, slot : slot + count].copy_(scale[:, :, source : source + count])
 
     def read(self, slots: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (L, R, H, k * C, D) of slots (R, k), on the device; zeros where ``real`` (R, k) is false."""
@@ -140,8 +139,13 @@ def as_chunks(window: Tensor, chunk_size: int) -> Tensor:
     return window.transpose(1, 2).reshape(layers, heads, rows * tokens // chunk_size, chunk_size, size)
 
 
-def _is_range(sources: Tensor, count: int) -> bool:
-    return len(sources) == count and bool((sources == torch.arange(count)).all())
+def _runs(sources: list[int], slots: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Stretches in which sources and slots both go up by one: first source, first slot, length."""
+    start = 0
+    for i in range(1, len(sources) + 1):
+        if i == len(sources) or sources[i] != sources[i - 1] + 1 or slots[i] != slots[i - 1] + 1:
+            yield sources[start], slots[start], i - start
+            start = i
 
 
 def _file(folder: str | None, needed: int) -> Tensor:
