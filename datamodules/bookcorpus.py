@@ -34,6 +34,7 @@ class BookCorpus(DocumentDataModule):
 
     name = "BookCorpus"
     hub = Hub("lucadiliello/bookcorpusopen")
+    lines_are_rows = True
     columns = Columns("text", likely=("book_id", "doc_id", "book", "title", "filename"))
 
     def __init__(self, book_column: str | None = None, run_characters: int = 200_000, **kwargs: Any) -> None:
@@ -66,31 +67,48 @@ class BookCorpus(DocumentDataModule):
     def _groups(self, shard: Shard, start: int) -> Iterator["_Group"]:
         """Rows that belong together. Where a group begins depends on what follows only, so any can be read again."""
         group: _Group | None = None
+        lost: list[Row] = []  # rows that cannot be read, between two that say which book they are of
         for row in shard.rows(start, by_line=True):
-            if group is not None and row.problem is None:
-                full = group.book is None and max(group.size, len(row.text)) >= self.run_characters
-                if full or (group.lines and row.book != group.book):
-                    yield group
-                    group = None
-            group = group or _Group(row)
+            if row.problem is not None and row.book is None and group is not None and group.book is not None:
+                lost.append(row)
+                continue
+            if group is not None and self._ends(group, row):
+                yield group
+                yield from map(_Group, lost)
+                group, lost = None, []
+            group = group or _Group(row, empty=True)
+            for bad in lost:
+                group.add(bad)
+            lost = []
             group.add(row)
         if group is not None:
+            if group.book is None or len(group.lines) > 1:  # what was cut off may have been its end
+                for bad in lost:
+                    group.add(bad)
+                lost = []
             group.tail = group.book is None
             yield group
+        yield from map(_Group, lost)
+
+    def _ends(self, group: "_Group", row: Row) -> bool:
+        if group.book is not None or row.book is not None:
+            return row.book != group.book
+        return row.problem is None and max(group.size, len(row.text)) >= self.run_characters
 
 
 class _Group:
     """Consecutive rows of one book, or of one run; a row that cannot be read spoils it."""
 
-    def __init__(self, first: Row) -> None:
+    def __init__(self, first: Row, empty: bool = False) -> None:
         self.first, self.book, self.lines, self.size, self.tail = first, first.book, list[str](), 0, False
         self.problem: str | None = None
+        if not empty:
+            self.add(first)
 
     def add(self, row: Row) -> None:
         if row.problem is not None:
             self.problem = self.problem or f"row {row.number + 1}: {row.problem}"
             return
-        self.book = row.book
         self.lines.append(row.text if row.text.endswith("\n") else f"{row.text}\n")
         self.size += len(self.lines[-1])
 
@@ -102,4 +120,4 @@ class _Group:
 def _is_sentences(shard: Shard) -> bool:
     """Whether a text file is a list of sentences: no empty line near its beginning."""
     rows = list(islice(shard.rows(by_line=True), LOOKED_AT))
-    return len(rows) > 1 and all(row.text.strip() for row in rows)
+    return len(rows) > 1 and all(row.problem or row.text.strip() for row in rows)

@@ -77,6 +77,8 @@ class DocumentDataModule(L.LightningDataModule):
     endings: tuple[str, ...] = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt.gz", ".txt.zst")
     empty_is_bad = True
     """Whether a document without text is a bad one; else it is a short one."""
+    lines_are_rows = False
+    """Whether the lines of a plain text file are rows; else the file is one."""
     cache_by_default = False
 
     def __init__(
@@ -119,13 +121,9 @@ class DocumentDataModule(L.LightningDataModule):
         self.cache, self.num_workers, self.on_bad_document, self.retries = cache, num_workers, on_bad_document, retries
         if text_column:
             self.columns = replace(self.columns, text=text_column)
-        own = None if hub_id else self.hub  # another data set's configuration and files are not this corpus's
-        self.hub_source = Hub(
-            hub_id or (own.id if own else ""),
-            hub_config or (own.config if own else None),
-            hub_revision,
-            hub_files or (own.files if own else {}),
-        )
+        # Another data set's configuration and files are not this corpus's.
+        own = self.hub if self.hub is not None and hub_id in (None, self.hub.id) else Hub(hub_id or "")
+        self.hub_source = Hub(own.id, hub_config or own.config, hub_revision, hub_files or own.files)
         self._check()
         self._streams: dict[str, Stream] = {}
         self._resume: dict[str, Any] | None = None
@@ -234,10 +232,11 @@ class DocumentDataModule(L.LightningDataModule):
     # ---- resuming -----------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, Any]:
-        facts = {k: getattr(self, k) for k in ("window", "stride", "batch_size", "seed", "shuffle")}
+        facts: dict[str, Any] = {"cache": isinstance(self._streams["train"], CachedStream)}
+        facts |= {k: getattr(self, k) for k in ("window", "stride", "batch_size", "seed", "shuffle")}
         if isinstance(self._streams["train"], LiveStream):
             facts |= {k: getattr(self, k) for k in ("shuffle_buffer", "min_document_tokens", "max_document_tokens")}
-        return facts | {"cache": isinstance(self._streams["train"], CachedStream)}
+        return facts
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the training data of every process: the first batch that was not trained on.
@@ -259,16 +258,17 @@ class DocumentDataModule(L.LightningDataModule):
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
-        if state["text"] != self._streams["train"].digest():
-            raise UserError(
-                "data: the training text is not the one of the checkpoint (data.path, hub_id, split, "
-                "validation_fraction, extensions, min_document_tokens and max_document_tokens make it). Allowed: the "
-                "same text. Fix: give these options as they were, or start a new run without --ckpt_path."
-            )
         fix = "go on with that value, or start a new run"
         for key, value in self._facts().items():
-            saved = state[key]
+            saved = state.get(key, value)
             require(saved == value, f"data.{key}", value, f"{saved}, which the checkpoint was made with", fix)
+        if state["text"] != self._streams["train"].digest():
+            raise UserError(
+                "data: the training text is not the one of the checkpoint (the files, data.path, hub_*, extensions, "
+                "*_column, run_characters, split, *_split, validation_fraction, min_document_tokens and "
+                "max_document_tokens make it). Allowed: the same text. Fix: give these options as they were, or start "
+                "a new run without --ckpt_path."
+            )
         rank, world = rank_and_world()
         saved = len(state["positions"])
         require(saved == world, "trainer.devices", world, f"{saved}, which the checkpoint was made with", fix)

@@ -3,11 +3,10 @@
 import glob
 import re
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from urllib.parse import unquote
 
-import fsspec
-
-from datamodules.network import not_there, once_more
+from datamodules.network import file_system, not_there, once_more
 from datamodules.rows import Columns
 from datamodules.sources import COMPRESSION, FileShard
 from lightning_memlong.errors import UserError
@@ -16,57 +15,61 @@ from lightning_memlong.errors import UserError
 def find_files(path: str, extensions: Iterable[str], columns: Columns, retries: int) -> list[FileShard]:
     """The files behind a path, sorted by name: a file, a folder (read recursively), a glob or an address.
 
+    A file has the same name (its path relative to the folder) on a disk and on a server.
+
     Raises:
         UserError: If there is nothing, or nothing with one of the extensions.
     """
     endings = tuple(extensions)
-    if "://" in path:
-        root, found = _find_remote(path, endings, retries)
-    else:
-        root, found = _find_local(path)
-    magic = bool(re.search(r"[*\[]" if "://" in path else r"[*?\[]", path))
-    files = sorted((str(PurePosixPath(f).relative_to(root)) if f != root else PurePosixPath(f).name, f) for f in found)
-    if len(files) != 1 or files[0][1] != root:
-        files = [(name, f) for name, f in files if magic or name.lower().endswith(endings)]
-    if not files:
+    found = _find_remote(path, endings, retries) if "://" in path else _find_local(path, endings)
+    named = len(found) == 1 and found[0][1] == path  # a file that is named is read whatever its ending
+    chosen = [(name, f) for name, f in found if named or has_magic(path) or name.lower().endswith(endings)]
+    if not chosen:
         raise UserError(
             f"data.path={path!r} holds no text. Allowed: files ending in {', '.join(endings)}. Fix: correct the path, "
             "or name other endings with --data.extensions."
         )
-    return [FileShard(name, f if "://" in path else str(f), columns, retries) for name, f in files]
+    return [FileShard(name, f, columns, retries) for name, f in sorted(chosen)]
 
 
-def _find_local(path: str) -> tuple[str, list[str]]:
+def has_magic(path: str) -> bool:
+    """Whether a path is a glob; what follows the question mark of an address is not."""
+    return bool(re.search(r"[*\[]", path.partition("?")[0]) if "://" in path else glob.has_magic(path))
+
+
+def _find_local(path: str, endings: tuple[str, ...]) -> list[tuple[str, str]]:
     root = Path(path)
     if root.is_file():
-        return str(root), [str(root)]
+        return [(root.name, path)]
     if root.is_dir():
-        return str(root), [str(f) for f in root.rglob("*") if f.is_file()]
-    found = [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
-    if not found:
+        return [(f.relative_to(root).as_posix(), str(f)) for f in root.rglob("*") if f.is_file()]
+    found = [Path(f) for f in glob.glob(path, recursive=True)] if has_magic(path) else []
+    inside = [f for folder in found if folder.is_dir() for f in folder.rglob("*")
+              if f.name.lower().endswith(endings)]  # fmt: skip
+    files = {f for f in [*found, *inside] if f.is_file()}
+    if not files:
         raise UserError(
             f"data.path={path!r} does not exist. Allowed: a file, a folder, a glob that matches files, or an http:// "
             "address. Fix: correct it."
         )
-    return _fixed_part(path), [str(Path(f)) for f in found]
+    fixed = Path(re.split(r"[*?\[]", path)[0].rpartition("/")[0] or ("/" if path.startswith("/") else "."))
+    return [(f.relative_to(fixed).as_posix(), str(f)) for f in files]
 
 
-def _find_remote(path: str, endings: tuple[str, ...], retries: int) -> tuple[str, list[str]]:
+def _find_remote(path: str, endings: tuple[str, ...], retries: int) -> list[tuple[str, str]]:
+    plain = re.sub(r"[?#].*", "", path)
     known = (*endings, ".parquet", ".jsonl", ".json", ".txt", *COMPRESSION)
-    magic = re.search(r"[*\[]", path)
-    if not magic and re.sub(r"[?#].*", "", path).lower().endswith(known):
-        return path, [path]
-    fs, root = fsspec.url_to_fs(path)
+    if not has_magic(path) and plain.lower().endswith(known):
+        return [(unquote(plain.rpartition("/")[2]), path)]
+    fs, root = file_system(path)
     try:
-        names = once_more(lambda: fs.glob(root) if magic else fs.find(root), path, retries)
-    except OSError as error:
+        names = once_more(lambda: fs.glob(root) if has_magic(path) else fs.find(root), path, retries)
+    except UserError:
+        raise
+    except Exception as error:
         raise not_there(path, error) from error
     if not names:
         raise not_there(path, FileNotFoundError())
-    found = [name if "://" in name else fs.unstrip_protocol(name) for name in names]
-    return (_fixed_part(path) if magic else path.rstrip("/")), found
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder before the first wildcard."""
-    return re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] or "."
+    urls = [name if "://" in name else fs.unstrip_protocol(name) for name in names]
+    start = re.split(r"[*\[]", plain)[0].rpartition("/")[0] if has_magic(path) else plain.rstrip("/")
+    return [(unquote(url.removeprefix(start).lstrip("/")), url) for url in urls]

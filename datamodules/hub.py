@@ -26,9 +26,14 @@ class Hub:
     files: dict[str, str] = field(default_factory=dict)
     """Of each split, the files in the repository (a glob); for data sets that only load through a script."""
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, by_line: bool = False) -> dict[str, Any]:
         if not self.files:
             return {"path": self.id, "name": self.config, "revision": self.revision}
+        if self.config:
+            raise UserError(
+                f"data.hub_config={self.config!r} means nothing beside data.hub_files, which name the files "
+                "themselves. Allowed: one of the two. Fix: leave one out."
+            )
         base = f"hf://datasets/{self.id}" + (f"@{self.revision}" if self.revision else "")
         kinds = {suffix for pattern in self.files.values() for suffix in PurePosixPath(pattern).suffixes}
         builder = next((name for suffix, name in BUILDERS.items() if suffix in kinds), None)
@@ -38,10 +43,19 @@ class Hub:
                 f"{', '.join(BUILDERS)}, compressed or not. Fix: give such files."
             )
         here = PurePosixPath(self.id).is_absolute()
-        return {"path": builder, "data_files": {s: f"{self.id if here else base}/{f}" for s, f in self.files.items()}}
+        how = {"sample_by": "line" if by_line else "document"} if builder == "text" else {}
+        return {
+            "path": builder,
+            **how,
+            "data_files": {s: f"{self.id if here else base}/{f}" for s, f in self.files.items()},
+        }
 
-    def splits(self, retries: int) -> dict[str, Any]:
+    def splits(self, retries: int, by_line: bool = False) -> dict[str, Any]:
         """A streaming data set for each split there is; nothing is downloaded yet.
+
+        Args:
+            retries: How often a network fault is followed by another try.
+            by_line: Whether the lines of plain text files are rows, or the files.
 
         Raises:
             UserError: If there is no such data set or configuration, or it cannot be reached.
@@ -49,7 +63,7 @@ class Hub:
         from datasets import load_dataset
 
         try:
-            return dict(once_more(lambda: load_dataset(**self._arguments(), streaming=True), self.id, retries))
+            return dict(once_more(lambda: load_dataset(**self._arguments(by_line), streaming=True), self.id, retries))
         except UserError:
             raise
         except Exception as error:

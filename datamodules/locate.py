@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,20 +73,28 @@ def locate(data: DocumentDataModule) -> Located:
     paths = [path] if isinstance(path, str) else path
     files = [file for p in paths for file in _files(data, p)]
     where = ", ".join(paths)
-    divided = by_name({file.name: file for file in files}, data.source_splits)
-    own = bool(divided.get("train") and divided.get("validation"))
-    if data.how == "folders" or (data.how == "auto" and own):
-        if not divided:
-            raise UserError(
-                f"data.split='folders': {where} has neither folders train/ and validation/ nor files all named after a "
-                "split. Allowed: such names. Fix: rename them, or give --data.path as {train: ..., "
-                "validation: ...}, or use --data.split hash."
-            )
-        outside = len(files) - len({file.name for chosen in divided.values() for file in chosen})
-        if outside:
-            say(f"Data: {outside} files of {where} are in no split's folder and are not read", flush=True)
-        return Located(where, dict(divided))
-    return Located(where, {"all": files})
+    divided = by_name([file.name for file in files], data.source_splits)
+    _tell_apart(files)
+    if data.how in ("hash", "all") or (data.how == "auto" and not divided):
+        return Located(where, {"all": files})
+    if not divided:
+        raise UserError(
+            f"data.split='folders': {where} has neither folders train/ and validation/ nor files all named after a "
+            "split. Allowed: such names. Fix: rename them, or give --data.path as {train: ..., validation: ...}, or "
+            "use --data.split hash."
+        )
+    outside = len(files) - len({place for places in divided.values() for place in places})
+    if outside:
+        say(f"Data: {outside} files of {where} are in no split's folder and are not read", flush=True)
+    return Located(where, {role: [files[i] for i in places] for role, places in divided.items()})
+
+
+def _tell_apart(files: Sequence[FileShard]) -> None:
+    """Give files of the same name, from several paths, names of their own: documents are known by them."""
+    count = Counter(file.name for file in files)
+    for file in files:
+        if count[file.name] > 1:
+            file.name = file.url
 
 
 def _files(data: DocumentDataModule, path: str) -> list[FileShard]:
@@ -101,12 +110,18 @@ def _by_split(data: DocumentDataModule, path: dict[str, str | list[str]]) -> Loc
     listed = {role: [paths] if isinstance(paths, str) else paths for role, paths in named.items() if paths}
     shards = {role: [f for p in paths for f in _files(data, p)] for role, paths in listed.items()}
     where = "; ".join(f"{role}: {', '.join(paths)}" for role, paths in listed.items())
+    if data.how in ("hash", "all"):
+        files = [file for role in shards for file in shards[role]]
+        _tell_apart(files)
+        return Located(where, {"all": files})
+    for files in shards.values():
+        _tell_apart(files)
     return Located(where, dict(shards))
 
 
 def _on_the_hub(data: DocumentDataModule) -> Located:
     hub = data.hub_source
-    there = hub.splits(data.retries)
+    there = hub.splits(data.retries, data.lines_are_rows)
     roles = {role: name for role, name in data.source_splits.items() if name in there}
     for role, name in data.source_splits.items():
         if name != role and name not in there:  # asked for by name
@@ -114,14 +129,14 @@ def _on_the_hub(data: DocumentDataModule) -> Located:
                 f"data.{role}_split={name!r}: {hub.id} has no such split. Allowed: {', '.join(there)}. Fix: --data."
                 f"{role}_split with one of these."
             )
-    own = {"train", "validation"} <= set(roles)
-    if data.how == "folders" or (data.how == "auto" and own):
-        chosen = roles
-    else:
-        first = data.source_splits["train"]
-        chosen = {"all": first if first in there else next(iter(there))}
-    shards = {
-        role: hub_shards(hub, f"{hub.id}/{name}", there[name], data.columns, data.retries)
-        for role, name in chosen.items()
-    }
+    if data.how in ("hash", "all"):
+        chosen = [("all", name) for name in there]
+    elif data.how == "folders" or {"validation", "test"} & set(roles):
+        chosen = list(roles.items())
+    else:  # a training split alone, as of most corpora that nobody evaluates on
+        chosen = [("all", roles.get("train") or next(iter(there)))]
+    shards: dict[str, list[Shard]] = {}
+    for role, name in chosen:
+        found = hub_shards(hub, f"{hub.id}/{name}", there[name], data.columns, data.retries)
+        shards.setdefault(role, []).extend(found)
     return Located(f"the hub data set {hub.id}", dict(shards), on_hub=True)

@@ -1,11 +1,14 @@
 """Networks fail: reading goes on where it was, a few times and ever more slowly, before it is given up."""
 
+import asyncio
 import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import aiohttp
+import fsspec
 import pyarrow as pa
 
 from datamodules.rows import Row
@@ -17,6 +20,15 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
 FIRST_WAIT_S = 0.5
 
 T = TypeVar("T")
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system behind an address, and the path in it."""
+    if not url.startswith("http"):
+        return fsspec.url_to_fs(url)
+    # A body is read as fast as training needs it: what must not take long is each answer, not the whole.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    return fsspec.url_to_fs(url, client_kwargs={"timeout": timeout})
 
 
 def patiently(read: Callable[[int], Iterator[Row]], start: int, where: str, retries: int) -> Iterator[Row]:
@@ -36,7 +48,8 @@ def patiently(read: Callable[[int], Iterator[Row]], start: int, where: str, retr
             raise
         except Exception as error:
             if not _is_network(error):
-                if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                missing = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+                if missing or _status(error) is not None:
                     raise not_there(where, error) from error
                 if not isinstance(error, UNREADABLE):
                     raise
@@ -77,27 +90,46 @@ def _wait(where: str, error: BaseException, failures: int, retries: int) -> None
     time.sleep(pause)
 
 
-def _is_network(error: BaseException) -> bool:
-    """Whether trying again may help; libraries wrap what the network said, so causes count too."""
-    chain: list[BaseException] = [error]
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what caused it; libraries wrap what the network said."""
+    chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
+    return chain
+
+
+def _status(error: BaseException) -> int | None:
+    """The status a server answered with, if this is about one."""
+    for e in _chain(error):
+        status = getattr(e, "status", None) or getattr(getattr(e, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _is_network(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    chain = _chain(error)
     if any("OfflineModeIsEnabled" in repr(e) for e in chain):
         return False  # the hub's client was told not to try
     for e in chain:
         status = getattr(e, "status", None) or getattr(getattr(e, "response", None), "status_code", None)
-        if status is not None:
+        if isinstance(status, int):
             return status >= 500 or status in (408, 425, 429)
         # The hub's client changes its network library between versions: errors are known by where they come from.
         home = type(e).__module__.split(".")[0]
-        if isinstance(e, ConnectionError | TimeoutError) or home in ("aiohttp", "httpx", "httpx2", "requests"):
+        known = isinstance(e, ConnectionError | TimeoutError | asyncio.TimeoutError)  # two of them on Python 3.10
+        if known or home in ("aiohttp", "httpx", "httpx2", "requests"):
             return True
     return False
 
 
 def not_there(where: str, error: BaseException) -> UserError:
-    """The message for a file or address that does not exist."""
-    reason = getattr(error, "strerror", None) or ("not found (404)" if "://" in where else str(error))
+    """The message for a file or address that cannot be had, now or later."""
+    status = _status(error)
+    reason = getattr(error, "strerror", None) or str(error)
+    if "://" in where:
+        reason = "not found (404)" if status in (None, 404) else f"the server answers {status}"
     return UserError(
         f"data.path: {where} cannot be read: {reason}. Allowed: a readable file, folder, glob or http:// address. "
         "Fix: correct the path."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -64,7 +65,7 @@ def _live(
 
     next(data.documents(shards, 0), None)  # a source that cannot be read at all is told before a run begins
     divided = (part, data.how, data.validation_fraction) if found.undivided else (part,)
-    facts = (data.recipe(), divided, [shard.identity(False) for shard in shards])
+    facts = (data.recipe(), divided, _identities(shards, content=False))
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     seed = _seed(data, part)
     return LiveStream(
@@ -89,9 +90,13 @@ def _cached(
     stage: str,
 ) -> dict[str, Stream]:
     def documents() -> Iterable[Document]:
-        return (document for index in range(len(shards)) for document in data.documents(shards, index))
+        for index in range(len(shards)):
+            for document in data.documents(shards, index):
+                if document.problem is not None:  # told now, not when all others have been tokenised
+                    is_bad(data, found, document, 0)
+                yield document
 
-    source = repr((data.recipe(), [shard.identity(True) for shard in shards]))
+    source = repr((data.recipe(), _identities(shards, content=True)))
     cache = TokenCache.build(data.name, source, documents, tokenizer)
     usable, told = _usable(data, found, cache)
     everything = list(range(len(usable)))
@@ -115,9 +120,9 @@ def _cached(
 def _usable(data: DocumentDataModule, found: Located, cache: TokenCache) -> tuple[list[int], str]:
     """Documents of a cache that are neither bad nor too short, and the others in words."""
     bad = sum(is_bad(data, found, Document(name, "", problem=why), 0) for name, why in cache.problems)
+    good = [i for i, n in enumerate(cache.lengths) if not is_bad(data, found, Document(cache.ids[i], ""), n)]
     if data.max_document_tokens:
         cache.lengths = [min(n, data.max_document_tokens) for n in cache.lengths]
-    good = [i for i, n in enumerate(cache.lengths) if not is_bad(data, found, Document(cache.ids[i], ""), n)]
     bad += len(cache) - len(good)
     least = max(2, data.min_document_tokens or 0)
     usable = [i for i in good if cache.lengths[i] >= least]
@@ -147,6 +152,11 @@ def is_bad(data: DocumentDataModule, found: Located, document: Document, length:
             "ones, --data.min_document_tokens."
         )
     return why is not None
+
+
+def _identities(shards: Sequence[Shard], content: bool) -> list[str]:
+    with ThreadPoolExecutor(16) as pool:  # of an address each is a question to the server
+        return list(pool.map(lambda shard: shard.identity(content), shards))
 
 
 def _seed(data: DocumentDataModule, part: str) -> int | None:

@@ -68,10 +68,15 @@ def decoded(number: int, data: bytes) -> Row:
 
 def of_columns(number: int, value: dict[str, Any], text: str, book: str | None) -> Row:
     """A row of columns."""
+    which = None if book is None or value.get(book) is None else str(value[book])
     missing = [name for name in (text, book) if name is not None and name not in value]
     if missing:
-        return Row(number, problem=f"it has no column {' and '.join(map(repr, missing))}")
+        return Row(number, "", which, f"it has no column {' and '.join(map(repr, missing))}")
     content = value[text]
     if not isinstance(content, str):
-        return Row(number, problem=f"column {text!r} holds {type(content).__name__}, not text")
-    return Row(number, content, None if book is None else str(value[book]))
+        return Row(number, "", which, f"column {text!r} holds {type(content).__name__}, not text")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return Row(number, "", which, f"not Unicode text ({error})")
+    return Row(number, content, which)

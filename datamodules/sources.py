@@ -10,18 +10,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.network import not_there, once_more, patiently
+from datamodules.network import file_system, not_there, once_more, patiently
 from datamodules.rows import Columns, Row, decoded, of_columns
 
 log = logging.getLogger("lightning_memlong")
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 PARQUET_BATCH_BYTES = 8_000_000
 
 
@@ -127,10 +127,12 @@ class FileShard:
                 first += facts.num_rows
 
     def _open(self, stack: ExitStack, seek: bool = False) -> Any:
-        raw = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack)  # noqa: SIM115
+        raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack)  # noqa: SIM115
         stack.enter_context(raw)
         if self.compression is None:
             return raw
+        if not raw.peek(4).startswith(MAGIC[self.compression]):
+            return raw  # the server has unpacked it already
         # pyarrow notices a stream that was cut short, also for zstd.
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression), 1 << 16)
 
@@ -144,18 +146,18 @@ def _digest(path: str) -> str:
 
 
 def _facts(url: str) -> str:
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = file_system(url)
     info = fs.info(path)
     return repr([info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "blob_id")])
 
 
-def _remote(url: str, seek: bool, stack: ExitStack) -> IO[bytes]:
-    fs, path = fsspec.url_to_fs(url)
+def _remote(url: str, seek: bool, stack: ExitStack) -> Any:
+    fs, path = file_system(url)
     if not url.startswith("http"):
-        return fs.open(path, "rb")
+        return io.BufferedReader(fs.open(path, "rb"), 1 << 16)
     if not seek:
         # One request, read as it comes.
-        return io.BufferedReader(fs.open(path, "rb", block_size=0), 1 << 16)  # type: ignore[return-value]
+        return io.BufferedReader(fs.open(path, "rb", block_size=0), 1 << 16)
     file = fs.open(path, "rb")
     try:
         file.seek(-1, io.SEEK_END)

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal
 
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
@@ -14,32 +14,31 @@ NEEDED = {"fit": ("train", "validation"), "validate": ("validation",), "test": (
 Split = Literal["auto", "hash", "folders", "all"]
 ALIASES = {"train": {"train"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test"}}
 
-Named = TypeVar("Named")
-
 
 def needed(stage: str) -> tuple[str, ...]:
     """The splits a stage of training or evaluation reads."""
     return NEEDED.get(stage, ROLES)
 
 
-def by_name(names: Mapping[str, Named], splits: Mapping[str, str]) -> dict[str, list[Named]]:
-    """Files whose top folder, or else whose own name, is that of a split.
+def by_name(names: Sequence[str], splits: Mapping[str, str]) -> dict[str, list[int]]:
+    """Places of files whose top folder, or else whose own name, is that of a split.
 
-    Folders named train/ and validation/ decide if there are both; otherwise every single file must be named after a
-    split (train-00000-of-00023.parquet, wiki.valid.raw), or none counts as such.
+    Folders decide if there is one for train and one for another split; otherwise every single file must be named after
+    one split (train-00000-of-00023.parquet, wiki.valid.raw), or none counts as such.
 
     Args:
-        names: Files by their path relative to the source.
+        names: Paths of files, relative to the source.
         splits: Of each role, what its split is called.
     """
     words = {role: ALIASES[role] | {name} if name == role else {name} for role, name in splits.items()}
-    tops = {name: PurePosixPath(name).parts[0] for name in names}
-    parts = {role: [n for n, top in tops.items() if top in words[role]] for role in ROLES}
-    if not (parts["train"] and parts["validation"]):
-        parts = {role: [n for n in names if _speaks_of(words[role], PurePosixPath(n).name)] for role in ROLES}
-        if set(names) != {n for chosen in parts.values() for n in chosen}:
-            return {}
-    return {role: [names[n] for n in chosen] for role, chosen in parts.items()}
+    tops = [PurePosixPath(name).parts[0] for name in names]
+    parts = {role: [i for i, top in enumerate(tops) if top in words[role]] for role in ROLES}
+    if parts["train"] and (parts["validation"] or parts["test"]):
+        return parts
+    said = [{splits[role] for role in ROLES if _speaks_of(words[role], PurePosixPath(name).name)} for name in names]
+    if any(len(which) != 1 for which in said):
+        return {}
+    return {role: [i for i, which in enumerate(said) if splits[role] in which] for role in ROLES}
 
 
 def _speaks_of(words: set[str], name: str) -> bool:

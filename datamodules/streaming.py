@@ -166,6 +166,7 @@ class LiveStream:
         self._resume: dict[str, Any] | None = None
         self._positions: dict[int, dict[str, Any]] = {}
         self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] | None = None
         self._names: dict[int, str] = {}
 
     def digest(self) -> str:
@@ -182,8 +183,8 @@ class LiveStream:
         return self._names.get(document) or f"{self.corpus.shards[shard]}:{row + 1}"
 
     def left_out(self) -> str:
-        """What was dropped in this epoch, in words."""
-        c = self._counts
+        """What was dropped in an epoch (the last that was finished, if one was), in words."""
+        c = self._finished or self._counts
         parts = [f"{c['short']} shorter than {self.shortest} tokens"] if c["short"] else []
         parts += [f"{c['bad']} that could not be used"] if c["bad"] else []
         return f"{c['read']} documents read; left out: {', '.join(parts)}" if parts else ""
@@ -205,6 +206,8 @@ class LiveStream:
         """Begin the next iteration there."""
         self.epoch, self._begun = position["epoch"], False
         self._resume = position if position["batch"] else None
+        # Saving again before the first step must work too.
+        self._positions = {position["batch"]: {k: position[k] for k in ("after", "rows", "counts") if k in position}}
 
     def begun(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
         """Of each row, the windows that were read of the document it is in the middle of at a position."""
@@ -235,7 +238,7 @@ class LiveStream:
         number = saved["batch"] if saved else 0
         after = saved["after"] if saved else None
         self._counts = Counter(saved["counts"] if saved else {})
-        self._positions = {}
+        self._positions = {number: self._positions[number]} if saved else {}
         rows: list[_Reading | None] = self._reopen(saved["rows"]) if saved else [None] * self.windows.rows
         start = (after[0], (after[1][0], after[1][1]), after[2], after[3]) if after else (0, (0, 0), 0, 0)
         last = Drawn(Document("", ""), *start) if after else None
@@ -249,10 +252,12 @@ class LiveStream:
             number += 1
             self._remember(number, last, rows)
             yield self.windows.batch(places)
+        self._finished = self._counts
         if number == 0:
             raise UserError(
                 f"data: no document of {self.corpus.name} can be read ({self.left_out() or 'there is none'}). Allowed: "
-                "at least one that is long enough. Fix: lower --data.min_document_tokens, or add text."
+                "at least one that is long enough. Fix: lower --data.min_document_tokens, add text, or, where a hash "
+                "divides few documents, raise --data.validation_fraction or set --data.cache true."
             )
 
     def _documents(self, start: tuple[int, tuple[int, int], int, int]) -> Iterator[tuple[Drawn, np.ndarray]]:

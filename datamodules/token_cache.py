@@ -70,10 +70,8 @@ class TokenCache:
             self.problems: list[tuple[str, str]] = [(name, why) for name, why in facts["problems"]]
             self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
             size = int(self._starts[-1])
-            # An empty file cannot be mapped.
-            self._tokens: Any = (
-                np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r") if size else np.zeros(0, np.int32)
-            )
+            self._file, self._dtype = folder / "tokens.bin", facts["dtype"]
+            self._tokens: Any = self._map() if size else np.zeros(0, np.int32)  # an empty file cannot be mapped
             if len(self._tokens) != size:
                 raise ValueError(f"{len(self._tokens):,} tokens of {size:,}")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -89,6 +87,18 @@ class TokenCache:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _map(self) -> np.ndarray:
+        return np.memmap(self._file, dtype=self._dtype, mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process that is not forked maps the file, instead of being sent its content.
+        return {k: v for k, v in vars(self).items() if k != "_tokens" or not isinstance(v, np.memmap)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "_tokens" not in state:
+            self._tokens = self._map()
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """Tokens ``start`` to ``stop`` of a document, fewer at its end."""
@@ -145,6 +155,9 @@ class _alone:  # noqa: N801  (reads as a phrase)
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a tokenizer is recognised by."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # as it is when texts are tokenised
+        backend.no_truncation()
+        backend.no_padding()
     facts = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 

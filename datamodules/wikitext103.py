@@ -21,6 +21,7 @@ class WikiText103(DocumentDataModule):
 
     name = "WikiText-103"
     hub = Hub("Salesforce/wikitext", "wikitext-103-raw-v1")
+    lines_are_rows = True
     endings = (*DocumentDataModule.endings, ".raw", ".tokens")
 
     def documents(self, shards: Sequence[Shard], index: int, start: int = 0) -> Iterator[Document]:
@@ -46,7 +47,7 @@ class WikiText103(DocumentDataModule):
         """Lines of the articles that begin in a shard, with whether one begins there."""
         empty, known = True, index == 0 or start > 0
         for row in shards[index].rows(start, by_line=True):
-            begins = empty and TITLE.match(row.text.rstrip("\n")) is not None
+            begins = empty and TITLE.match(row.text.rstrip("\r\n")) is not None
             known = known or begins  # what comes before belongs to an article of the shard before
             empty = not row.text.strip() and row.problem is None
             if known:
@@ -54,8 +55,9 @@ class WikiText103(DocumentDataModule):
         if not known:
             return
         for shard in shards[index + 1 :]:
+            empty = True
             for row in shard.rows(by_line=True):
-                if empty and TITLE.match(row.text.rstrip("\n")):
+                if empty and TITLE.match(row.text.rstrip("\r\n")):
                     return
-                empty = not row.text.strip()
+                empty = not row.text.strip() and row.problem is None
                 yield row, False

@@ -116,12 +116,26 @@ class MemLongModule(L.LightningModule):
         output = self(batch)
         assert output.loss is not None
         rows = len(batch["input_ids"])
-        perplexity = output.loss.detach().exp()
-        self.log_dict({"train/loss": output.loss, "train/perplexity": perplexity}, batch_size=rows)
+        loss, mean = self._over_processes(output.loss, batch["labels"])
+        perplexity = mean.exp()
+        self.log_dict({"train/loss": mean, "train/perplexity": perplexity}, batch_size=rows)
         self.log("ppl", perplexity, prog_bar=True, logger=False, batch_size=rows)
         for layer, gate in self.model.gates.items():
             self.log(f"gates/layer_{layer}", gate.detach().abs().mean(), batch_size=rows)
-        return {"loss": output.loss, "keys": output.keys, "values": output.values}
+        return {"loss": loss, "keys": output.keys, "values": output.values}
+
+    def _over_processes(self, loss: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss whose mean gradient over processes is that of the mean over all their scored tokens; that mean.
+
+        One process may have fewer tokens than another, or none once its documents are read.
+        """
+        if self.trainer.world_size == 1:
+            return loss, loss.detach()
+        scored = (labels[:, 1:] != -100).sum()
+        sums = torch.stack([loss.detach() * scored, scored])
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        count = count.clamp(min=1)
+        return loss * (scored * self.trainer.world_size / count), total / count
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score one validation window."""

@@ -12,7 +12,7 @@ from typing import Any
 class Server:
     """Serves a folder; the first ``faults`` requests for a body go wrong.
 
-    Kinds: ``500`` answers with that status, ``half`` closes after half of the body, ``reset`` breaks the connection.
+    Kinds: a number answers with that status, ``half`` closes after half of the body, ``reset`` breaks the connection.
     """
 
     def __init__(self) -> None:
@@ -53,6 +53,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802
         self.state.requests += 1
         path = Path(self.translate_path(self.path))
+        if self.state.kind == "403":
+            return self.send_error(403)
         if not path.is_file():
             return super().do_GET()
         data = path.read_bytes()
@@ -75,8 +77,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def _fail(self, data: bytes) -> None:
         self.close_connection = True
-        if self.state.kind == "500":
-            return self.send_error(500)
+        if self.state.kind.isdigit():
+            return self.send_error(int(self.state.kind))
         if self.state.kind == "half":
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))

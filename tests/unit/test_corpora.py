@@ -1,6 +1,7 @@
 """What a document is in each corpus, and what becomes of text that cannot be used."""
 
 import json
+import pickle
 import random
 import shutil
 import threading
@@ -94,6 +95,15 @@ def test_wikitext_articles_are_rebuilt_from_lines_also_across_shards(
     assert found[0].id == f"0-{kind}:2" and all(d.problem is None for d in found)
 
 
+def test_wikitext_files_of_one_article_each_stay_apart(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_bytes(f" = {name} title = \r\n \r\n text of {name}\r\n".encode())
+    assert [d.id for d in documents(WikiText103(), tmp_path)] == ["a.txt:1", "b.txt:1", "c.txt:1"]
+    (tmp_path / "b.txt").write_bytes(b"\xff\n = B = \n \n beta\n")
+    read = documents(WikiText103(), tmp_path)
+    assert any("beta" in d.text for d in read), "what follows a line that cannot be read is not lost"
+
+
 def test_a_spoilt_line_spoils_its_article_only(tmp_path: Path) -> None:
     data = "\n".join(["", *ARTICLES]).encode().replace(b"A poet", b"A \xff")
     (tmp_path / "wiki.txt").write_bytes(data)
@@ -120,6 +130,25 @@ def test_bookcorpus_takes_books_where_the_source_has_them(tmp_path: Path) -> Non
         {"chapter": c, "doc_id": 1, "text": c} for c in "aabb"
     ]))  # fmt: skip
     assert [d.text for d in own] == ["a\na\n", "b\nb\n"]
+
+
+def test_a_bad_row_spoils_its_own_book_only(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"title": t, "text": t if t != "two" else None} for t in ("one", "two", "three")]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    with file.open("a") as end:
+        end.write('{"title": "four", "te\n' + json.dumps({"title": "five", "text": "five"}))
+    found = documents(BookCorpus(), file)
+    assert [(d.text, bool(d.problem)) for d in found] == [
+        ("one\n", False), ("", True), ("three\n", False), ("", True), ("five\n", False)
+    ]  # fmt: skip
+    rows = [{"doc_id": i, "text": t} for i, t in ((1, "a"), (1, None), (1, "b"), (2, "c"))]
+    found = documents(BookCorpus(), write_rows(tmp_path / "b.jsonl", rows))
+    assert [(d.text, bool(d.problem)) for d in found] == [("a\nb\n", True), ("c\n", False)]
+    nameless = write_rows(tmp_path / "c.jsonl", [{"title": None, "text": "x" * 40} for _ in range(20)])
+    assert len(documents(BookCorpus(run_characters=100), nameless)) > 3, "no name is not a name"
+    (tmp_path / "d.txt").write_bytes(b"one two\nbad \xff\nthree\n" * 20)
+    found = documents(BookCorpus(run_characters=50), tmp_path / "d.txt")
+    assert len(found) > 3 and all(d.id.startswith("d.txt:") for d in found), "still a list of sentences"
 
 
 @pytest.mark.parametrize("kind", ["sentences.txt", "sentences.jsonl", "sentences.parquet"])
@@ -252,6 +281,50 @@ def test_tokens_are_the_tokenizer_s_own(tiny_backbone: Path) -> None:
     found = tokenise(tokenizer, texts)
     assert [ids.tolist() for ids in found] == tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert tokenise(tokenizer, []) == []
+
+
+def test_files_of_the_same_name_are_all_read(tmp_path: Path, tiny_backbone: Path) -> None:
+    for corpus in "AB":
+        for part in ("train", "validation"):
+            (tmp_path / corpus / part).mkdir(parents=True)
+            (tmp_path / corpus / part / "x.txt").write_text(text(40, ord(corpus)))
+    both = [str(tmp_path / corpus) for corpus in "AB"]
+    data = PG19(**settings(both, tiny_backbone))
+    data.setup("fit")
+    names = {data.document_name("train", int(b["document_id"][0])) for b in data.train_dataloader()}
+    assert names == {str(tmp_path / corpus / "train" / "x.txt") for corpus in "AB"}
+
+
+def test_what_was_left_out_is_told_for_a_whole_epoch(
+    tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "validation"):
+        (tmp_path / part).mkdir()
+        write_rows(tmp_path / part / "a.jsonl", [{"text": text(n)} for n in (3, 100, 3, 40)])
+    data = PG19(**settings(tmp_path, tiny_backbone, min_document_tokens=30))
+    data.setup("fit")
+    for _ in data.train_dataloader():
+        pass
+    next(iter(data.train_dataloader()))
+    data.teardown("fit")
+    assert "train: 4 documents read; left out: 2 shorter than 30 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_documents_are_judged_before_they_are_cut(cache: bool, tmp_path: Path, tiny_backbone: Path) -> None:
+    for part in ("train", "validation"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.txt").write_text(text(100))
+    data = PG19(**settings(tmp_path, tiny_backbone, cache=cache, max_document_tokens=10))
+    data.setup("fit")
+    assert [int(b["length"]) for b in data.val_dataloader()] == [10]
+
+
+def test_a_cache_goes_to_another_process_as_a_name(tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_backbone))
+    cache = build([Document("a", text(5000))], tokenizer, "pickled")
+    sent = pickle.dumps(cache)
+    assert len(sent) < 2000 and pickle.loads(sent).tokens(0, 0, 9).tolist() == cache.tokens(0, 0, 9).tolist()
 
 
 # ---- the cache --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from datamodules import LocalText
 from datamodules import cached as cached_module
 from datamodules import streaming as streaming_module
 from datamodules.cached import CachedStream
-from datamodules.splits import by_hash
+from datamodules.splits import by_hash, by_name
 from datamodules.streaming import Corpus as StreamCorpus
 from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document, TokenCache
@@ -231,6 +231,25 @@ def test_a_block_is_shuffled_as_far_as_the_buffer_goes() -> None:
     assert sorted(mixed) == list(range(55)) and mixed != documents(1)
     inside = [sorted(mixed[i : i + 10]) == sorted(documents(1)[i : i + 10]) for i in range(0, 55, 10)]
     assert all(inside), "nothing leaves its block"
+
+
+def test_a_place_can_be_saved_again_before_the_first_step_after_a_resume() -> None:
+    whole = live([17, 40, 3, 26], 8, 8, 2)
+    list(whole)
+    again = live([17, 40, 3, 26], 8, 8, 2)
+    again.resume(whole.position(0, 4))
+    assert again.position(0, 4) == whole.position(0, 4)
+    next(iter(again))
+    assert again.position(0, 4) == whole.position(0, 4)
+
+
+def test_a_file_named_after_two_splits_is_in_neither() -> None:
+    own = {"train": "train", "validation": "validation", "test": "test"}
+    names = ["train.txt", "validation.txt", "train_test_mix.txt"]
+    assert by_name(names, own) == {}
+    assert by_name(names[:2], own) == {"train": [0], "validation": [1], "test": []}
+    assert by_name(names[:2], own | {"test": "validation"})["test"] == [1]
+    assert by_name(["train/a.txt", "test/b.txt", "c.txt"], own) == {"train": [0], "validation": [], "test": [1]}
 
 
 def test_what_is_left_out_is_counted_also_after_a_resume() -> None:

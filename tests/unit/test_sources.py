@@ -67,11 +67,24 @@ def test_a_row_that_cannot_be_read_is_told_and_the_next_one_is_read(tmp_path: Pa
     file = tmp_path / "a.jsonl"
     good = json.dumps({"text": "good"}).encode()
     file.write_bytes(
-        b"\n".join([good, b'{"text": "\xff"}', b'{"text": "cut', b"[1]", b'{"other": 1}', b'{"text": null}', good])
+        b"\n".join(
+            [
+                good,
+                b'{"text": "\xff"}',
+                b'{"text": "cut',
+                b"[1]",
+                b'{"other": 1}',
+                b'{"text": null}',
+                b'{"text": "\\ud800"}',
+                good,
+            ]
+        )
     )
     found = rows(file)
-    assert [r.text for r in found if not r.problem] == ["good", "good"] and len(found) == 7
-    for row, word in zip(found[1:-1], ("utf-8", "JSON", "list", "no column 'text'", "NoneType"), strict=True):
+    assert [r.text for r in found if not r.problem] == ["good", "good"] and len(found) == 8
+    for row, word in zip(
+        found[1:-1], ("utf-8", "JSON", "list", "no column 'text'", "NoneType", "Unicode"), strict=True
+    ):
         assert row.problem is not None and word in row.problem
     binary = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff\xfe"], pa.binary()).buffers())
     pq.write_table(pa.table({"text": binary}), tmp_path / "a.parquet")
@@ -129,6 +142,19 @@ def test_what_is_not_there_is_told_at_once(tmp_path: Path, server: Server) -> No
     assert server.requests <= 3, "no second try"
 
 
+def test_a_server_that_refuses_is_told_with_its_answer(tmp_path: Path, server: Server) -> None:
+    write(tmp_path / "a.jsonl")
+    address = server.serve(tmp_path, faults=10**6, kind="403")
+    for read in (lambda: rows(address + "/a.jsonl"), lambda: names(address + "/")):
+        with pytest.raises(UserError, match="the server answers 403"):
+            read()
+
+
+def test_a_gz_that_the_server_has_unpacked_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(write(tmp_path / "plain.jsonl").read_bytes())
+    assert [r.text for r in rows(tmp_path / "a.jsonl.gz")] == TEXTS
+
+
 def test_parquet_is_read_in_parts_where_the_server_gives_them(tmp_path: Path, server: Server) -> None:
     texts = [os.urandom(5_000).hex() for _ in range(2_000)]
     file = write(tmp_path / "a.parquet", texts)
@@ -156,6 +182,11 @@ def test_files_folders_globs_and_addresses(tmp_path: Path, server: Server) -> No
         assert names(f"{root}/*/*.txt") == ["train/b.txt", "validation/c.txt"]
     assert names(tmp_path / "d.bin") == ["d.bin"], "a file that is named is read"
     assert [r.text for r in find_files(f"{address}/train", (".jsonl",), COLUMNS, 1)[0].rows()] == TEXTS
+    assert names(f"{tmp_path}/t*") == ["train/a.jsonl", "train/b.txt"]
+    (tmp_path / "x").mkdir()
+    write(tmp_path / "x" / "a b#1.txt")
+    assert names(tmp_path / "x") == names(f"{address}/x") == ["a b#1.txt"], "the same name on a disk and on a server"
+    assert names(f"{address}/train/b.txt?sig=1*2") == ["b.txt"]
     for nothing in (tmp_path / "nowhere", f"{tmp_path}/*.tex", f"{address}/nowhere"):
         with pytest.raises(UserError, match="data.path"):
             names(nothing)
@@ -191,6 +222,11 @@ def test_a_hub_data_set_with_a_script_is_refused_and_its_files_can_be_read(tmp_p
         Hub(str(tmp_path)).splits(0)
     read = Hub(str(tmp_path), files={"train": "train/*.jsonl.gz"}).splits(0)
     assert [row["text"] for row in read["train"]] == TEXTS
+    (tmp_path / "b.txt").write_text("one line\n\nanother")
+    texts = [Hub(str(tmp_path), files={"train": "*.txt"}).splits(0, by_line=by_line) for by_line in (False, True)]
+    assert [len(list(splits["train"])) for splits in texts] == [1, 3]
+    with pytest.raises(UserError, match="data.hub_config='c' means nothing"):
+        Hub(str(tmp_path), "c", files={"train": "*.txt"}).splits(0)
     with pytest.raises(UserError, match="data.hub_files.*no known format"):
         Hub(str(tmp_path), files={"train": "train/*.bin"}).splits(0)
 
