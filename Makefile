@@ -38,6 +38,7 @@ bench: setup
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/memory_value.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/bank.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

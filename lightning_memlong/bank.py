@@ -332,10 +332,10 @@ class MemoryBank:
                 f"bank.insert: embeddings {tuple(embeddings.shape)} and lengths {tuple(lengths.shape)} do not fit. "
                 f"Allowed: {expected} chunks. Fix: give one of each for every chunk of the window."
             )
-        if not keys.is_floating_point() or keys.dtype != values.dtype:
+        if not (keys.is_floating_point() and values.is_floating_point()):
             raise UserError(
-                f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: one floating-point type for "
-                "both. Fix: convert them."
+                f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: floating-point types. Fix: "
+                "convert them."
             )
         if expected[1] > self.slots and int((lengths > 0).sum(dim=1).max()) > self.slots:
             raise UserError(

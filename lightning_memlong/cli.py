@@ -25,7 +25,7 @@ from datamodules.documents import DocumentDataModule
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.module import MemLongModule
+from lightning_memlong.module import CHECKPOINT_FORMAT, MemLongModule
 from lightning_memlong.parsing import Parser, config_files, flat, insert_config, plain
 from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
 
@@ -107,6 +107,11 @@ class MemLongCLI(LightningCLI):
             raise UserError(
                 f"ckpt_path={str(given)!r} is not a MemLong checkpoint. Allowed: one written by train.py fit. "
                 "Fix: give another."
+            )
+        if (found := checkpoint["memlong"].get("format", 1)) != CHECKPOINT_FORMAT:
+            raise UserError(
+                f"ckpt_path={str(given)!r} is of format {found}. Allowed: {CHECKPOINT_FORMAT}. Fix: use the release that "
+                "wrote it, or train again."
             )
         # What the network is; the recipe (optimiser, schedule) is this run's and is not in there.
         stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}

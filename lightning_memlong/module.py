@@ -19,6 +19,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.model import MemLong, MemLongOutput
 
 Batch = dict[str, Any]
+CHECKPOINT_FORMAT = 2
 
 
 class LinearWarmup(LambdaLR):
@@ -209,7 +210,7 @@ class MemLongModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         random = gather({"cpu": torch.get_rng_state(), "cuda": cuda})  # of each process
-        checkpoint["memlong"] = {"backbone": self._fingerprint, "random": random}
+        checkpoint["memlong"] = {"format": CHECKPOINT_FORMAT, "backbone": self._fingerprint, "random": random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this backbone and these settings.

@@ -227,6 +227,10 @@ def test_a_checkpoint_of_another_backbone_is_told(
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(checkpoint.read_bytes()[:5000])
     assert "cut short" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
+    old = torch.load(checkpoint, weights_only=True)
+    old["memlong"]["format"] = 1
+    torch.save(old, cut)
+    assert "is of format 1. Allowed: 2" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
     torch.save({"state_dict": {}}, cut)
     assert "not a MemLong checkpoint" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
 

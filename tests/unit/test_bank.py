@@ -242,7 +242,6 @@ BAD_INSERTIONS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "keys not finite": ({"keys": NOT_A_NUMBER}, "keys are not all finite"),
     "values not finite": ({"values": INFINITE}, "values are not all finite"),
     "whole numbers": ({k: torch.ones(1, HEADS, 8, SIZE).long() for k in ("keys", "values")}, "torch.int64"),
-    "two types": ({"values": torch.ones(1, HEADS, 8, SIZE).half()}, "torch.float16"),
     "other heads": ({k: torch.randn(1, HEADS + 1, 8, SIZE) for k in ("keys", "values")}, "head size"),
     "window larger than a row": (
         {

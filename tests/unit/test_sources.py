@@ -66,20 +66,8 @@ def test_plain_text_is_one_row_or_lines(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_read_is_told_and_the_next_one_is_read(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     good = json.dumps({"text": "good"}).encode()
-    file.write_bytes(
-        b"\n".join(
-            [
-                good,
-                b'{"text": "\xff"}',
-                b'{"text": "cut',
-                b"[1]",
-                b'{"other": 1}',
-                b'{"text": null}',
-                b'{"text": "\\ud800"}',
-                good,
-            ]
-        )
-    )
+    bad = [b'{"text": "\xff"}', b'{"text": "cut', b"[1]", b'{"other": 1}', b'{"text": null}', b'{"text": "\\ud800"}']
+    file.write_bytes(b"\n".join([good, *bad, good]))
     found = rows(file)
     assert [r.text for r in found if not r.problem] == ["good", "good"] and len(found) == 8
     for row, word in zip(
