@@ -110,8 +110,8 @@ class MemLongCLI(LightningCLI):
             )
         if (found := checkpoint["memlong"].get("format", 1)) != CHECKPOINT_FORMAT:
             raise UserError(
-                f"ckpt_path={str(given)!r} is of format {found}. Allowed: {CHECKPOINT_FORMAT}. Fix: use the release that "
-                "wrote it, or train again."
+                f"ckpt_path={str(given)!r} is of format {found}. Allowed: {CHECKPOINT_FORMAT}. Fix: use the release "
+                "that wrote it, or train again."
             )
         # What the network is; the recipe (optimiser, schedule) is this run's and is not in there.
         stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
