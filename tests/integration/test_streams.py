@@ -186,7 +186,7 @@ def test_a_streamed_run_that_is_killed_again_and_again_sees_every_window_in_orde
         "trainer:\n  callbacks:\n    - class_path: callbacks.checkpoint.LastCheckpoint\n"
         "      init_args: {every_n_train_steps: 4}\n"
     )
-    kills = sorted(random.Random(workers).sample(range(6, 58), 3))
+    kills = sorted(random.Random(workers).sample(range(6, 58), 2 if workers else 1))
     for attempt, kill in enumerate([*kills, None]):
         args = [*streamed(tiny_backbone, folder, tmp_path / "killed", workers), "--config", str(checkpoints)]
         args += ["--ckpt_path", "last"] if attempt else []
