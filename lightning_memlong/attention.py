@@ -3,8 +3,9 @@
 Legend: B batch rows, H query heads, H_kv key/value heads, T local tokens, M retrieved tokens, D head size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -111,6 +112,38 @@ def retrieval_causal_attention(
     return (local.float() + weight * remembered.float()).to(query.dtype)
 
 
+class OnDemand(Mapping[int, tuple[Tensor, Tensor]]):
+    """What retrieval layers read, got ready when the first of them asks: until then the layers below are computed.
+
+    Args:
+        layers: The layers that will find something.
+        prepare: Gives it, for all of them.
+    """
+
+    def __init__(self, layers: Sequence[int], prepare: Callable[[], Mapping[int, tuple[Tensor, Tensor]]]) -> None:
+        self._layers, self._prepare = layers, prepare
+
+    @cached_property
+    def _ready(self) -> Mapping[int, tuple[Tensor, Tensor]]:
+        return self._prepare()
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer."""
+        return self._ready[layer]
+
+    def __contains__(self, layer: object) -> bool:
+        """Whether a layer will find something; nothing is got ready for the answer."""
+        return layer in self._layers
+
+    def __iter__(self) -> Iterator[int]:
+        """The layers."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """How many layers."""
+        return len(self._layers)
+
+
 @dataclass
 class CarriedMemory:
     """What one forward pass carries, as a keyword argument, down to every attention layer.
@@ -118,10 +151,8 @@ class CarriedMemory:
     It is an argument and not state on a module, so gradient checkpointing re-runs a layer with the same memory.
     """
 
-    keys: Mapping[int, Tensor] = field(default_factory=dict)
-    """Layer -> (B, H_kv, M, D), already at their positions; only retrieval layers have an entry."""
-    values: Mapping[int, Tensor] = field(default_factory=dict)
-    """Layer -> (B, H_kv, M, D)."""
+    memory: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Layer -> keys, already at their positions, and values, (B, H_kv, M, D); only retrieval layers have an entry."""
     mask: Tensor | None = None
     """(B, M) bool; None where every retrieved token is real, which the fast paths need."""
     fusion: str = "joint"
@@ -159,17 +190,18 @@ def memory_attention_forward(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if memory is not None and layer in memory.capture:
         memory.captured[layer] = (key.detach(), value.detach())
-    if memory is None or layer not in memory.keys:
+    if memory is None or layer not in memory.memory:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    joint = memory.joint(query, memory.keys[layer], attention_mask, dropout) if memory.fusion == "joint" else None
+    memory_keys, memory_values = memory.memory[layer]
+    joint = memory.joint(query, memory_keys, attention_mask, dropout) if memory.fusion == "joint" else None
     output = retrieval_causal_attention(
         query,
         key,
         value,
-        memory.keys[layer],
-        memory.values[layer],
+        memory_keys,
+        memory_values,
         memory_mask=memory.mask,
         local_mask=attention_mask,
         fusion=memory.fusion,

@@ -6,6 +6,7 @@ L stored layers, H key/value heads, D head size, E embedding size.
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
 from lightning_memlong.index import has_gpu_index
 from lightning_memlong.ledger import Entries, Ledger
-from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.retrieved import Coming, Retrieved
 from lightning_memlong.storage import ChunkStorage, Where, as_chunks
 
 __all__ = ["MemoryBank", "Retrieved"]
@@ -71,6 +72,8 @@ class MemoryBank:
         self._storage: ChunkStorage | None = None
         self._one_layer = True
         self.insertions = self.evictions = 0
+        self._reader: ThreadPoolExecutor | None = None
+        self._pending: Future[tuple[Tensor, Tensor]] | None = None
 
     def insert(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor, positions: Tensor) -> None:
         """Store the chunks of one window of each row, evicting where a row is full.
@@ -87,6 +90,7 @@ class MemoryBank:
                 is not finite; the bank is then as it was.
         """
         self._check(keys, values, embeddings, lengths)
+        self._settle()
         chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
         if self._storage is not None and not self._storage.fits(chunk_keys.shape):
             raise UserError(
@@ -170,10 +174,25 @@ class MemoryBank:
             slots[row, real] = row * self.slots + held.slots[chosen]
             lengths[row, real], positions[row, real] = held.lengths[chosen], held.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1).to(self._storage.device)
-        keys, values = self._storage.read(slots, lengths > 0)
-        if self._one_layer:
-            keys, values = keys[0], values[0]
-        return Retrieved(keys, values, mask, scores, entries, positions)
+        facts = {"mask": mask, "scores": scores, "entries": entries, "positions": positions}
+        if self.storage == "device":
+            keys, values = self._read(slots, lengths > 0)
+            return Retrieved(keys, values, **facts)
+        # Beside the model's lower layers, which do not need them.
+        self._reader = self._reader or ThreadPoolExecutor(1, "memory-bank")
+        self._pending = self._reader.submit(self._read, slots, lengths > 0)
+        return Coming(self._pending, **facts)
+
+    def _read(self, slots: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._storage is not None
+        keys, values = self._storage.read(slots, real)
+        return (keys[0], values[0]) if self._one_layer else (keys, values)
+
+    def _settle(self) -> None:
+        """Wait for what is still being read, before anything is written."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
     def last_embeddings(self, count: int, before: Tensor) -> list[Tensor]:
         """For each row the embeddings (<= count, E) of the newest chunks that end at or before ``before`` (R,)."""
@@ -244,6 +263,7 @@ class MemoryBank:
             key = f"memory.{name}" if name != "rows" else "data.batch_size"
             allowed = f"{state[name]}, which the saved bank was made with"
             require(state[name] == getattr(self, name), key, getattr(self, name), allowed, fix)
+        self._settle()
         new = MemoryBank.__new__(MemoryBank)
         vars(new).update(vars(self), _ledgers=[], _storage=None)
         for row, saved in enumerate(state["ledgers"]):
@@ -276,6 +296,7 @@ class MemoryBank:
             How many entries were written.
         """
         assert self._storage is not None
+        self._settle()
         held = self.entries(row)
         chunk_keys, chunk_values = (
             as_chunks((t[None] if t.dim() == 3 else t)[:, None], self.chunk_size) for t in (keys, values)

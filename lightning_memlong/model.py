@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_memlong.attention import CarriedMemory, register_attention
+from lightning_memlong.attention import CarriedMemory, OnDemand, register_attention
 from lightning_memlong.backbones import load_backbone
 from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
@@ -198,7 +198,7 @@ class MemLong(nn.Module):
             input_ids=input_ids, use_cache=False, memory=carried, logits_to_keep=logits_to_keep
         ).logits
         loss = None if labels is None else next_token_loss(logits, labels[:, -logits.shape[1] :])
-        if loss is not None and not carried.keys:
+        if loss is not None and not carried.memory:
             # Gates take no part in a window without memory; where only they are trained there must still be a graph.
             loss = loss + 0.0 * sum(gate.sum() for gate in self.gates.values())
         keys, values = self._captured(carried)
@@ -209,7 +209,19 @@ class MemLong(nn.Module):
         if memory is None or memory.mask.shape[1] == 0 or not bool(memory.mask.any()):
             return CarriedMemory(capture=capture)
         mask = memory.mask.to(input_ids.device)
-        keys, values = (t.to(input_ids.device) for t in (memory.keys, memory.values))
+        at_layers = OnDemand(self.retrieval_layers, lambda: self._rotated(memory, mask))
+        return CarriedMemory(
+            memory=at_layers,
+            mask=None if bool(mask.all()) else mask,
+            fusion=self.fusion,
+            gates=self.gates,  # type: ignore[arg-type]
+            capture=capture,
+        )
+
+    @torch.no_grad()
+    def _rotated(self, memory: Retrieved, mask: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of each retrieval layer, the retrieved keys at their positions, and the values."""
+        keys, values = (t.to(mask.device) for t in (memory.keys, memory.values))
         if keys.dim() == 4:
             keys, values = keys[None], values[None]
         layers, rows, heads, tokens, size = keys.shape
@@ -223,14 +235,7 @@ class MemLong(nn.Module):
         folded = keys.transpose(0, 1).reshape(rows, layers * heads, tokens, size)
         rotated = self.rotary.rotate(folded, positions).view(rows, layers, heads, tokens, size)
         at = {layer: 0 if layers == 1 else i for i, layer in enumerate(self.retrieval_layers)}
-        return CarriedMemory(
-            keys={layer: rotated[:, i] if self._turned(layer) else keys[i] for layer, i in at.items()},
-            values={layer: values[i] for layer, i in at.items()},
-            mask=None if bool(mask.all()) else mask,
-            fusion=self.fusion,
-            gates=self.gates,  # type: ignore[arg-type]
-            capture=capture,
-        )
+        return {layer: (rotated[:, i] if self._turned(layer) else keys[i], values[i]) for layer, i in at.items()}
 
     @torch.no_grad()
     def _captured(self, carried: CarriedMemory) -> tuple[Tensor, Tensor]:

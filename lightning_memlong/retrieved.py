@@ -1,5 +1,6 @@
 """The record a bank hands to a model. R rows, k chunks of C tokens, M = k * C, L layers, H heads, D head size."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,3 +22,25 @@ class Retrieved:
     """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved."""
     positions: Tensor
     """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
+
+
+class Coming(Retrieved):
+    """A record whose keys and values are still being read; whoever asks for them waits until they are there.
+
+    Args:
+        pending: Reads ``(keys, values)`` as :class:`Retrieved` has them.
+        **facts: The other fields.
+    """
+
+    def __init__(self, pending: "Future[tuple[Tensor, Tensor]]", **facts: Tensor) -> None:
+        vars(self).update(facts, _pending=pending)
+
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        """See :class:`Retrieved`."""
+        return self._pending.result()[0]  # type: ignore[attr-defined]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """See :class:`Retrieved`."""
+        return self._pending.result()[1]  # type: ignore[attr-defined]

@@ -199,6 +199,17 @@ def test_half_precision_agrees_with_single(options: list[str], precision: str) -
     assert float(again.trainer.callback_metrics["val/perplexity"]) == pytest.approx(trained, rel=1e-3)
 
 
+def test_where_keys_and_values_live_changes_nothing(options: list[str], tmp_path: Path) -> None:
+    losses = []
+    for where in ("device", "host", "disk"):
+        more = ["--memory.storage", where, "--validate_first", "false", "--model.gradient_checkpointing", "true"]
+        cli = MemLongCLI(["fit", *options, *more, "--trainer.logger.save_dir", str(tmp_path / where)])
+        losses.append(scalars(tmp_path / where / "memlong" / "version_0")["train/loss"])
+        bank = next(c for c in cli.trainer.callbacks if isinstance(c, MemoryBankCallback)).banks["train"]
+        assert bank.storage == where and bank.insertions > 8
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 4
+
+
 @pytest.mark.parametrize("cache", ["true", "false"])
 def test_keys_and_values_left_out_of_a_checkpoint_are_read_again(
     cache: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

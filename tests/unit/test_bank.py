@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import POLICIES
+from lightning_memlong.index import make_index
 from lightning_memlong.storage import ChunkStorage
 from tests.integration.helpers import differences
 from tests.reference import BankOracle, stored_as
@@ -222,6 +224,27 @@ def test_trained_index_finds_what_the_exact_one_finds() -> None:
     assert sum(hits) == len(hits)
 
 
+@pytest.mark.parametrize("index", ["Flat", "HNSW16", "SQ8", "IVF2,Flat"])
+def test_after_evictions_the_index_is_one_built_afresh(index: str) -> None:
+    bank, mixer = MemoryBank(1, 120 * CHUNK, CHUNK, index=index), torch.Generator().manual_seed(2)
+    for step in range(100):
+        embeddings = torch.nn.functional.normalize(torch.randn(1, 2, EMBED, generator=mixer), dim=-1)
+        keys = torch.zeros(1, 1, 2 * CHUNK, 1)
+        at = torch.tensor([[2 * step, 2 * step + 1]]) * CHUNK
+        bank.insert(keys, keys, embeddings, torch.full((1, 2), CHUNK), at)
+    assert bank.evictions > 0
+    held, used = bank.entries(0).embeddings, bank._ledgers[0].index
+    fresh = make_index(held.clone(), index)
+    fresh.rebuild(len(held))
+    if index == "IVF2,Flat":  # clusters were trained on what was held then; looking into all of them is exact
+        for built in (used, fresh):
+            built._index.nprobe = 2  # type: ignore[union-attr]
+    for query in torch.randn(20, EMBED, generator=mixer):
+        (scores, places), (expected, wanted) = used.search(query, 5), fresh.search(query, 5)
+        assert places.tolist() == wanted.tolist()
+        torch.testing.assert_close(scores, expected)
+
+
 def good_insertion() -> dict[str, torch.Tensor]:
     mixer = torch.Generator().manual_seed(3)
     return {
@@ -343,6 +366,32 @@ def test_too_large_a_bank_is_told(where: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"memory.storage='{where}'.*cannot be had.*--memory.capacity"):
         ChunkStorage(sizes, 10**9, torch.float32, "cpu", where, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("storage", ["host", "disk"])
+def test_what_is_read_meanwhile_is_what_was_there(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record is there at once; an insertion that would write into its slots waits for it."""
+    bank = MemoryBank(1, 16, CHUNK, "fifo", storage=storage)  # type: ignore[arg-type]
+    first = good_insertion()
+    bank.insert(**first)
+    bank.insert(**first)
+    go, read = threading.Event(), ChunkStorage.read
+
+    def slow(self: ChunkStorage, *places: torch.Tensor) -> Any:
+        assert go.wait(10)
+        return read(self, *places)
+
+    monkeypatch.setattr(ChunkStorage, "read", slow)
+    found = bank.gather(torch.tensor([[0, 1]]))
+    assert found is not None and found.mask.all() and found.positions.tolist() == [[0, 4]]
+    other = {k: good_insertion()[k] + 1 for k in ("keys", "values")}
+    writing = threading.Thread(target=lambda: bank.insert(**(first | other)))
+    writing.start()
+    writing.join(0.2)
+    assert writing.is_alive() and bank.evictions == 0
+    go.set()
+    writing.join(10)
+    assert bank.evictions == 2 and torch.equal(found.keys, first["keys"]) and torch.equal(found.values, first["values"])
 
 
 def test_disk_storage_leaves_no_file(tmp_path: Path) -> None:
