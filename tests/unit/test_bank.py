@@ -224,7 +224,7 @@ def test_trained_index_finds_what_the_exact_one_finds() -> None:
     assert sum(hits) == len(hits)
 
 
-@pytest.mark.parametrize("index", ["Flat", "HNSW16", "SQ8", "IVF2,Flat"])
+@pytest.mark.parametrize("index", ["Flat", "HNSW16", "IVF2,Flat"])
 def test_after_evictions_the_index_is_one_built_afresh(index: str) -> None:
     bank, mixer = MemoryBank(1, 120 * CHUNK, CHUNK, index=index), torch.Generator().manual_seed(2)
     for step in range(100):
