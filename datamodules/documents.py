@@ -51,7 +51,7 @@ class DocumentDataModule(L.LightningDataModule):
         test_split: What the source calls its test split.
         split: ``folders``: files or top folders named after the splits, or the hub's own splits; ``hash``: by a stable
             hash of documents' names; ``all``: every document in validation and test (evaluation only); ``auto``:
-            the source's own if it has both train and validation, else the hash.
+            the source's own if it has train and another one, else the hash.
         validation_fraction: Share of documents the hash gives to validation, and the same again to test.
         window: Tokens a step sees [tokens]. Paper, section 3: 1,024.
         stride: Tokens a step advances and is scored on [tokens]; null: the window (disjoint windows, the paper).

@@ -37,7 +37,8 @@ class Parser(LightningArgumentParser):
             return text
         options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS, description="")
         options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
-        return f"{text}\nOptions of the default --data, datamodules.LocalText:\n{options.format_help()}"
+        title = "Options of the default --data, datamodules.LocalText (of others: --data.help datamodules.BookCorpus)"
+        return f"{text}\n{title}:\n{options.format_help()}"
 
     def known_keys(self) -> list[str]:
         """Dotted names of all options, subcommands' included."""
