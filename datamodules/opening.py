@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from datamodules import splits
 from datamodules.cached import CachedStream
 from datamodules.locate import Located
+from datamodules.ordering import Corpus
 from datamodules.rows import Shard
-from datamodules.streaming import Corpus, LiveStream
+from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document, TokenCache
 from datamodules.windows import Windows
 from lightning_memlong.distributed import say

@@ -4,17 +4,17 @@ Legend: R rows, n chunks of a window, C tokens of a chunk, T = n * C, S slots a 
 L stored layers, H key/value heads, D head size, E embedding size.
 """
 
-import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_memlong.bank_checks import check_insertion
 from lightning_memlong.bank_file import load_bank, save_bank
+from lightning_memlong.bank_state import restore, state_of
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
@@ -89,7 +89,7 @@ class MemoryBank:
             UserError: If a shape does not fit the bank, a window has more chunks than a row has room for, or something
                 is not finite; the bank is then as it was.
         """
-        self._check(keys, values, embeddings, lengths)
+        check_insertion(self, keys, values, embeddings, lengths)
         self._settle()
         chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
         if self._storage is not None and not self._storage.fits(chunk_keys.shape):
@@ -235,21 +235,7 @@ class MemoryBank:
         Args:
             keys_values: False leaves keys and values out; :meth:`rewrite` puts them back after loading.
         """
-        state: dict[str, Any] = {
-            name: getattr(self, name) for name in ("rows", "capacity", "chunk_size", "insertions", "evictions")
-        }
-        state |= {"one_layer": self._one_layer, "dtype": str(self._storage._given if self._storage else None)}
-        state["shape"] = list(self._storage.keys.shape) if self._storage else None
-        state["ledgers"] = [self._row_state(row, keys_values) for row in range(len(self._ledgers))]
-        return state
-
-    def _row_state(self, row: int, keys_values: bool) -> dict[str, Any]:
-        assert self._storage is not None
-        ledger = self._ledgers[row]
-        facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
-        if keys_values:
-            facts |= self._storage.take(row * self.slots + ledger.entries.slots)
-        return {**facts, "serial": ledger.serial, "end": ledger.end}
+        return state_of(self, keys_values)
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over a saved state exactly; keys and values go to ``device``, or where ``storage`` says.
@@ -258,30 +244,8 @@ class MemoryBank:
             UserError: If the state belongs to a bank of other rows, capacity, chunk size or element type; this bank is
                 then as it was.
         """
-        fix = "go on with that value, or start a new run"
-        for name in ("rows", "capacity", "chunk_size"):
-            key = f"memory.{name}" if name != "rows" else "data.batch_size"
-            allowed = f"{state[name]}, which the saved bank was made with"
-            require(state[name] == getattr(self, name), key, getattr(self, name), allowed, fix)
         self._settle()
-        new = MemoryBank.__new__(MemoryBank)
-        vars(new).update(vars(self), _ledgers=[], _storage=None)
-        for row, saved in enumerate(state["ledgers"]):
-            given = getattr(torch, state["dtype"].removeprefix("torch."))
-            shape = torch.Size(state["shape"])
-            new._allocate(shape, given, device, saved["embeddings"].shape[1], state["one_layer"])
-            assert new._storage is not None
-            if "keys" in saved:
-                stored = saved["keys"].dtype
-                allowed = f"{stored}, in which the saved bank holds them"
-                require(stored == new._storage.dtype, "memory.dtype", new._storage.dtype, allowed, fix)
-            place = torch.arange(len(saved["born"]))
-            facts = {f.name: saved[f.name] for f in fields(Entries) if f.name != "slots"}
-            new._ledgers[row].restore(Entries(slots=place, **facts), saved["serial"], saved["end"])
-            if "keys" in saved:
-                new._storage.put(row * self.slots + place, saved)
-        new.insertions, new.evictions = state["insertions"], state["evictions"]
-        vars(self).update(vars(new))
+        restore(self, state, device)
 
     def rewrite(self, row: int, keys: Tensor, values: Tensor, positions: Tensor) -> int:
         """Put keys and values back into those entries of a row that begin at ``positions``; nothing else changes.
@@ -340,51 +304,18 @@ class MemoryBank:
         bank.load_state_dict(state, device)
         return bank
 
-    def _check(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor) -> None:
-        rows, tokens = keys.shape[-4], keys.shape[-2]
-        expected = (self.rows, tokens // self.chunk_size)
-        if keys.shape != values.shape or rows != self.rows or tokens % self.chunk_size:
-            raise UserError(
-                f"bank.insert: keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit. Allowed: equal "
-                f"shapes with {self.rows} rows and a multiple of {self.chunk_size} tokens. Fix: pad the window."
-            )
-        if embeddings.shape[:2] != expected or tuple(lengths.shape) != expected:
-            raise UserError(
-                f"bank.insert: embeddings {tuple(embeddings.shape)} and lengths {tuple(lengths.shape)} do not fit. "
-                f"Allowed: {expected} chunks. Fix: give one of each for every chunk of the window."
-            )
-        if not (keys.is_floating_point() and values.is_floating_point()):
-            raise UserError(
-                f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: floating-point types. Fix: "
-                "convert them."
-            )
-        if expected[1] > self.slots and int((lengths > 0).sum(dim=1).max()) > self.slots:
-            raise UserError(
-                f"bank.insert: a window of {tokens} tokens does not fit into a row of {self.capacity}. Allowed: a "
-                "memory.capacity of at least data.window. Fix: raise --memory.capacity, or lower --data.window."
-            )
-        if not bool(torch.isfinite(embeddings).all()):
-            raise UserError("bank.insert: an embedding is not finite. Fix: check the retriever's precision.")
-        for name, given in (("keys", keys), ("values", values)):
-            # One pass over the numbers: a sum is finite only if all of them are (and float16 adds up to little).
-            wide = torch.float32 if given.dtype == torch.float16 else None
-            if not math.isfinite(float(given.detach().sum(dtype=wide))):
-                raise UserError(
-                    f"bank.insert: {name} are not all finite. Allowed: numbers. Fix: a lower --model.optimizer.lr or "
-                    "another --trainer.precision; the model's own activations have overflowed."
-                )
-
     def _allocate(
         self, shape: torch.Size, given: torch.dtype, device: torch.device | str, embedding_size: int, one_layer: bool
-    ) -> None:
+    ) -> ChunkStorage:
         """Make room on the first insertion, when the shapes are known."""
         if self._storage is not None:
-            return
+            return self._storage
         gpu = torch.device(device).type == "cuda" and has_gpu_index()
         ledgers = [Ledger(self.slots, embedding_size, self.index, gpu, self.half_life) for _ in range(self.rows)]
         slots, dtype = self.rows * self.slots, self.dtype or given
         self._storage = ChunkStorage(shape, slots, dtype, device, self.storage, self.storage_folder, given)
         self._ledgers, self._one_layer = ledgers, one_layer
+        return self._storage
 
     def _drops(self, ledger: Ledger, count: int) -> Tensor:
         """Which entries have to go so that ``count`` more fit."""

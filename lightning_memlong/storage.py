@@ -47,7 +47,7 @@ class ChunkStorage:
     ) -> None:
         layers, heads, _, chunk_size, size = keys_like
         self.device, self.where, self.dtype = torch.device(device), where, dtype
-        self._given = given or dtype
+        self.given = given or dtype
         shape = (layers, heads, slots, chunk_size, size)
         # Not zeroed: the pages of a long bank that are never filled are never touched.
         self.keys, self.values = (self._room(shape, dtype, folder) for _ in range(2))
@@ -97,7 +97,7 @@ class ChunkStorage:
         for i, held in enumerate((self.keys, self.values)):
             chunks = self._pick(held, slots.flatten())
             if self._scales:
-                chunks = (chunks.float() * self._pick(self._scales[i], slots.flatten())).to(self._given)
+                chunks = (chunks.float() * self._pick(self._scales[i], slots.flatten())).to(self.given)
             if len(missing):  # masked tokens must still be finite: 0 x NaN is NaN
                 chunks.index_fill_(2, missing.to(chunks.device), 0)
             picked.append(chunks.view(layers, heads, rows, k * chunk_size, size).transpose(1, 2))

@@ -18,8 +18,8 @@ from datamodules import LocalText
 from datamodules import cached as cached_module
 from datamodules import streaming as streaming_module
 from datamodules.cached import CachedStream
+from datamodules.ordering import Corpus as StreamCorpus
 from datamodules.splits import by_hash, by_name
-from datamodules.streaming import Corpus as StreamCorpus
 from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document, TokenCache
 from datamodules.windows import Batch, Windows, window_offsets
