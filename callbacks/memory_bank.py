@@ -103,7 +103,8 @@ class MemoryBankCallback(L.Callback):
         bank = self._new_bank(saved["rows"])
         bank.load_state_dict(saved, pl_module.device)
         if not self._saved["keys_values"]:
-            self._read_again(bank, getattr(trainer, "datamodule", None), pl_module)
+            with trainer.precision_plugin.forward_context():
+                self._read_again(bank, getattr(trainer, "datamodule", None), pl_module)
         self.banks["train"], self._saved = bank, None
 
     @torch.no_grad()

@@ -62,8 +62,7 @@ class DocumentDataModule(L.LightningDataModule):
         shuffle: Mix the order of training documents anew each epoch.
         shuffle_buffer: Documents that are mixed at a time while streaming [documents]; from the cache, all are.
         cache: Tokenise everything before the first step, into a memory-mapped file that later runs find; false:
-            while training; null: true for files that have no splits of their own, and for
-            LocalText.
+            while training; null: true for files that have no splits of their own, and for LocalText.
         num_workers: Processes that tokenise (or read the cache) ahead of the model; the order of batches does not
             depend on it. null: 2 while streaming, none from the cache.
         on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
