@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank_checks import check_insertion
+from lightning_memlong.bank_checks import check_embedding_size, check_insertion
 from lightning_memlong.bank_file import load_bank, save_bank
 from lightning_memlong.bank_state import restore, state_of
 from lightning_memlong.config import require
@@ -130,6 +130,7 @@ class MemoryBank:
         Returns:
             Scores (R, k) and entries (R, k), best first, -1 and NaN where a row has fewer; k <= top_k.
         """
+        check_embedding_size(self, query)
         query = query.detach().float().cpu()
         found = []
         for row, ledger in enumerate(self._ledgers):
@@ -319,6 +320,8 @@ class MemoryBank:
 
     def _drops(self, ledger: Ledger, count: int) -> Tensor:
         """Which entries have to go so that ``count`` more fit."""
+        if len(ledger) + count <= self.slots:
+            return torch.empty(0, dtype=torch.long)
         kept = torch.arange(len(ledger))
         while len(kept) + count > self.slots:
             held = ledger.entries.take(kept)

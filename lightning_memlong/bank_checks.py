@@ -32,6 +32,7 @@ def check_insertion(bank: MemoryBank, keys: Tensor, values: Tensor, embeddings: 
             f"bank.insert: embeddings {tuple(embeddings.shape)} and lengths {tuple(lengths.shape)} do not fit. "
             f"Allowed: {expected} chunks. Fix: give one of each for every chunk of the window."
         )
+    check_embedding_size(bank, embeddings)
     if not (keys.is_floating_point() and values.is_floating_point()):
         raise UserError(
             f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: floating-point types. Fix: "
@@ -52,3 +53,17 @@ def check_insertion(bank: MemoryBank, keys: Tensor, values: Tensor, embeddings: 
                 f"bank.insert: {name} are not all finite. Allowed: numbers. Fix: a lower --model.optimizer.lr or "
                 "another --trainer.precision; the model's own activations have overflowed."
             )
+
+
+def check_embedding_size(bank: MemoryBank, embeddings: Tensor) -> None:
+    """Check that embeddings (..., E) are of the length the bank holds.
+
+    Raises:
+        UserError: If not: they come from another retriever.
+    """
+    held = bank.entries(0).embeddings.shape[1] if bank._ledgers else embeddings.shape[-1]
+    if embeddings.shape[-1] != held:
+        raise UserError(
+            f"bank: embeddings of length {embeddings.shape[-1]} do not fit the stored ones ({held}). Allowed: those of "
+            "the retriever the bank was filled with. Fix: use that one, or a new bank."
+        )

@@ -261,6 +261,7 @@ NOT_A_NUMBER[0, 1, 3, 2], INFINITE[0, 0, 0, 0] = float("nan"), -float("inf")
 BAD_INSERTIONS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "ragged window": ({"keys": torch.zeros(1, HEADS, 6, SIZE)}, "multiple of 4"),
     "too many embeddings": ({"embeddings": torch.zeros(1, 3, EMBED)}, "embeddings"),
+    "another retriever's embeddings": ({"embeddings": torch.eye(EMBED + 1)[None, :2]}, "length 6 do not fit.*5"),
     "embedding not finite": ({"embeddings": torch.full((1, 2, EMBED), float("nan"))}, "embedding is not finite"),
     "keys not finite": ({"keys": NOT_A_NUMBER}, "keys are not all finite"),
     "values not finite": ({"values": INFINITE}, "values are not all finite"),
@@ -288,6 +289,13 @@ def test_bad_insertions_leave_the_bank_as_it_was(name: str) -> None:
     with pytest.raises(UserError, match=words):
         bank.insert(**(good | change))
     assert differences(before, bank.state_dict()) == []
+
+
+def test_a_query_of_another_retriever_is_told() -> None:
+    bank = MemoryBank(1, 32, CHUNK)
+    bank.insert(**good_insertion())
+    with pytest.raises(UserError, match="length 9 do not fit the stored ones .5.*retriever"):
+        bank.search(torch.zeros(1, 9), 2)
 
 
 def test_a_policy_that_refuses_leaves_the_bank_as_it_was() -> None:
