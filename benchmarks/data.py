@@ -14,38 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
+from benchmarks.training import Training  # noqa: E402
 from datamodules import LocalText  # noqa: E402
 from lightning_memlong.backbones import load_tokenizer  # noqa: E402
-from lightning_memlong.cli import MemLongCLI  # noqa: E402
-
-CONFIG = str(Path(__file__).parents[1] / "conf" / "memlong.yaml")
 
 
 def train_seconds(steps: int) -> float:
     """Median time of a training step of the default configuration."""
-    cli = MemLongCLI(["--config", CONFIG, "--trainer.logger", "false", "--trainer.callbacks", "null"], run=False)
-    module, callback = cli.model.train(), cli.trainer.callbacks[0]
-    module.to(cli.trainer.strategy.root_device)
-    cli.datamodule.setup("fit")
-    callback.setup(cli.trainer, module, "fit")
-    optimizer = module.configure_optimizers()["optimizer"]
-    times = []
-    for batch in itertools.islice(cli.datamodule.train_dataloader(), steps + 2):
-        start = time.perf_counter()
-        batch = {k: v.to(module.device) for k, v in batch.items()}
-        callback.retrieve("train", batch, module)
-        output = module(batch)
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.model.trainable().values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        callback.store("train", {"keys": output.keys, "values": output.values}, batch, module)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    training = Training([])
+    batches = itertools.islice(training.data.train_dataloader(), steps + 2)
+    return statistics.median([training.step(batch) for batch in batches][2:])
 
 
 def data(path: str | None, **settings: Any) -> LocalText:

@@ -9,19 +9,16 @@ both steps on the same window, in alternating order; the ratio is the median ove
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
+from benchmarks.training import Training, now  # noqa: E402
 from callbacks.throughput import peak_memory_gb  # noqa: E402
 from lightning_memlong import bank as bank_module  # noqa: E402
-from lightning_memlong.cli import MemLongCLI  # noqa: E402
 
 PARTS = ("retriever", "search", "gather", "insert")
 
@@ -45,13 +42,6 @@ class Clock:
         return timed
 
 
-def now() -> float:
-    """Seconds, once the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 @contextmanager
 def timed_parts(callback: Any, clock: Clock) -> Iterator[None]:
     """Time the callback's retriever and its bank's methods for a while."""
@@ -70,33 +60,10 @@ def timed_parts(callback: Any, clock: Clock) -> Iterator[None]:
 
 def measure(options: list[str], pairs: int) -> dict[str, float]:
     """Ratio and shares at one configuration."""
-    config = str(Path(__file__).parents[1] / "conf" / "memlong.yaml")
-    cli = MemLongCLI(
-        ["--config", config, "--trainer.logger", "false", "--trainer.callbacks", "null", *options], run=False
-    )
-    module, callback, data = cli.model.train(), cli.trainer.callbacks[0], cli.datamodule
-    assert type(callback).__name__ == "MemoryBankCallback"
-    device = cli.trainer.strategy.root_device
-    module.to(device)
-    data.setup("fit")
-    callback.setup(cli.trainer, module, "fit")
-    optimizer = module.configure_optimizers()["optimizer"]
-    batches = iter(data._streams["train"])
+    training = Training(options)
+    callback, step = training.callback, training.step
+    batches = iter(training.data.train_dataloader())
     clock = Clock()
-
-    def step(batch: dict[str, Any], memory: bool) -> float:
-        start = now()
-        batch = {k: v.to(device) for k, v in batch.items()}
-        if memory:
-            callback.retrieve("train", batch, module)
-        output = module(batch)
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.model.trainable().values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if memory:
-            callback.store("train", {"keys": output.keys, "values": output.values}, batch, module)
-        return now() - start
 
     def full(batch: dict[str, Any]) -> bool:
         bank = callback.banks["train"]

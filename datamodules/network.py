@@ -100,11 +100,12 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     """The status a server answered with, if this is about one."""
-    for e in _chain(error):
-        status = getattr(e, "status", None) or getattr(getattr(e, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
+    return next((status for e in _chain(error) if (status := _answer(e)) is not None), None)
+
+
+def _answer(error: BaseException) -> int | None:
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _is_network(error: BaseException) -> bool:
@@ -113,8 +114,7 @@ def _is_network(error: BaseException) -> bool:
     if any("OfflineModeIsEnabled" in repr(e) for e in chain):
         return False  # the hub's client was told not to try
     for e in chain:
-        status = getattr(e, "status", None) or getattr(getattr(e, "response", None), "status_code", None)
-        if isinstance(status, int):
+        if (status := _answer(e)) is not None:
             return status >= 500 or status in (408, 425, 429)
         # The hub's client changes its network library between versions: errors are known by where they come from.
         home = type(e).__module__.split(".")[0]

@@ -57,7 +57,6 @@ def order(
     if seed is not None:
         shards = torch.randperm(len(shards), generator=_mixer(seed, epoch, -1)).tolist()
     block: list[Document] = []
-    following = begin
 
     def shuffled() -> Iterator[Drawn]:
         nonlocal count
@@ -72,9 +71,8 @@ def order(
     for at in range(begin[0], len(shards)):
         for document in corpus.read(shards[at], begin[1] if at == begin[0] else 0):
             if len(block) == buffer:
-                following = (at, document.place[1])
                 yield from shuffled()
-                block, number, begin, taken = [], number + 1, following, 0
+                block, number, begin, taken = [], number + 1, (at, document.place[1]), 0
             block.append(document)
     yield from shuffled()
 

@@ -113,17 +113,17 @@ class ChunkStorage:
         torch.index_select(held, 2, slots, out=staged)
         return staged.to(self.device, non_blocking=True)
 
+    def _parts(self) -> dict[str, Tensor]:
+        scales = dict(zip(("key_scales", "value_scales"), self._scales, strict=False))
+        return {"keys": self.keys, "values": self.values, **scales}
+
     def take(self, slots: Tensor) -> dict[str, Tensor]:
         """What the slots (n,) hold, as it is stored, on the CPU: keys, values, and their scales if there are any."""
-        held = {"keys": self.keys, "values": self.values}
-        held |= dict(zip(("key_scales", "value_scales"), self._scales, strict=False))
-        return {name: t.index_select(2, slots.to(t.device)).cpu() for name, t in held.items()}
+        return {name: t.index_select(2, slots.to(t.device)).cpu() for name, t in self._parts().items()}
 
     def put(self, slots: Tensor, saved: dict[str, Tensor]) -> None:
         """Write back what :meth:`take` gave."""
-        held = {"keys": self.keys, "values": self.values}
-        held |= dict(zip(("key_scales", "value_scales"), self._scales, strict=False))
-        for name, t in held.items():
+        for name, t in self._parts().items():
             t.index_copy_(2, slots.to(t.device), saved[name].to(t.device))
 
 
