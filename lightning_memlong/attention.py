@@ -1,40 +1,108 @@
-"""Retrieval causal attention, and its door into transformers.
+"""Retrieval causal attention as a function of tensors.
 
-Legend: B batch rows, H query heads, H_kv key/value heads, T local tokens, M retrieved tokens, D head size.
+Legend: B batch rows, G groups of tokens with a memory of their own (1 unless granularity is ``chunk``), H query heads,
+H_kv key/value heads, T local tokens, M retrieved tokens, D head size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
 
-from lightning_memlong.kernels import SplitJointAttention, can_split
+from lightning_memlong.config import require
+from lightning_memlong.errors import UserError
+from lightning_memlong.kernels import (
+    Attend,
+    Part,
+    SplitJointAttention,
+    additive,
+    as_4d,
+    attend_to_memory,
+    blockwise,
+    can_split,
+    merge,
+    seen_and_filled,
+)
 
-ATTENTION_NAME = "memlong"
+BACKENDS = ("auto", "sdpa", "flex")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a layer attends to beside its local tokens; shapes as for :func:`retrieval_causal_attention`."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None = None
+    gate: Tensor | None = None
+    """(H,) for fusion ``gated``; None for ``joint``."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How attention weights are made of scores."""
+
+    scale: float
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
+class Memo:
+    """Forms of masks that all layers of one pass share, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def __call__(self, form: str, mask: Tensor | None, make: Callable[[], Any]) -> Any:
+        """The form of ``mask`` by that name."""
+        kept = self._made.get((form, id(mask)))
+        if kept is None or kept[0] is not mask:  # an identity may be given to another mask once its own is gone
+            kept = self._made[form, id(mask)] = (mask, make())
+        return kept[1]
 
 
 def joint_mask(memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None) -> Tensor:
-    """Boolean mask (B, 1, T, M + T): every query sees all real retrieved tokens, then the local tokens causally.
+    """Boolean mask (B, 1, T, G * M + T): a query sees the real retrieved tokens of its group, then local ones causally.
 
     Args:
-        memory_mask: (B, M), true where a retrieved token is real.
+        memory_mask: (B, G, M), true where a retrieved token is real.
         tokens: T.
         local_mask: (B or 1, 1, T, T) boolean or additive mask to use instead of the plain causal one.
     """
-    rows = memory_mask.shape[0]
+    rows, groups, remembered = memory_mask.shape
     if local_mask is None:
         local = torch.ones(tokens, tokens, dtype=torch.bool, device=memory_mask.device).tril()[None, None]
     else:
         local = local_mask if local_mask.dtype == torch.bool else local_mask == 0
-    seen = memory_mask[:, None, None, :].expand(-1, 1, tokens, -1)
+    own = torch.eye(groups, dtype=torch.bool, device=memory_mask.device)
+    seen = (own[None, :, :, None] & memory_mask[:, None]).flatten(2)  # (B, G, G * M)
+    seen = seen.repeat_interleave(tokens // groups, dim=1)[:, None]
     return torch.cat([seen, local.expand(rows, 1, tokens, tokens)], dim=-1)
+
+
+def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> str:
+    """Which kernel computes joint attention.
+
+    ``split`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``blockwise`` (two parts in
+    plain operations) or ``masked`` (one call of PyTorch's attention under a mask).
+    """
+    if scores.dropout > 0 and (backend == "flex" or scores.softcap is not None):
+        raise UserError(
+            f"model.backbone: attention dropout of {scores.dropout} cannot be applied with model.attention={backend!r} "
+            f"and scores capped at {scores.softcap}. Allowed: 0 there. Fix: set attention_dropout to 0 in the "
+            "backbone's config.json, or choose --model.attention sdpa where scores are not capped."
+        )
+    if backend == "flex":
+        trained = torch.is_grad_enabled() and query.requires_grad
+        allowed = "auto or sdpa on this device: PyTorch computes no gradients of FlexAttention on the CPU"
+        require(query.is_cuda or not trained, "model.attention", backend, allowed, "choose one of them")
+        return "flex"
+    if scores.softcap is not None or (groups > 1 and query.is_cuda and backend == "auto" and scores.dropout == 0.0):
+        return "flex" if query.is_cuda and backend == "auto" else "blockwise"
+    return "split" if backend == "auto" and can_split(query, scores.dropout) else "masked"
 
 
 def retrieval_causal_attention(
@@ -50,7 +118,8 @@ def retrieval_causal_attention(
     gate: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    mask: Tensor | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Attend to retrieved tokens and, causally, to local tokens (paper, section 2: retrieval causal attention).
 
@@ -61,160 +130,140 @@ def retrieval_causal_attention(
         query: (B, H, T, D), rotated.
         key: (B, H_kv, T, D), rotated; H_kv divides H (grouped queries).
         value: (B, H_kv, T, D).
-        memory_key: (B, H_kv, M, D), rotated to its own positions.
-        memory_value: (B, H_kv, M, D).
-        memory_mask: (B, M) bool, false for padding; None: all real. A row may have no real token at all.
-        local_mask: Mask of the local part if it is not plainly causal, (B or 1, 1, T, T).
+        memory_key: (B * G, H_kv, M, D), rotated to its own positions; row b * G + g is seen by the g-th of G equal
+            parts of row b's tokens. G = 1: all tokens of a row share one memory.
+        memory_value: (B * G, H_kv, M, D).
+        memory_mask: (B * G, M) bool, false for padding; None: all real. A row may have no real token at all.
+        local_mask: Mask of the local part if it is not plainly causal, (B or 1, 1, T, T), boolean or additive.
         fusion: ``joint`` or ``gated``.
         gate: (H,), for ``gated``.
         scaling: Factor on the scores; None: 1 / sqrt(D).
         dropout: Probability, applied to attention weights.
-        mask: What :func:`joint_mask` returned, if the caller has it already.
+        softcap: Cap c on scores, c * tanh(score / c) (Gemma 2).
+        backend: ``auto``; ``sdpa`` for one masked call of PyTorch's attention; ``flex`` for FlexAttention.
 
     Returns:
         (B, H, T, D), in the dtype of ``query``.
     """
-    memory_key, memory_value = memory_key.to(query.dtype), memory_value.to(query.dtype)
-    if fusion == "joint" and local_mask is None and mask is None and can_split(query, memory_mask, dropout):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return SplitJointAttention.apply(query, key, value, memory_key, memory_value, scale)
-    if memory_mask is None:
-        memory_mask = memory_key.new_ones(memory_key.shape[0], memory_key.shape[2], dtype=torch.bool)
-
-    def attend(keys: Tensor, values: Tensor, attn_mask: Tensor | None, is_causal: bool = False) -> Tensor:
-        if query.is_cuda and attn_mask is not None and query.shape[1] != keys.shape[1]:
-            # A mask together with enable_gqa leaves CUDA's fused kernels for the slow one.
-            group = query.shape[1] // keys.shape[1]
-            keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
-        return F.scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
-
-    if fusion == "joint":
-        mask = joint_mask(memory_mask, query.shape[2], local_mask) if mask is None else mask
-        return attend(torch.cat([memory_key, key], dim=2), torch.cat([memory_value, value], dim=2), mask)
-    if fusion != "gated" or gate is None:
+    if fusion not in ("joint", "gated") or (fusion == "gated" and gate is None):
         raise ValueError(f"fusion={fusion!r} with gate={gate!r}: use 'joint', or 'gated' with a gate of shape (H,)")
-    local = attend(key, value, local_mask, is_causal=local_mask is None)
-    # Kernels differ on a softmax over nothing (zero or NaN), so a row without memory attends to its padding and is
-    # multiplied by zero.
-    filled = memory_mask.any(dim=-1)
-    seen = (memory_mask | ~filled[:, None])[:, None, None, :].expand(-1, 1, query.shape[2], -1)
-    remembered = attend(memory_key, memory_value, seen)
-    weight = gate.float()[None, :, None, None] * filled[:, None, None, None]
-    return (local.float() + weight * remembered.float()).to(query.dtype)
+    memory = Memory(memory_key, memory_value, memory_mask, gate if fusion == "gated" else None)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_with_memory(query, key, value, memory, local_mask, Scores(scale, softcap, dropout), backend)[0]
 
 
-class OnDemand(Mapping[int, tuple[Tensor, Tensor]]):
-    """What retrieval layers read, got ready when the first of them asks: until then the layers below are computed.
-
-    Args:
-        layers: The layers that will find something.
-        prepare: Gives it, for all of them.
-    """
-
-    def __init__(self, layers: Sequence[int], prepare: Callable[[], Mapping[int, tuple[Tensor, Tensor]]]) -> None:
-        self._layers, self._prepare = layers, prepare
-
-    @cached_property
-    def _ready(self) -> Mapping[int, tuple[Tensor, Tensor]]:
-        return self._prepare()
-
-    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer."""
-        return self._ready[layer]
-
-    def __contains__(self, layer: object) -> bool:
-        """Whether a layer will find something; nothing is got ready for the answer."""
-        return layer in self._layers
-
-    def __iter__(self) -> Iterator[int]:
-        """The layers."""
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        """How many layers."""
-        return len(self._layers)
-
-
-@dataclass
-class CarriedMemory:
-    """What one forward pass carries, as a keyword argument, down to every attention layer.
-
-    It is an argument and not state on a module, so gradient checkpointing re-runs a layer with the same memory.
-    """
-
-    memory: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Layer -> keys, already at their positions, and values, (B, H_kv, M, D); only retrieval layers have an entry."""
-    mask: Tensor | None = None
-    """(B, M) bool; None where every retrieved token is real, which the fast paths need."""
-    fusion: str = "joint"
-    gates: Mapping[str, nn.Parameter] = field(default_factory=dict)
-    """Layer, as a string -> (H,)."""
-    capture: frozenset[int] = frozenset()
-    """Layers whose local keys and values are wanted."""
-    captured: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Layer -> rotated keys and values (B, H_kv, T, D), filled during the pass, detached."""
-    _joint: Tensor | None = None
-
-    def joint(self, query: Tensor, keys: Tensor, local_mask: Tensor | None, dropout: float) -> Tensor | None:
-        """The mask of ``joint`` fusion where one is needed, built once a pass for all layers."""
-        if local_mask is not None or can_split(query, self.mask, dropout):
-            return None
-        if self._joint is None:
-            rows, tokens = keys.shape[0], keys.shape[2]
-            real = keys.new_ones(rows, tokens, dtype=torch.bool) if self.mask is None else self.mask
-            self._joint = joint_mask(real, query.shape[2])
-        return self._joint
-
-
-def memory_attention_forward(
-    module: nn.Module,
+def attend_with_memory(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    memory: CarriedMemory | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function transformers calls in every layer; plain SDPA where there is no memory to read."""
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if memory is not None and layer in memory.capture:
-        memory.captured[layer] = (key.detach(), value.detach())
-    if memory is None or layer not in memory.memory:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
-    memory_keys, memory_values = memory.memory[layer]
-    joint = memory.joint(query, memory_keys, attention_mask, dropout) if memory.fusion == "joint" else None
-    output = retrieval_causal_attention(
+    memory: Memory,
+    local_mask: Tensor | None,
+    scores: Scores,
+    backend: str = "auto",
+    memo: Memo | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`retrieval_causal_attention`, and the share of attention on memory (B, H, T) float32.
+
+    The share is told by all kernels of ``joint`` fusion but the masked one, which gives None; for nothing.
+    """
+    memo = memo or Memo()
+    memory = replace(memory, keys=memory.keys.to(query.dtype), values=memory.values.to(query.dtype))
+    kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores)
+    mask = memory.mask
+    seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
+    if memory.gate is not None:
+        attend = _plain(scores) if scores.softcap is None else _attend(kernel, scores, memo)
+        return _gated(attend, query, key, value, memory, local_mask, seen), None
+    if kernel == "masked":
+        return _masked(query, key, value, memory, local_mask, scores, memo), None
+    if kernel == "split":
+        bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
+        return SplitJointAttention.apply(query, key, value, memory.keys, memory.values, bias, memory.mask, scores.scale)
+    attend = _attend(kernel, scores, memo)
+    local = attend(query, key, value, local_mask, local_mask is None)
+    output, mass, _ = merge(local, attend_to_memory(attend, query, memory.keys, memory.values, seen))
+    return output, mass.detach()
+
+
+def local_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores, backend: str, memo: Memo
+) -> Tensor:
+    """Plain causal attention with soft-capped scores, which PyTorch's own function cannot compute."""
+    attend = _attend(choose_kernel(backend, query, 1, scores), scores, memo)
+    return attend(query, key, value, mask, mask is None)[0]
+
+
+def _attend(kernel: str, scores: Scores, memo: Memo) -> Attend:
+    if kernel == "flex":
+        from lightning_memlong.flex import as_block_mask, flex  # its import compiles helpers: only for those who use it
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Part:
+            blocks = memo("causal" if causal else "blocks", mask, lambda: as_block_mask(mask, causal, q, k))
+            return flex(q, k, v, blocks, scores.scale, scores.softcap)
+
+        return attend
+    return lambda q, k, v, mask, causal: blockwise(q, k, v, mask, causal, scores.scale, scores.softcap)
+
+
+def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scores: Scores) -> Tensor:
+    if query.is_cuda and mask is not None and query.shape[1] != keys.shape[1]:
+        # A mask together with enable_gqa leaves CUDA's fused kernels for the slow one.
+        group = query.shape[1] // keys.shape[1]
+        keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
+    return F.scaled_dot_product_attention(
         query,
-        key,
-        value,
-        memory_keys,
-        memory_values,
-        memory_mask=memory.mask,
-        local_mask=attention_mask,
-        fusion=memory.fusion,
-        gate=memory.gates.get(str(layer)),
-        scaling=scaling,
-        dropout=dropout,
-        mask=joint,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scores.scale,
+        dropout_p=scores.dropout,
+        enable_gqa=query.shape[1] != keys.shape[1],
     )
-    return output.transpose(1, 2).contiguous(), None
 
 
-def register_attention() -> str:
-    """Register the function with transformers (idempotent) and return its name."""
-    AttentionInterface.register(ATTENTION_NAME, memory_attention_forward)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
-    return ATTENTION_NAME
+def _plain(scores: Scores) -> Attend:
+    """PyTorch's attention in the shape of a part; it does not tell its log-sum-exp, so what stands there is no use."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Part:
+        output = _sdpa(q, k, v, as_4d(mask), causal, scores)
+        return output, output[..., 0]
+
+    return attend
+
+
+def _masked(
+    query: Tensor, key: Tensor, value: Tensor, memory: Memory, local_mask: Tensor | None, scores: Scores, memo: Memo
+) -> Tensor:
+    rows, tokens = len(query), query.shape[2]
+
+    def mask() -> Tensor:
+        real = memory.keys.new_ones(memory.keys.shape[:1] + memory.keys.shape[2:3], dtype=torch.bool)
+        real = real if memory.mask is None else memory.mask
+        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask)
+
+    keys, values = (
+        torch.cat([t.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), own], dim=2)
+        for t, own in ((memory.keys, key), (memory.values, value))
+    )
+    return _sdpa(query, keys, values, memo("joint", local_mask, mask), False, scores)
+
+
+def _gated(
+    attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory: Memory,
+    local_mask: Tensor | None,
+    seen: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    assert memory.gate is not None
+    local = attend(query, key, value, local_mask, local_mask is None)[0]
+    weight = memory.gate.float()[None, :, None, None]
+    if seen is not None:
+        groups = len(memory.keys) // len(query)
+        filled = seen[1].view(-1, groups).repeat_interleave(query.shape[2] // groups, 1)
+        weight = weight * filled[:, None, :, None]
+    remembered = attend_to_memory(attend, query, memory.keys, memory.values, seen)[0]
+    return (local.float() + weight * remembered.float()).to(query.dtype)

@@ -4,8 +4,9 @@ Keys reach an attention function already rotated. Rotating them back by their kn
 unrotated keys of any architecture, fused projections and query/key norms included, without touching its code.
 """
 
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,20 @@ from transformers import PreTrainedModel
 
 from lightning_memlong.errors import UserError
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi-3", "OLMo 2", "SmolLM3", "Granite")
+FAMILIES = (
+    "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3 (text)", "Phi-3", "OLMo 2", "SmolLM3", "Granite",
+)  # fmt: skip
 """Families that are laid out as needed and pass the memory argument on; each is tested in ``tests/parity``."""
+
+UNTURNED = "unturned"
+"""Table of a layer without positions (SmolLM3 has one every fourth layer)."""
 
 
 class Rotary:
     """Rotates keys forward and back with a backbone's own rotary embedding.
+
+    Most backbones have one table of angles for all layers. Some have one for each type of layer (Gemma 3: local and
+    global) or leave layers unrotated; :meth:`recognise` finds out which layer has which by trying.
 
     Args:
         backbone: A decoder whose base model has ``rotary_emb`` and whose modelling file defines
@@ -33,7 +42,7 @@ class Rotary:
         module = getattr(decoder, "rotary_emb", None)
         apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
         parts = hasattr(decoder, "layers") and hasattr(decoder, "norm")
-        if module is None or apply is None or not hasattr(module, "inv_freq") or not parts:
+        if module is None or apply is None or not parts or not list(module.named_buffers(recurse=False)):
             raise UserError(
                 f"model.backbone: {type(backbone).__name__} is not laid out as needed (a decoder with `layers`, `norm` "
                 "and one `rotary_emb` that keys can be rotated back by). "
@@ -41,22 +50,90 @@ class Rotary:
             )
         self.module: nn.Module = module
         self._apply: Callable[..., tuple[Tensor, Tensor]] = apply
+        by_type = "layer_type" in inspect.signature(module.forward).parameters
+        self.tables = sorted(set(backbone.config.layer_types)) if by_type else [""]
+        self._layer_table: dict[int, str] = {}
+        self._exact = self._in_float32(backbone)
+        # Whoever casts buffers (``.to(bfloat16)``, sharding with mixed precision), angles are computed from float32.
+        self._guard = module.register_forward_pre_hook(lambda *_: self.restore())
 
-    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_float32(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
+        """The frequencies; computed anew if the backbone was cast before it came here."""
+        buffers = dict(self.module.named_buffers(recurse=False))
+        if any(b.is_floating_point() and b.dtype != torch.float32 for b in buffers.values()):
+            fresh = type(self.module)(config=backbone.config)  # type: ignore[call-arg]
+            buffers = dict(fresh.named_buffers(recurse=False))
+        return {name: buffer.clone() for name, buffer in buffers.items()}
+
+    def restore(self) -> None:
+        """Put back frequencies that were cast: in bfloat16 they moved perplexity from 33 to 2,059 at late positions."""
+        for name, buffer in list(self.module.named_buffers(recurse=False)):
+            exact = self._exact.get(name)
+            if exact is not None and buffer.dtype != exact.dtype:
+                setattr(self.module, name, exact.to(buffer.device))
+
+    def release(self) -> None:
+        """Leave the backbone's module as it was."""
+        self._guard.remove()
+
+    def recognise(self, keys: Mapping[int, Tensor]) -> bool:
+        """Find each layer's table from its keys (1, H, T, D) of one token repeated T times.
+
+        Every position then has the same hidden state in every layer, so the same unrotated key: a table fits a layer
+        if rotating back by it makes the keys equal.
+
+        Returns:
+            Whether each layer has a table that fits.
+        """
+        for layer, rotated in keys.items():
+            positions = torch.arange(rotated.shape[2], device=rotated.device)[None]
+            for table in (UNTURNED, *self.tables):
+                back = rotated if table == UNTURNED else self._unturn(rotated, positions, table)
+                spread = (back - back[:, :, :1]).float().abs().amax()
+                if spread <= 0.02 * back.float().abs().amax():  # within the rounding of bfloat16
+                    self._layer_table[layer] = table
+                    break
+            else:
+                return False
+        return True
+
+    def table(self, layer: int) -> str:
+        """Name of a layer's table of angles; layers of one name rotate alike."""
+        return self._layer_table[layer]
+
+    def rotate(self, keys: Tensor, positions: Tensor, layers: list[int]) -> Tensor:
+        """Rotate keys (L, B, H, T, D) of ``layers`` to ``positions`` (B or 1, T), in float32; dtype as given."""
+        return self._by_table(keys, layers, lambda k, table: self._turn(k, *self._angles(positions, table)))
+
+    def unrotate(self, keys: Tensor, positions: Tensor, layers: list[int]) -> Tensor:
+        """Undo :meth:`rotate`."""
+        return self._by_table(keys, layers, lambda k, table: self._unturn(k, positions, table))
+
+    def _by_table(self, keys: Tensor, layers: list[int], turn: Callable[[Tensor, str], Tensor]) -> Tensor:
+        """Turn layers that share a table in one go: they share positions, so layers stand in for heads."""
+        used = [self.table(layer) for layer in layers]
+        result = keys if len(set(used)) == 1 else torch.empty_like(keys)
+        for table in dict.fromkeys(used):
+            places = [i for i, name in enumerate(used) if name == table]
+            chosen = keys if len(places) == len(layers) else keys[places]
+            if table != UNTURNED:
+                count, rows, heads, tokens, size = chosen.shape
+                folded = chosen.transpose(0, 1).reshape(rows, count * heads, tokens, size)
+                chosen = turn(folded, table).view(rows, count, heads, tokens, size).transpose(0, 1)
+            if len(places) == len(layers):
+                return chosen
+            result[places] = chosen
+        return result
+
+    def _angles(self, positions: Tensor, table: str) -> tuple[Tensor, Tensor]:
         # The dtype of the first argument is the dtype of the tables: float32, whatever the model computes in.
         like = torch.empty(0, device=positions.device, dtype=torch.float32)
-        cos, sin = self.module(like, positions)
-        return cos, sin
+        return self.module(like, positions, table) if table else self.module(like, positions)
 
-    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Rotate keys (B, H, T, D) to ``positions`` (B, T) or (1, T); computed in float32, returned as given."""
-        cos, sin = self._tables(positions)
-        return self._turn(keys, cos, sin)
-
-    def unrotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Undo :meth:`rotate`: rotate by the opposite angle, and undo the table's scale (YaRN) twice over."""
-        cos, sin = self._tables(positions)
-        scale = float(getattr(self.module, "attention_scaling", 1.0)) ** 2
+    def _unturn(self, keys: Tensor, positions: Tensor, table: str) -> Tensor:
+        """Rotate by the opposite angle, and undo the table's scale (YaRN) twice over."""
+        cos, sin = self._angles(positions, table)
+        scale = float(getattr(self.module, f"{table}_attention_scaling".lstrip("_"), 1.0)) ** 2
         return self._turn(keys, cos / scale, -sin / scale)
 
     def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

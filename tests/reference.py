@@ -17,34 +17,38 @@ def attention_oracle(
     memory_mask: Tensor,
     fusion: str,
     gate: Tensor | None = None,
+    local_mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Retrieval causal attention in float64, one query at a time.
 
-    Shapes as in ``retrieval_causal_attention``; grouped queries read key/value head ``h // (H / H_kv)``.
+    Shapes as in ``retrieval_causal_attention``; grouped queries read key/value head ``h // (H / H_kv)``, and the
+    tokens of group g read memory row ``b * G + g``. ``local_mask`` (T, T) is boolean.
     """
     rows, heads, tokens, size = query.shape
-    group = heads // key.shape[1]
+    group, groups = heads // key.shape[1], len(memory_key) // rows
     output = torch.zeros(rows, heads, tokens, size, dtype=torch.float64)
-    for b in range(rows):
-        for h in range(heads):
-            for t in range(tokens):
-                q = query[b, h, t].double()
-                memory = [
-                    (float(q @ memory_key[b, h // group, m].double()) / math.sqrt(size), memory_value[b, h // group, m])
-                    for m in range(memory_key.shape[2])
-                    if memory_mask[b, m]
-                ]
-                local = [
-                    (float(q @ key[b, h // group, s].double()) / math.sqrt(size), value[b, h // group, s])
-                    for s in range(t + 1)
-                ]
-                if fusion == "joint":
-                    output[b, h, t] = weighted(memory + local)
-                else:
-                    assert gate is not None
-                    output[b, h, t] = weighted(local)
-                    if memory:
-                        output[b, h, t] += gate[h].double() * weighted(memory)
+
+    def score(q: Tensor, k: Tensor) -> float:
+        plain = float(q @ k.double()) / math.sqrt(size)
+        return plain if softcap is None else softcap * math.tanh(plain / softcap)
+
+    for b, h, t in itertools.product(range(rows), range(heads), range(tokens)):
+        q, own = query[b, h, t].double(), b * groups + t // (tokens // groups)
+        keys, values = memory_key[own, h // group], memory_value[own, h // group]
+        memory = [(score(q, keys[m]), values[m]) for m in range(len(keys)) if memory_mask[own, m]]
+        local = [
+            (score(q, key[b, h // group, s]), value[b, h // group, s])
+            for s in range(t + 1)
+            if local_mask is None or local_mask[t, s]
+        ]
+        if fusion == "joint":
+            output[b, h, t] = weighted(memory + local)
+            continue
+        assert gate is not None
+        output[b, h, t] = weighted(local)
+        if memory:
+            output[b, h, t] += gate[h].double() * weighted(memory)
     return output
 
 

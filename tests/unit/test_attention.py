@@ -1,74 +1,209 @@
-"""Retrieval causal attention against a float64 loop oracle."""
+"""Retrieval causal attention: every kernel against a float64 loop, for every fusion, mask and grouping."""
 
 import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
-from lightning_memlong.attention import retrieval_causal_attention
+from lightning_memlong import kernels
+from lightning_memlong.attention import (
+    Memo,
+    Memory,
+    Scores,
+    attend_with_memory,
+    choose_kernel,
+    joint_mask,
+    local_attention,
+    retrieval_causal_attention,
+)
+from lightning_memlong.errors import UserError
 from lightning_memlong.kernels import SplitJointAttention
 from tests.reference import attention_oracle
 
-ROWS, TOKENS, MEMORY, SIZE = 3, 6, 5, 8
+ROWS, TOKENS, MEMORY, SIZE = 2, 6, 5, 8
+HEADS = [(2, 2), (4, 2), (3, 1)]
+SCALE = SIZE**-0.5
+CASES = [
+    (heads, kind, groups)
+    for kind in ("full", "ragged", "one row empty")
+    for heads, groups in zip(HEADS, (1, 3, 2), strict=True)
+]
 
 
-def tensors(heads: int, kv_heads: int, memory: int = MEMORY) -> list[torch.Tensor]:
-    shapes = [(heads, TOKENS), (kv_heads, TOKENS), (kv_heads, TOKENS), (kv_heads, memory), (kv_heads, memory)]
-    return [torch.randn(ROWS, h, t, SIZE) for h, t in shapes]
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks of queries, the last one ragged."""
+    monkeypatch.setattr(kernels, "BLOCK", 4)
 
 
-def masks() -> dict[str, torch.Tensor]:
-    ragged = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
-    return {"full": torch.ones(ROWS, MEMORY, dtype=torch.bool), "ragged": ragged}
+def tensors(heads: int, kv_heads: int, groups: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    mixer = torch.Generator().manual_seed(heads * 100 + kv_heads * 10 + groups)
+    shapes = [(ROWS, heads, TOKENS), (ROWS, kv_heads, TOKENS), (ROWS, kv_heads, TOKENS)]
+    shapes += [(ROWS * groups, kv_heads, MEMORY)] * 2
+    return [
+        torch.randn(*shape, SIZE, generator=mixer).to(dtype) * (1.5 if i == 0 else 1) for i, shape in enumerate(shapes)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("fusion", "kind", "heads"),
-    list(itertools.product(("joint", "gated"), ("full", "ragged"), ((4, 4), (4, 2), (6, 1)))),
-)
-def test_equals_oracle(fusion: str, kind: str, heads: tuple[int, int]) -> None:
-    inputs, mask, gate = tensors(*heads), masks()[kind], torch.randn(heads[0])
-    expected = attention_oracle(*inputs, mask, fusion, gate)
-    output = retrieval_causal_attention(*inputs, memory_mask=mask, fusion=fusion, gate=gate)
-    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
+def mask_of(kind: str, groups: int = 1) -> Tensor:
+    mask = torch.ones(ROWS * groups, MEMORY, dtype=torch.bool)
+    if kind == "ragged":
+        mask[0, 3:] = mask[-1, :1] = False
+    if kind == "one row empty":
+        mask[-1] = False
+    return mask
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_split_kernel_equals_masked_attention_with_gradients(heads: tuple[int, int]) -> None:
-    inputs = tensors(*heads, memory=7)
-    weight = torch.randn(ROWS, heads[0], TOKENS, SIZE)
+def sliding(width: int = 4) -> Tensor:
+    distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
+    return (distance >= 0) & (distance < width)
+
+
+KERNELS = ["split", "masked", "blockwise", "flex"]
+
+
+def run(
+    kernel: str, inputs: list[Tensor], memory: Memory, scores: Scores, local: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Joint attention by the kernel named, whatever would have been chosen."""
+    import lightning_memlong.attention as module
+
+    chosen = module.choose_kernel
+    module.choose_kernel = lambda *_: kernel  # type: ignore[assignment]
+    try:
+        return attend_with_memory(*inputs[:3], memory, None if local is None else local[None, None], scores)
+    finally:
+        module.choose_kernel = chosen
+
+
+@pytest.mark.parametrize(("heads", "kind", "groups"), CASES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_joint_equals_oracle(kernel: str, heads: tuple[int, int], kind: str, groups: int) -> None:
+    inputs, mask = tensors(*heads, groups), mask_of(kind, groups)
+    memory = Memory(*inputs[3:], None if kind == "full" else mask)
+    for local in (None, sliding()):
+        expected = attention_oracle(*inputs, mask, "joint", local_mask=local)
+        output, mass = run(kernel, inputs, memory, Scores(SCALE), local)
+        torch.testing.assert_close(output.double(), expected, atol=3e-6, rtol=1e-5)
+        assert (mass is None) == (kernel == "masked")
+        if mass is not None:
+            values = [torch.zeros_like(t) if i == 2 else torch.ones_like(t) for i, t in enumerate(inputs)]
+            share = attention_oracle(*inputs[:2], values[2], inputs[3], values[4], mask, "joint", local_mask=local)
+            torch.testing.assert_close(mass.double(), share[..., 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["blockwise", "flex"])
+@pytest.mark.parametrize("fusion", ["joint", "gated"])
+def test_soft_capped_scores_equal_oracle(fusion: str, kernel: str) -> None:
+    inputs, gate, mask = tensors(4, 2), torch.randn(4), mask_of("ragged")
+    memory = Memory(*inputs[3:], mask, gate if fusion == "gated" else None)
+    for cap in (0.7, 20.0):
+        output, _ = run(kernel, inputs, memory, Scores(SCALE, softcap=cap), None)
+        expected = attention_oracle(*inputs, mask, fusion, gate, softcap=cap)
+        torch.testing.assert_close(output.double(), expected, atol=3e-6, rtol=1e-5)
+    backend = "flex" if kernel == "flex" else "auto"
+    alone = local_attention(*inputs[:3], None, Scores(SCALE, softcap=0.7), backend, Memo())
+    nothing = torch.zeros(ROWS, MEMORY, dtype=torch.bool)
+    expected = attention_oracle(*inputs, nothing, "joint", softcap=0.7)
+    torch.testing.assert_close(alone.double(), expected, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kind", "groups"), CASES)
+def test_gated_equals_oracle(heads: tuple[int, int], kind: str, groups: int) -> None:
+    inputs, mask, gate = tensors(*heads, groups), mask_of(kind, groups), torch.randn(heads[0])
+    for local in (None, sliding()):
+        expected = attention_oracle(*inputs, mask, "gated", gate, local_mask=local)
+        seen = None if local is None else local[None, None]
+        output = retrieval_causal_attention(*inputs, memory_mask=mask, local_mask=seen, fusion="gated", gate=gate)
+        torch.testing.assert_close(output.double(), expected, atol=3e-6, rtol=1e-5)
+    if kind == "full":
+        output = retrieval_causal_attention(*inputs, local_mask=seen, fusion="gated", gate=gate)
+        torch.testing.assert_close(output.double(), expected, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kind", "groups"), CASES)
+def test_gradients_agree(heads: tuple[int, int], groups: int, kind: str) -> None:
+    inputs, weight = tensors(*heads, groups), torch.randn(ROWS, heads[0], TOKENS, SIZE)
+    for local in (None, sliding()):
+        results = []
+        for kernel in ("masked", "split", "blockwise"):
+            copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
+            memory = Memory(*copies[3:], None if kind == "full" else mask_of(kind, groups))
+            output, _ = run(kernel, copies, memory, Scores(SCALE), local)
+            (output * weight).sum().backward()
+            results.append([output.detach(), *(t.grad for t in copies[:3])])
+        for other in results[1:]:
+            for slow, fast in zip(results[0], other, strict=True):
+                torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+
+
+def test_soft_capped_gradients_are_those_of_the_formula() -> None:
+    inputs = tensors(4, 2)
     results = []
-    for mask in (None, torch.ones(ROWS, 7, dtype=torch.bool)):  # None takes the split kernel, a mask does not
-        copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
-        output = retrieval_causal_attention(*copies, memory_mask=mask)
-        (output * weight).sum().backward()
-        results.append([output.detach(), *(t.grad for t in copies[:3])])
-        assert (SplitJointAttention.__name__ in type(output.grad_fn).__name__) == (mask is None)
+    for fused in (True, False):
+        q, k, v = (t.clone().requires_grad_() for t in inputs[:3])
+        if fused:
+            output = local_attention(q, k, v, None, Scores(SCALE, softcap=0.7), "auto", Memo())
+        else:
+            keys, values = (t.repeat_interleave(2, 1) for t in (k, v))
+            scores = 0.7 * (q @ keys.transpose(2, 3) * SCALE / 0.7).tanh()
+            output = scores.masked_fill(~torch.ones(TOKENS, TOKENS).tril().bool(), -torch.inf).softmax(-1) @ values
+        output.square().sum().backward()
+        results.append((q.grad, k.grad, v.grad))
     for fast, slow in zip(*results, strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
 
 
-def test_sliding_local_mask_is_kept() -> None:
-    inputs = tensors(4, 2)
-    distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
-    local = ((distance >= 0) & (distance < 3))[None, None]
-    output = retrieval_causal_attention(*inputs, local_mask=local)
-    changed = [t.clone() for t in inputs]
-    changed[1][:, :, 0] += 5.0
-    changed[2][:, :, 0] += 5.0
-    after = retrieval_causal_attention(*changed, local_mask=local)
-    assert torch.equal(output[:, :, 3:], after[:, :, 3:])
-    assert not torch.allclose(output[:, :, :3], after[:, :, :3])
+def test_bfloat16_is_within_its_rounding_and_sums_in_float32() -> None:
+    for groups, kind in itertools.product((1, 3), ("full", "ragged")):
+        inputs, mask = tensors(4, 2, groups, torch.bfloat16), mask_of(kind, groups)
+        expected = attention_oracle(*inputs, mask, "joint")
+        copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
+        output, mass = run("split", copies, Memory(*copies[3:], mask), Scores(SCALE), None)
+        assert output.dtype == torch.bfloat16 and mass is not None and mass.dtype == torch.float32
+        torch.testing.assert_close(output.double(), expected, atol=2e-2, rtol=2e-2)
+        wide = [t.float().requires_grad_(i < 3) for i, t in enumerate(inputs)]
+        (output.float().square().sum()).backward()
+        run("masked", wide, Memory(*wide[3:], mask), Scores(SCALE), None)[0].square().sum().backward()
+        for a, b in zip(copies[:3], wide[:3], strict=True):
+            assert (a.grad.float() - b.grad).norm() < 0.03 * b.grad.norm()
+
+
+def test_what_is_chosen() -> None:
+    query, plain = torch.zeros(1, 1, 1, 8), Scores(1.0)
+    assert choose_kernel("auto", query, 1, plain) == choose_kernel("auto", query.bfloat16(), 8, plain) == "split"
+    assert choose_kernel("auto", query, 1, Scores(1.0, dropout=0.1)) == "masked"
+    assert choose_kernel("auto", query.half(), 1, plain) == choose_kernel("sdpa", query, 1, plain) == "masked"
+    assert choose_kernel("auto", query, 1, Scores(1.0, softcap=5.0)) == "blockwise"
+    assert choose_kernel("flex", query, 1, plain) == "flex"
+    for backend, scores in (("flex", Scores(1.0, dropout=0.1)), ("auto", Scores(1.0, softcap=5.0, dropout=0.1))):
+        with pytest.raises(UserError, match="attention dropout of 0.1.*attention_dropout to 0"):
+            choose_kernel(backend, query, 1, scores)
+    inputs = [t.requires_grad_() for t in tensors(4, 2)]
+    with pytest.raises(UserError, match="model.attention='flex'.*auto or sdpa"):
+        retrieval_causal_attention(*inputs, backend="flex")
+    assert SplitJointAttention.__name__ in type(retrieval_causal_attention(*inputs).grad_fn).__name__
+
+
+def test_one_mask_for_all_heads() -> None:
+    assert joint_mask(mask_of("ragged", 3).view(ROWS, 3, MEMORY), TOKENS).shape == (
+        ROWS,
+        1,
+        TOKENS,
+        3 * MEMORY + TOKENS,
+    )
 
 
 def test_nothing_gathered_is_modified() -> None:
     inputs = tensors(4, 2)
     before = [t.clone() for t in inputs]
-    for fusion, mask in itertools.product(("joint", "gated"), (None, masks()["ragged"])):
+    for fusion, mask in itertools.product(("joint", "gated"), (None, mask_of("ragged"))):
         retrieval_causal_attention(*inputs, memory_mask=mask, fusion=fusion, gate=torch.ones(4))
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
 
 
-def test_unknown_fusion_is_refused() -> None:
-    with pytest.raises(ValueError, match="fusion='sum'"):
-        retrieval_causal_attention(*tensors(4, 2), fusion="sum")
+@pytest.mark.parametrize("wrong", [{"fusion": "sum"}, {"fusion": "gated"}])
+def test_unknown_fusion_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"fusion='{wrong['fusion']}'"):
+        retrieval_causal_attention(*tensors(4, 2), **wrong)

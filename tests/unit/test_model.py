@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.model import MemLong, next_token_loss
+from lightning_memlong.model import MemLong
 from tests.conftest import tiny_llama
 
 TOKENS, MEMORY, HEADS, SIZE = 16, 8, 2, 8
@@ -178,15 +178,6 @@ def test_casting_keeps_rotary_tables_and_gates_in_float32() -> None:
     assert all(gate.dtype == torch.float32 for gate in model.gates.values())
     assert model.backbone.lm_head.weight.dtype == torch.bfloat16
     assert torch.isfinite(model(window(), window(), memory=memory_for(model)).loss)
-
-
-def test_loss_counts_labelled_tokens_only() -> None:
-    logits, labels = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
-    labels[0, 1:4] = -100
-    each = next_token_loss(logits, labels, reduction="none")
-    assert each[0, 1:4].abs().sum() == 0 and (each[:, 0] == 0).all()
-    torch.testing.assert_close(next_token_loss(logits, labels), each.sum() / 5)
-    assert next_token_loss(logits, torch.full_like(labels, -100)) == 0
 
 
 @pytest.mark.parametrize(

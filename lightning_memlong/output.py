@@ -1,0 +1,54 @@
+"""What one pass over a window gives."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class MemLongOutput:
+    """Loss at once; logits, keys and values when they are asked for, so that who does not need them does not pay.
+
+    Args:
+        loss: Mean next-token loss over labelled tokens, float32; None without labels.
+        hidden: (B, T or logits_to_keep, E), the decoder's last hidden states.
+        to_logits: Makes logits of them.
+        to_store: Makes keys and values for the bank.
+        attention_mass: Layer -> share of its attention that went to memory, (B, H), mean over tokens, float32; only
+            layers whose kernel told it.
+    """
+
+    def __init__(
+        self,
+        loss: Tensor | None,
+        hidden: Tensor,
+        to_logits: Callable[[Tensor], Tensor],
+        to_store: Callable[[], tuple[Tensor, Tensor]],
+        attention_mass: Mapping[int, Tensor],
+    ) -> None:
+        self.loss, self.hidden, self.attention_mass = loss, hidden, attention_mass
+        self._to_logits, self._to_store = to_logits, to_store
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, T or logits_to_keep, vocabulary)."""
+        return self._to_logits(self.hidden)
+
+    @cached_property
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return self._to_store()
+
+    @property
+    def keys(self) -> Tensor:
+        """The window's keys before rotary embedding, detached.
+
+        (B, H_kv, T, D) for source ``single``, (layers, B, H_kv, T, D) for ``per_layer``.
+        """
+        return self._stored[0]
+
+    @property
+    def values(self) -> Tensor:
+        """The window's values, shaped as ``keys``."""
+        return self._stored[1]
