@@ -37,6 +37,8 @@ class Memory:
     keys: Tensor
     values: Tensor
     mask: Tensor | None = None
+    prefix: int = 0
+    """Local tokens at the beginning that do not read memory: the first token of a text, put before each window."""
     gate: Tensor | None = None
     """(H,) for fusion ``gated``; None for ``joint``."""
 
@@ -64,13 +66,14 @@ class Memo:
         return kept[1]
 
 
-def joint_mask(memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None) -> Tensor:
+def joint_mask(memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None, prefix: int = 0) -> Tensor:
     """Boolean mask (B, 1, T, G * M + T): a query sees the real retrieved tokens of its group, then local ones causally.
 
     Args:
         memory_mask: (B, G, M), true where a retrieved token is real.
         tokens: T.
         local_mask: (B or 1, 1, T, T) boolean or additive mask to use instead of the plain causal one.
+        prefix: Local tokens at the beginning that see no memory.
     """
     rows, groups, remembered = memory_mask.shape
     if local_mask is None:
@@ -79,7 +82,7 @@ def joint_mask(memory_mask: Tensor, tokens: int, local_mask: Tensor | None = Non
         local = local_mask if local_mask.dtype == torch.bool else local_mask == 0
     own = torch.eye(groups, dtype=torch.bool, device=memory_mask.device)
     seen = (own[None, :, :, None] & memory_mask[:, None]).flatten(2)  # (B, G, G * M)
-    seen = seen.repeat_interleave(tokens // groups, dim=1)[:, None]
+    seen = F.pad(seen.repeat_interleave((tokens - prefix) // groups, dim=1)[:, None], (0, 0, prefix, 0))
     return torch.cat([seen, local.expand(rows, 1, tokens, tokens)], dim=-1)
 
 
@@ -147,7 +150,7 @@ def retrieval_causal_attention(
     """
     if fusion not in ("joint", "gated") or (fusion == "gated" and gate is None):
         raise ValueError(f"fusion={fusion!r} with gate={gate!r}: use 'joint', or 'gated' with a gate of shape (H,)")
-    memory = Memory(memory_key, memory_value, memory_mask, gate if fusion == "gated" else None)
+    memory = Memory(memory_key, memory_value, memory_mask, gate=gate if fusion == "gated" else None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend_with_memory(query, key, value, memory, local_mask, Scores(scale, softcap, dropout), backend)[0]
 
@@ -178,10 +181,13 @@ def attend_with_memory(
         return _masked(query, key, value, memory, local_mask, scores, memo), None
     if kernel == "split":
         bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
-        return SplitJointAttention.apply(query, key, value, memory.keys, memory.values, bias, memory.mask, scores.scale)
+        return SplitJointAttention.apply(
+            query, key, value, memory.keys, memory.values, bias, mask, scores.scale, memory.prefix
+        )
     attend = _attend(kernel, scores, memo)
     local = attend(query, key, value, local_mask, local_mask is None)
-    output, mass, _ = merge(local, attend_to_memory(attend, query, memory.keys, memory.values, seen))
+    reading = query[:, :, memory.prefix :]
+    output, mass, _ = merge(local, attend_to_memory(attend, reading, memory.keys, memory.values, seen))
     return output, mass.detach()
 
 
@@ -240,7 +246,7 @@ def _masked(
     def mask() -> Tensor:
         real = memory.keys.new_ones(memory.keys.shape[:1] + memory.keys.shape[2:3], dtype=torch.bool)
         real = real if memory.mask is None else memory.mask
-        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask)
+        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix)
 
     keys, values = (
         torch.cat([t.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), own], dim=2)
@@ -261,9 +267,10 @@ def _gated(
     assert memory.gate is not None
     local = attend(query, key, value, local_mask, local_mask is None)[0]
     weight = memory.gate.float()[None, :, None, None]
+    reading = query[:, :, memory.prefix :]
     if seen is not None:
         groups = len(memory.keys) // len(query)
-        filled = seen[1].view(-1, groups).repeat_interleave(query.shape[2] // groups, 1)
+        filled = seen[1].view(-1, groups).repeat_interleave(reading.shape[2] // groups, 1)
         weight = weight * filled[:, None, :, None]
-    remembered = attend_to_memory(attend, query, memory.keys, memory.values, seen)[0]
-    return (local.float() + weight * remembered.float()).to(query.dtype)
+    remembered = weight * attend_to_memory(attend, reading, memory.keys, memory.values, seen)[0].float()
+    return (local.float() + F.pad(remembered, (0, 0, memory.prefix, 0))).to(query.dtype)

@@ -61,6 +61,8 @@ class CarriedMemory:
     """(B * G, M) bool; None where every retrieved token is real."""
     gates: Mapping[str, nn.Parameter] = field(default_factory=dict)
     """Layer, as a string -> (H,), for fusion ``gated``."""
+    prefix: int = 0
+    """Tokens before the window that do not read memory."""
     backend: str = "auto"
     """Which attention kernels, see :func:`lightning_memlong.attention.choose_kernel`."""
     capture: frozenset[int] = frozenset()
@@ -106,7 +108,7 @@ def memory_attention_forward(
         output = local_attention(query, key, value, attention_mask, scores, memory.backend, memory.memo)
         return output.transpose(1, 2).contiguous(), None
     keys, values = memory.memory[layer]
-    retrieved = Memory(keys, values, memory.mask, memory.gates.get(str(layer)))
+    retrieved = Memory(keys, values, memory.mask, memory.prefix, memory.gates.get(str(layer)))
     output, mass = attend_with_memory(query, key, value, retrieved, attention_mask, scores, memory.backend, memory.memo)
     if mass is not None:
         memory.mass[layer] = mass.mean(-1)

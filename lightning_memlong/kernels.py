@@ -54,11 +54,23 @@ def as_4d(mask: Tensor | None) -> Tensor | None:
 
 
 def merge(local: Part, memory: Part) -> tuple[Tensor, Tensor, Tensor]:
-    """One softmax over both parts: output (B, H, T, D), mass on memory (B, H, T) and log-sum-exp (B, H, T), float32."""
-    lse = torch.logaddexp(local[1], memory[1])
+    """One softmax over both parts.
+
+    Memory may be that of the last queries only: those before them are a prefix that reads none.
+
+    Returns:
+        Output (B, H, T, D), mass on memory (B, H, T - prefix) float32, and log-sum-exp (B, H, T) float32.
+    """
+    prefix = local[1].shape[-1] - memory[1].shape[-1]
+    output, own = local[0][:, :, prefix:], local[1][:, :, prefix:]
+    lse = torch.logaddexp(own, memory[1])
     mass = (memory[1] - lse).exp()
-    output = local[0].float() * (local[1] - lse).exp()[..., None] + memory[0].float() * mass[..., None]
-    return output.to(local[0].dtype), mass, lse
+    joined = output.float() * (own - lse).exp()[..., None] + memory[0].float() * mass[..., None]
+    joined = joined.to(output.dtype)
+    if prefix:
+        joined = torch.cat([local[0][:, :, :prefix], joined], dim=2)
+        lse = torch.cat([local[1][:, :, :prefix], lse], dim=2)
+    return joined, mass, lse
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Part]
@@ -179,6 +191,7 @@ class SplitJointAttention(torch.autograd.Function):
         local_bias: Tensor | None,
         memory_mask: Tensor | None,
         scale: float,
+        prefix: int,
     ) -> tuple[Tensor, Tensor]:
         """Arguments as for ``retrieval_causal_attention``, the local mask additive; gives output and mass on memory."""
 
@@ -187,10 +200,10 @@ class SplitJointAttention(torch.autograd.Function):
 
         local = attend(query, key, value, local_bias, local_bias is None)
         seen = None if memory_mask is None else seen_and_filled(memory_mask)
-        memory = attend_to_memory(attend, query, memory_key, memory_value, seen)
+        memory = attend_to_memory(attend, query[:, :, prefix:], memory_key, memory_value, seen)
         output, mass, lse = merge(local, memory)
         ctx.save_for_backward(query, key, value, memory_key, memory_value, local_bias, memory_mask, output, lse)
-        ctx.scale = scale
+        ctx.scale, ctx.prefix = scale, prefix
         ctx.mark_non_differentiable(mass)
         return output, mass
 
@@ -204,10 +217,10 @@ class SplitJointAttention(torch.autograd.Function):
         )
         groups = len(memory_key) // len(query)
         delta = (grad.float() * output.float()).sum(-1)
-        grad, query, delta, lse = (fold(t, groups) for t in (grad, query, delta, lse))
+        grad, query, delta, lse = (fold(t[:, :, ctx.prefix :], groups) for t in (grad, query, delta, lse))
         extra = memory_gradient(grad, query, delta, lse, memory_key, memory_value, memory_mask, ctx.scale)
-        grad_query += unfold(extra, groups)
-        return grad_query, grad_key, grad_value, None, None, None, None, None
+        grad_query[:, :, ctx.prefix :] += unfold(extra, groups)
+        return grad_query, grad_key, grad_value, *[None] * 6
 
 
 def memory_gradient(

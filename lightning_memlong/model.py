@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -41,6 +42,8 @@ class MemLong(nn.Module):
         tuning: What of the layers above the memory layer is trained.
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping activations.
         attention: Kernels: ``auto``, ``sdpa`` or ``flex`` (see docs/design.md).
+        bos: Token put before each window and taken off again, as a text begins with it in training; None: none. Some
+            backbones cannot do without (Gemma 3 270M: perplexity 105 without, 32 with).
 
     Raises:
         UserError: For layers out of range, a memory layer above a retrieval layer, or a backbone whose
@@ -58,6 +61,7 @@ class MemLong(nn.Module):
         tuning: TuningConfig | None = None,
         gradient_checkpointing: bool = False,
         attention: str = "auto",
+        bos: int | None = None,
     ) -> None:
         super().__init__()
         require_choice("model.source", source, SOURCES)
@@ -67,6 +71,7 @@ class MemLong(nn.Module):
         self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
         config = self.backbone.config
         self.source, self.fusion, self.position, self.attention = source, fusion, position, attention
+        self.bos = bos
         whole = unlimited_layers(getattr(config, "layer_types", None), config.num_hidden_layers)
         layers = choose_layers(memory_layer, retrieval_layers, config.num_hidden_layers, whole)
         self.memory_layer, self.retrieval_layers = layers
@@ -161,15 +166,19 @@ class MemLong(nn.Module):
             Loss, logits and the window's unrotated keys and values.
         """
         carried = self._carry(memory, input_ids)
-        hidden = self._decode(input_ids, carried)[:, -logits_to_keep:]
+        hidden = self._decode(self._prefixed(input_ids), carried)[:, carried.prefix :][:, -logits_to_keep:]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
         if loss is not None and not carried.memory:
             # Gates take no part in a window without memory; where only they are trained there must still be a graph.
             loss = loss + 0.0 * sum(gate.sum() for gate in self.gates.values())
         return MemLongOutput(loss, hidden, self.head.logits, lambda: self._captured(carried), carried.mass)
 
+    def _prefixed(self, input_ids: Tensor) -> Tensor:
+        return input_ids if self.bos is None else F.pad(input_ids, (1, 0), value=self.bos)
+
     def _carry(self, memory: Retrieved | None, input_ids: Tensor) -> CarriedMemory:
-        carried = CarriedMemory(capture=frozenset(self.stored_layers), backend=self.attention)
+        prefix = int(self.bos is not None)
+        carried = CarriedMemory(capture=frozenset(self.stored_layers), prefix=prefix, backend=self.attention)
         if memory is None or memory.mask.shape[1] == 0 or not bool(memory.mask.any()):
             return carried
         rows, tokens = input_ids.shape
@@ -210,9 +219,11 @@ class MemLong(nn.Module):
 
     @torch.no_grad()
     def _captured(self, carried: CarriedMemory) -> tuple[Tensor, Tensor]:
-        rotated = torch.stack([carried.captured[layer][0] for layer in self.stored_layers])
-        values = torch.stack([carried.captured[layer][1] for layer in self.stored_layers])
-        positions = torch.arange(rotated.shape[3], device=rotated.device)[None]
+        rotated, values = (
+            torch.stack([carried.captured[layer][i][:, :, carried.prefix :] for layer in self.stored_layers])
+            for i in (0, 1)
+        )
+        positions = torch.arange(rotated.shape[3], device=rotated.device)[None] + carried.prefix
         keys = self.rotary.unrotate(rotated, positions, self.stored_layers)
         return (keys[0], values[0]) if self.source == "single" else (keys, values)
 

@@ -97,7 +97,7 @@ def test_joint_equals_oracle(kernel: str, heads: tuple[int, int], kind: str, gro
 @pytest.mark.parametrize("fusion", ["joint", "gated"])
 def test_soft_capped_scores_equal_oracle(fusion: str, kernel: str) -> None:
     inputs, gate, mask = tensors(4, 2), torch.randn(4), mask_of("ragged")
-    memory = Memory(*inputs[3:], mask, gate if fusion == "gated" else None)
+    memory = Memory(*inputs[3:], mask, gate=gate if fusion == "gated" else None)
     for cap in (0.7, 20.0):
         output, _ = run(kernel, inputs, memory, Scores(SCALE, softcap=cap), None)
         expected = attention_oracle(*inputs, mask, fusion, gate, softcap=cap)
@@ -184,6 +184,37 @@ def test_what_is_chosen() -> None:
     with pytest.raises(UserError, match="model.attention='flex'.*auto or sdpa"):
         retrieval_causal_attention(*inputs, backend="flex")
     assert SplitJointAttention.__name__ in type(retrieval_causal_attention(*inputs).grad_fn).__name__
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "gated"])
+def test_a_prefix_reads_no_memory(kernel: str) -> None:
+    heads, groups, prefix = (4, 2), 2, 2
+    inputs, mask = tensors(*heads, groups), mask_of("ragged", groups)
+    gate = torch.randn(4) if kernel == "gated" else None
+    with_prefix = Memory(*inputs[3:], mask, prefix, gate)
+    copies = [t.clone().requires_grad_(i < 3 and kernel != "flex") for i, t in enumerate(inputs)]
+    output, mass = run(kernel, copies, with_prefix, Scores(SCALE), None)
+    nothing = torch.zeros(ROWS, MEMORY, dtype=torch.bool)
+    plain = attention_oracle(*inputs[:3], *tensors(*heads)[3:], nothing, "joint")
+    torch.testing.assert_close(output[:, :, :prefix].double(), plain[:, :, :prefix], atol=3e-6, rtol=1e-5)
+    # The oracle knows no prefix: give the others' part as a row that is two tokens longer in front.
+    for row in range(ROWS):
+        own = slice(row * groups, row * groups + groups)
+        for token in range(prefix, TOKENS):
+            group = (token - prefix) // ((TOKENS - prefix) // groups)
+            memory = [t[own][group : group + 1] for t in inputs[3:]]
+            local = [t[row : row + 1, :, : token + 1] for t in inputs[1:3]]
+            query = torch.cat([inputs[0][row : row + 1, :, :token], inputs[0][row : row + 1, :, token : token + 1]], 2)
+            fusion = "gated" if kernel == "gated" else "joint"
+            expected = attention_oracle(query, *local, *memory, mask[own][group : group + 1], fusion, gate)
+            torch.testing.assert_close(output[row, :, token].double(), expected[0, :, token], atol=3e-6, rtol=1e-5)
+    if kernel == "split":
+        output.square().sum().backward()
+        again = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
+        run("masked", again, with_prefix, Scores(SCALE), None)[0].square().sum().backward()
+        assert mass is not None and mass.shape == (ROWS, 4, TOKENS - prefix)
+        for a, b in zip(copies[:3], again[:3], strict=True):
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_one_mask_for_all_heads() -> None:
