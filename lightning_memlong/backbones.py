@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def package_file(package: str, name: str) -> Path | None:
     return path if path.exists() else None
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder of the cache.
+def make_folder(folder: Path, key: str = "MEMLONG_CACHE") -> None:
+    """Make a folder; ``key`` is the setting that says where, for messages.
 
     Raises:
         UserError: If that is not possible.
@@ -53,20 +54,26 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise _cannot_write(folder, error, key) from error
 
 
-def write_folder(target: Path, write: Callable[[Path], object]) -> Path:
+def write_folder(target: Path, write: Callable[[Path], object], key: str = "MEMLONG_CACHE") -> Path:
     """Fill a folder beside ``target`` and rename it, so that no reader ever sees half of it.
+
+    Args:
+        target: The folder.
+        write: Fills the folder it is given.
+        key: The setting that says where, for messages.
 
     Raises:
         UserError: If there is no permission or no space to write.
     """
-    make_folder(target.parent)
+    make_folder(target.parent, key)
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             write(scratch)
+            scratch.chmod(0o755)
             if not target.exists():
                 scratch.rename(target)
         except OSError:
@@ -75,15 +82,15 @@ def write_folder(target: Path, write: Callable[[Path], object]) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise _cannot_write(target, error) from error
+        raise _cannot_write(target, error, key) from error
     return target
 
 
-def _cannot_write(target: Path, error: Exception) -> UserError:
+def _cannot_write(target: Path, error: Exception, key: str) -> UserError:
     reason = getattr(error, "strerror", None) or error
     return UserError(
-        f"MEMLONG_CACHE: cannot write {target} ({reason}). Allowed: a writable folder with free space. Fix: free some "
-        "space or set MEMLONG_CACHE to another folder."
+        f"{key}: cannot write {target} ({reason}). Allowed: a writable folder with free space. Fix: free some "
+        f"space or set {key} to another folder."
     )
 
 
@@ -160,3 +167,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         UserError: If it is not there.
     """
     return _load(AutoTokenizer, name)
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
+    """The token that stands before each window, if any.
+
+    Args:
+        tokenizer: The backbone's.
+        wanted: As in ``model.prepend_bos``; None: if the tokenizer begins a text with it.
+
+    Raises:
+        UserError: If it is wanted and there is none.
+    """
+    bos = tokenizer.bos_token_id
+    if wanted is None:
+        return bos if bos is not None and tokenizer("a").input_ids[:1] == [bos] else None
+    require(
+        not wanted or bos is not None, "model.prepend_bos", wanted, "false: this tokenizer has none", "leave it out"
+    )
+    return bos if wanted else None

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.module import CHECKPOINT_FORMAT, MemLongModule
-from lightning_memlong.parsing import Parser, config_files, flat, insert_config, plain
+from lightning_memlong.exported import exported_settings
+from lightning_memlong.module import MemLongModule
+from lightning_memlong.parsing import Parser, config_files, insert_config, plain
+from lightning_memlong.report import show_parameters, show_perplexity
 from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
+from lightning_memlong.stored import note_differences, read_checkpoint, stored_settings
+from lightning_memlong.trainer import Trainer
 
 log = logging.getLogger("lightning_memlong")
 
@@ -52,6 +52,7 @@ class MemLongCLI(LightningCLI):
             MemLongModule,
             DocumentDataModule,
             subclass_mode_data=True,
+            trainer_class=Trainer,
             parser_class=Parser,
             save_config_callback=RunRecord,
             save_config_kwargs={"save_to_log_dir": False},
@@ -66,7 +67,7 @@ class MemLongCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The subcommands that exist so far, and the arguments they do not expose."""
         hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {name: hidden for name in ("fit", "validate", "test")}
+        return {name: hidden for name in ("fit", "validate", "test", "export")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the memory group, and tie together values that must always agree."""
@@ -89,40 +90,26 @@ class MemLongCLI(LightningCLI):
         Lightning lets a checkpoint silently override the command line; here the typed value wins.
         """
         name = self.config.get("subcommand")
-        if not name or not (given := self.config[name].get("ckpt_path")):
+        if not name:
+            return
+        given = self.config[name].get("ckpt_path")
+        if not given:
+            if stored := exported_settings(self.config[name].model.backbone):
+                self._put_under(stored, name, "export")
             return
         path = last_checkpoint(runs_root(self.config[name])) if given == "last" else Path(given)
-        if not path.is_file():
-            raise UserError(
-                f"ckpt_path={str(given)!r} is not a file. Allowed: last, or the path of a .ckpt file. Fix: correct it."
-            )
-        try:
-            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        except Exception as error:
-            raise UserError(
-                f"ckpt_path={str(given)!r} cannot be read as a checkpoint ({type(error).__name__}). Allowed: a whole "
-                ".ckpt file written by fit. Fix: give another, it may have been cut short."
-            ) from error
-        if "memlong" not in checkpoint:
-            raise UserError(
-                f"ckpt_path={str(given)!r} is not a MemLong checkpoint. Allowed: one written by train.py fit. "
-                "Fix: give another."
-            )
-        if (found := checkpoint["memlong"].get("format", 1)) != CHECKPOINT_FORMAT:
-            raise UserError(
-                f"ckpt_path={str(given)!r} is of format {found}. Allowed: {CHECKPOINT_FORMAT}. Fix: use the release "
-                "that wrote it, or train again."
-            )
-        # What the network is; the recipe (optimiser, schedule) is this run's and is not in there.
-        stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-        before = plain(self.parser, self.config)[name]["model"]
-        self.config = self._parse_over(stored)
-        after = plain(self.parser, self.config)[name]["model"]
+        self._put_under(stored_settings(read_checkpoint(path, str(given))), name, "checkpoint")
         self.config[name].ckpt_path = str(path)
-        self._note_differences(stored, before, after)
         if given == "last" and name == "fit":
             continue_in(self.config[name], path.parents[1].name)
         RunRecord.notes["ckpt_path"] = str(path)
+
+    def _put_under(self, stored: dict[str, Any], name: str, whose: str) -> None:
+        """Let stored model settings win over the first ``--config`` and yield to everything else."""
+        before = plain(self.parser, self.config)[name]["model"]
+        self.config = self._parse_over(stored)
+        after = plain(self.parser, self.config)[name]["model"]
+        RunRecord.notes[f"{whose}_settings_that_differ"] = note_differences(stored, before, after, whose)
 
     def _parse_over(self, stored: dict[str, Any]) -> Namespace:
         """Parse again with the checkpoint's settings as a configuration file just after the first one."""
@@ -130,17 +117,6 @@ class MemLongCLI(LightningCLI):
             yaml.safe_dump({"model": stored}, file)
             file.flush()
             return self.parser.parse_args(insert_config(self._argv, file.name))
-
-    def _note_differences(self, stored: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
-        notes = {}
-        for key, kept in flat(stored).items():
-            asked, used = flat(before).get(key), flat(after).get(key)
-            if kept == asked == used:
-                continue
-            notes[f"model.{key}"] = {"checkpoint": kept, "config": asked, "used": used}
-            whose = "the checkpoint's is used" if used == kept else "what you typed is used"
-            log.info("model.%s: checkpoint %r, this run's configuration %r; %s", key, kept, asked, whose)
-        RunRecord.notes["checkpoint_settings_that_differ"] = notes
 
     # ---- building and running -----------------------------------------------------------------------------
 
@@ -157,7 +133,7 @@ class MemLongCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
-        if self.subcommand is None:
+        if self.subcommand in (None, "export"):
             return
         self.datamodule.setup(self.subcommand)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -173,6 +149,7 @@ class MemLongCLI(LightningCLI):
         config = self.config[self.subcommand]
         if folder := run_folder(self.trainer):
             say(f"Run folder: {folder}", flush=True)
+        show_parameters(self.model.model)
         if config.validate_first and not config.ckpt_path and self.trainer.limit_val_batches:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self._first = _metrics(self.trainer, "val")
@@ -192,22 +169,10 @@ class MemLongCLI(LightningCLI):
         """Print perplexity with memory on and off."""
         self._report("Test perplexity (same weights, same tokens)", {"": _metrics(self.trainer, "test")})
 
-    @rank_zero_only
     def _report(self, title: str, rows: dict[str, dict[str, float]]) -> None:
         memory = self._get(self.config_init, "memory")
         on = "memory on" + (" (LEAKING query: current)" if memory.query == "current" else "")
-        table = Table(title=title, title_justify="left")
-        for column in ("", on if memory.enabled else "no memory", "memory off", "on / off"):
-            table.add_column(column, justify="right")
-        for name, metrics in rows.items():
-            values = [metrics.get(k) for k in ("perplexity", "perplexity_memory_off", "perplexity_ratio")]
-            if values[0] is not None:
-                table.add_row(name, *("-" if v is None else f"{v:.3f}" for v in values))
-        console = Console(width=max(80, Console().width))
-        console.print(table)
-        if folder := run_folder(self.trainer):
-            console.print(f"Run folder: {folder}", soft_wrap=True)
-            console.print(f"Look at it: {_tensorboard()} --logdir {folder.parent}", soft_wrap=True)
+        show_perplexity(title, rows, on if memory.enabled else None, run_folder(self.trainer))
 
 
 def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
@@ -235,14 +200,6 @@ def _calm() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
         yield
-
-
-def _tensorboard() -> str:
-    """How to call TensorBoard from here, whether or not its environment is activated."""
-    beside = Path(sys.executable).parent / "tensorboard"
-    if not beside.exists():
-        return "tensorboard"
-    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -136,6 +136,9 @@ class TuningConfig:
     gates_only: nothing but the gates of fusion 'gated'; none: nothing (evaluation)."""
     norms: bool = True
     """Train the norms of the tuned layers and the final norm as well; only for full and lora."""
+    head: bool = False
+    """Train the output head as well; only for full and lora. A head that shares its weights with the frozen embeddings
+    gets weights of its own."""
     lora_rank: int = 64
     """Rank of the adapters. Reference recipe: 64."""
     lora_alpha: float = 8.0

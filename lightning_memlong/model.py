@@ -1,18 +1,20 @@
 """MemLong: a Hugging Face decoder with a frozen lower half and retrieval causal attention above it."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_memlong.attention import BACKENDS
-from lightning_memlong.backbones import load_backbone
+from lightning_memlong.backbones import first_token, load_backbone, load_tokenizer
 from lightning_memlong.carried import CarriedMemory, OnDemand, register_attention
-from lightning_memlong.config import TuningConfig, require_choice
+from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
+from lightning_memlong.exported import export, exported_settings, load_gates
 from lightning_memlong.head import Head
 from lightning_memlong.layers import LayerIndex, choose_layers, unlimited_layers
 from lightning_memlong.output import MemLongOutput
@@ -83,6 +85,8 @@ class MemLong(nn.Module):
         heads = config.num_attention_heads
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
         self.tuning = Tuning(self.backbone, self.memory_layer, tuning or TuningConfig())
+        if isinstance(backbone, str):
+            load_gates(backbone, self.gates)
         self.gates.requires_grad_(self.tuning.config.mode != "none")
         if gradient_checkpointing:
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -241,7 +245,42 @@ class MemLong(nn.Module):
         self._restore_attention()
         return self.backbone
 
+    def settings(self) -> dict[str, Any]:
+        """What, besides weights, the model is: options of the ``model`` group that make the same one again."""
+        names = ("memory_layer", "retrieval_layers", "source", "fusion", "position")
+        return {name: getattr(self, name) for name in names} | {"prepend_bos": self.bos is not None}
+
+    def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+        """Write a plain Hugging Face folder, adapters merged in, gates and settings beside the weights.
+
+        Args:
+            folder: Where to; must not exist yet.
+            tokenizer: Saved beside the weights, if given.
+
+        Raises:
+            UserError: If the folder is there already or cannot be written.
+        """
+        return export(self, folder, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **settings: Any) -> "MemLong":
+        """A model that was exported, with its gates; for any other backbone, ``memory_layer`` must be given.
+
+        Args:
+            folder: What :meth:`save_pretrained` or ``train.py export`` wrote, or any backbone's name.
+            **settings: Arguments of :class:`MemLong` that win over the stored ones.
+
+        Raises:
+            UserError: If it cannot be loaded, or its gates were trained for other layers.
+        """
+        stored = exported_settings(str(folder)) or {}
+        if stored.pop("prepend_bos", False):
+            stored["bos"] = first_token(load_tokenizer(str(folder)), True)
+        chosen = stored | settings
+        allowed = "a layer, for a backbone without memlong.yaml"
+        require("memory_layer" in chosen, "memory_layer", None, allowed, "give memory_layer=0.5, for instance")
+        return cls(str(folder), **chosen)
+
     def extra_repr(self) -> str:
         """Settings shown by ``print(model)``."""
-        settings: dict[str, Any] = {k: getattr(self, k) for k in ("memory_layer", "source", "fusion", "position")}
-        return ", ".join(f"{k}={v}" for k, v in settings.items()) + f", retrieval_layers={self.retrieval_layers}"
+        return ", ".join(f"{name}={value}" for name, value in self.settings().items())

@@ -7,38 +7,21 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
-from lightning_memlong.backbones import load_tokenizer
+from lightning_memlong.backbones import first_token, load_tokenizer
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
-from lightning_memlong.model import MemLong, MemLongOutput
+from lightning_memlong.layers import LayerIndex
+from lightning_memlong.model import MemLong
+from lightning_memlong.output import MemLongOutput
+from lightning_memlong.schedule import LinearWarmup
 
 Batch = dict[str, Any]
 CHECKPOINT_FORMAT = 2
-
-
-class LinearWarmup(LambdaLR):
-    """Rises linearly over ``warmup_steps``, then falls linearly to zero at ``total_steps`` (paper, section 3).
-
-    Args:
-        optimizer: Set by the framework.
-        warmup_steps: Steps of the rise [optimiser steps].
-        total_steps: Step at which the rate is zero [optimiser steps]; null: stay at the top.
-    """
-
-    def __init__(self, optimizer: Optimizer, warmup_steps: int = 1000, total_steps: int | None = None) -> None:
-        def rate(step: int) -> float:
-            rise = min(1.0, (step + 1) / max(1, warmup_steps))
-            if total_steps is None or step < warmup_steps:
-                return rise
-            return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-
-        super().__init__(optimizer, rate)
 
 
 class MemLongModule(L.LightningModule):
@@ -47,10 +30,10 @@ class MemLongModule(L.LightningModule):
     Args:
         backbone: What is given a memory: 'smollm2-135m' (installed with the project), a folder written by
             save_pretrained, or a hub id.
-        memory_layer: Layer whose keys and values are stored [index from 0]; it and all below are frozen. Paper,
-            section 3: 13 of 26.
-        retrieval_layers: Layers that attend to memory [indices from 0]; null: memory_layer and all above it.
-            Paper, section 3: 13, 17, 21, 25.
+        memory_layer: Layer whose keys and values are stored [index from 0, or fraction of the depth: 0.5]; it and all
+            below are frozen. Paper, section 3: 13 of 26.
+        retrieval_layers: Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above
+            it, without sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25.
         source: 'per_layer': each retrieval layer stores and reads its own keys and values; 'single': those of the
             memory layer are read by all (the paper).
         fusion: 'joint': one softmax over memory and window; 'gated': two, with a zero-initialised gate a head
@@ -60,14 +43,19 @@ class MemLongModule(L.LightningModule):
         optimizer: Optimiser class and its arguments; it is given the trained parameters only.
         scheduler: Learning-rate schedule class and its arguments, stepped once an optimiser step.
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        attention: Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and
+            FlexAttention on CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex:
+            FlexAttention (CUDA).
+        prepend_bos: Put the tokenizer's first token of a text before each window, and take it off again; null: if the
+            tokenizer does so with a text.
         compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
     """
 
     def __init__(
         self,
         backbone: str = "smollm2-135m",
-        memory_layer: int = 11,
-        retrieval_layers: list[int] | None = None,
+        memory_layer: LayerIndex = 11,
+        retrieval_layers: list[LayerIndex] | None = None,
         source: str = "per_layer",
         fusion: str = "joint",
         position: str = "sequential",
@@ -75,6 +63,8 @@ class MemLongModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-5, weight_decay=1e-4),
         scheduler: LRSchedulerCallable = LinearWarmup,
         gradient_checkpointing: bool = False,
+        attention: str = "auto",
+        prepend_bos: bool | None = None,
         compare_memory_off: bool = True,
     ) -> None:
         super().__init__()
@@ -91,6 +81,8 @@ class MemLongModule(L.LightningModule):
             position,
             tuning,
             gradient_checkpointing,
+            attention,
+            first_token(load_tokenizer(backbone), prepend_bos),
         )
         self._optimizer, self._scheduler = optimizer, scheduler
         self.compare_memory_off = compare_memory_off
@@ -121,9 +113,16 @@ class MemLongModule(L.LightningModule):
         perplexity = mean.exp()
         self.log_dict({"train/loss": mean, "train/perplexity": perplexity}, batch_size=rows)
         self.log("ppl", perplexity, prog_bar=True, logger=False, batch_size=rows)
-        for layer, gate in self.model.gates.items():
-            self.log(f"gates/layer_{layer}", gate.detach().abs().mean(), batch_size=rows)
-        return {"loss": loss, "keys": output.keys, "values": output.values}
+        self._log_attention(output, rows)
+        return {"loss": loss, **_to_store(output, batch)}
+
+    def _log_attention(self, output: MemLongOutput, rows: int) -> None:
+        """How much the retrieval layers attend to memory, where the kernel tells it, and how open their gates are."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        mass = {f"attention/memory_mass_layer_{k}": m.mean() for k, m in sorted(output.attention_mass.items())}
+        gates = {f"gates/layer_{k}": gate.detach().abs().mean() for k, gate in self.model.gates.items()}
+        self.log_dict(mass | gates, batch_size=rows)
 
     def _over_processes(self, loss: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss whose mean gradient over processes is that of the mean over all their scored tokens; that mean.
@@ -155,7 +154,7 @@ class MemLongModule(L.LightningModule):
             # Where nothing was retrieved, memory off is the same pass.
             off = output if batch["memory"] is None else self.model(batch["input_ids"], batch["labels"])
             self.nll[f"{stage}_off"].update(off.loss, scored)
-        return {"keys": output.keys, "values": output.values}
+        return _to_store(output, batch)
 
     def _begin(self, stage: str) -> None:
         # Made anew each time: a metric reset in inference mode cannot be updated outside it.
@@ -213,7 +212,19 @@ class MemLongModule(L.LightningModule):
         checkpoint["memlong"] = {"format": CHECKPOINT_FORMAT, "backbone": self._fingerprint, "random": random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this backbone and these settings.
+        """Check that the checkpoint belongs here, and take over what a resumed run goes on with."""
+        fit = self.trainer.state.fn == "fit"
+        self.check_checkpoint(checkpoint, complete=fit)
+        if fit:
+            self._random = checkpoint["memlong"]["random"]
+            self._keep_recipe(checkpoint)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any], complete: bool) -> None:
+        """Check that a checkpoint belongs to this backbone and these settings.
+
+        Args:
+            checkpoint: Its content.
+            complete: Whether it must hold all that is trained now.
 
         Raises:
             UserError: If it was made with another backbone, or does not hold what is trained now.
@@ -228,16 +239,13 @@ class MemLongModule(L.LightningModule):
         trained = {f"model.{name}" for name in self.model.trainable()}
         missing = sorted(trained - checkpoint["state_dict"].keys())
         extra = sorted(checkpoint["state_dict"].keys() - self.state_dict().keys())
-        if extra or (missing and self.trainer.state.fn == "fit"):
+        if extra or (missing and complete):
             names = ", ".join((extra or missing)[:3])
             raise UserError(
                 f"ckpt_path: the checkpoint {'holds weights this model lacks' if extra else 'lacks trained weights'} "
                 f"({names}, ...). Allowed: the same model.tuning, model.fusion and layers as when it was written. "
                 "Fix: leave these options to the checkpoint."
             )
-        if self.trainer.state.fn == "fit":
-            self._random = checkpoint["memlong"]["random"]
-            self._keep_recipe(checkpoint)
 
     def _keep_recipe(self, checkpoint: dict[str, Any]) -> None:
         """Let this run's learning rate, weight decay and so on win over those in the saved optimiser."""
@@ -268,3 +276,8 @@ class MemLongModule(L.LightningModule):
         facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
         embedding: Tensor = self.model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
         return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
+
+
+def _to_store(output: MemLongOutput, batch: Batch) -> dict[str, Tensor]:
+    """The window's keys and values for the bank; nothing where there is no bank."""
+    return {"keys": output.keys, "values": output.values} if "memory" in batch else {}
