@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from callbacks.memory_checks import check_memory
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.eviction import load_policy
+from lightning_memlong.query import chunk_queries, window_queries
 from lightning_memlong.retriever import Retriever, load_retriever
 
 log = logging.getLogger(__name__)
@@ -59,29 +61,7 @@ class MemoryBankCallback(L.Callback):
         Raises:
             UserError: If they cannot go together.
         """
-        c = self.config
-        for name in ("window", "stride"):
-            tokens = getattr(data, name, None)
-            ok, allowed = tokens is None or tokens % c.chunk_size == 0, f"a divisor of data.{name}={tokens}"
-            require(ok, "memory.chunk_size", c.chunk_size, allowed, "change one of the two")
-        window = getattr(data, "window", 0)
-        allowed = f"at least data.window={window} tokens"
-        require(c.capacity >= window, "memory.capacity", c.capacity, allowed, "raise it, or lower --data.window")
-        ok = c.save_keys_values or stage != "fit" or pl_module.model.source == "single"
-        allowed = "true, or model.source single: other layers' keys and values belong to the weights of their time"
-        require(ok, "memory.save_keys_values", c.save_keys_values, allowed, "leave it out")
-        if c.policy == "none" and hasattr(data, "longest_document"):
-            self._require_room(data.longest_document(stage))
-
-    def _require_room(self, longest: int | None) -> None:
-        """Without eviction, say before the run starts whether a document can overflow the bank."""
-        capacity = self.config.capacity
-        if longest is None:
-            log.warning("memory.policy=none: a document of more than %d tokens will stop the run", capacity)
-            return
-        allowed = f"at least the {longest} tokens of the longest document, as memory.policy=none drops nothing"
-        fix = "raise it, cut documents with --data.max_document_tokens, or choose another policy"
-        require(capacity >= longest, "memory.capacity", capacity, allowed, fix)
+        check_memory(self.config, data, pl_module, stage)
 
     def load_retriever(self) -> None:
         """Load the frozen encoder, once."""
@@ -197,38 +177,58 @@ class MemoryBankCallback(L.Callback):
         # Streams of one's own need not say these where windows are disjoint and in order.
         batch.setdefault("offset", bank.ends())
         batch.setdefault("fresh", torch.zeros_like(batch["offset"]))
-        self._window_embeddings = self._embed(batch, pl_module) if self.config.query == "current" else None
+        self._window_embeddings = self._embedded_beforehand(batch, pl_module)
         batch["memory"] = self._retrieved(bank, batch)
 
+    def _embedded_beforehand(self, batch: dict[str, Any], pl_module: Any) -> Tensor | None:
+        """Embeddings of the window's chunks where queries need them; the rest are made when chunks are stored."""
+        if self.config.query == "current":
+            return self._embed(batch, pl_module)
+        if self.config.granularity == "chunk" and self.config.selection == "similarity":
+            return self._embed(batch, pl_module, self._new_lengths(batch) > 0)
+        return None
+
     def _retrieved(self, bank: MemoryBank, batch: dict[str, Any]) -> Retrieved | None:
-        before = batch["offset"].cpu()
-        top_k = self.config.top_k
         if bank.insertions == 0:
             return None
+        before, top_k = batch["offset"].cpu(), self.config.top_k
+        chunks = batch["input_ids"].shape[1] // self.config.chunk_size if self.config.granularity == "chunk" else 1
         if self.config.selection == "recent":
-            return bank.gather(bank.recent(top_k, before))
+            return bank.gather(bank.recent(top_k, before)[:, None].expand(-1, chunks, -1))
         if self.config.selection == "random":
-            places = zip(batch["document_id"].tolist(), before.tolist(), strict=True)
-            return bank.gather(bank.random(top_k, [_seed(self.config.seed, *place) for place in places], before))
-        scores, entries = bank.search(self._query(bank, before), top_k, before)
+            places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
+            drawn = [
+                bank.random(top_k, [_seed(self.config.seed, *p, c) for p in places], before) for c in range(chunks)
+            ]
+            return bank.gather(torch.stack(drawn, dim=1))
+        scores, entries = bank.search(self._queries(bank, batch, before), top_k, before)
         return bank.gather(entries, scores)
 
-    def _query(self, bank: MemoryBank, before: Tensor) -> Tensor:
-        if self._window_embeddings is not None:
-            return F.normalize(self._window_embeddings.mean(dim=1), dim=1)
-        means = [e.mean(dim=0) if len(e) else e.new_zeros(e.shape[1])
-                 for e in bank.last_embeddings(self.config.query_chunks, before)]  # fmt: skip
-        return F.normalize(torch.stack(means), dim=1)
+    def _queries(self, bank: MemoryBank, batch: dict[str, Any], before: Tensor) -> Tensor:
+        """(R, G, E): one query a row, or one a chunk."""
+        own, by_chunk = self._window_embeddings, self.config.granularity == "chunk"
+        if self.config.query == "current":
+            assert own is not None
+            return own if by_chunk else F.normalize(own.mean(dim=1, keepdim=True), dim=2)
+        if by_chunk:
+            assert own is not None
+            return chunk_queries(bank, own, before, batch["fresh"].cpu(), self.config.query_chunks)
+        return window_queries(bank, before, self.config.query_chunks)[:, None]
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
-        starts, lengths = self._chunks(batch)
-        lengths[starts.expand_as(lengths) < batch["fresh"].cpu()[:, None]] = 0  # stored with an earlier window
+        lengths = self._new_lengths(batch)
         embeddings = self._window_embeddings
         if embeddings is None:
             embeddings = self._embed(batch, pl_module, lengths > 0)
-        positions = batch["offset"].cpu()[:, None] + starts
+        positions = batch["offset"].cpu()[:, None] + self._chunks(batch)[0]
         self.banks[stage].insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
+
+    def _new_lengths(self, batch: dict[str, Any]) -> Tensor:
+        """Real tokens (B, n) of the window's chunks; 0 for those that were stored with an earlier window."""
+        starts, lengths = self._chunks(batch)
+        lengths[starts.expand_as(lengths) < batch["fresh"].cpu()[:, None]] = 0
+        return lengths
 
     def _chunks(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Where the window's chunks begin (n,), and how many real tokens each has (B, n)."""
@@ -269,7 +269,8 @@ class MemoryBankCallback(L.Callback):
         values = {k: stats[k] for k in ("fill", "insertions", "evictions", "never_retrieved")}
         if memory is not None:
             real = memory.positions >= 0
-            distance = (batch["offset"].cpu()[:, None] - memory.positions)[real]
+            offset = batch["offset"].cpu().repeat_interleave(len(real) // len(batch["offset"]))
+            distance = (offset[:, None] - memory.positions)[real]
             values["distance_tokens"] = float(distance.float().mean())
             if self.config.selection == "similarity":
                 values["score"] = float(memory.scores[real].mean())

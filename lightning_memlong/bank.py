@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.bank_checks import check_embedding_size, check_insertion
@@ -123,13 +124,20 @@ class MemoryBank:
         """The ``top_k`` most similar entries of each row.
 
         Args:
-            query: (R, E).
+            query: (R, E), or (R, G, E) for several searches of each row.
             top_k: Entries wanted.
             before: (R,) only entries that end at or before this place in the document; None: all.
 
         Returns:
-            Scores (R, k) and entries (R, k), best first, -1 and NaN where a row has fewer; k <= top_k.
+            Scores (R, k) and entries (R, k), best first, -1 and NaN where a row has fewer; k <= top_k. (R, G, k) for
+            several searches.
         """
+        if query.dim() == 3:
+            each = [self.search(query[:, g], top_k, before) for g in range(query.shape[1])]
+            return tuple(
+                torch.stack(_padded(t, fill), dim=1)
+                for t, fill in zip(zip(*each, strict=True), (float("nan"), -1), strict=True)
+            )  # type: ignore
         check_embedding_size(self, query)
         query = query.detach().float().cpu()
         found = []
@@ -154,9 +162,14 @@ class MemoryBank:
     def gather(self, entries: Tensor, scores: Tensor | None = None, count: bool = True) -> Retrieved | None:
         """Keys and values of entries (R, k), put back in document order; their counters go up by one.
 
+        Entries (R, G, k) are G sets for each row; the record then has R * G rows, those of a row side by side.
+
         Returns:
             None if no row has anything to give.
         """
+        groups = entries.shape[1] if entries.dim() == 3 else 1
+        entries = entries.flatten(0, -2)
+        scores = None if scores is None else scores.reshape(entries.shape)
         rows, k = entries.shape
         if self._storage is None or k == 0 or not bool((entries >= 0).any()):
             return None
@@ -166,13 +179,14 @@ class MemoryBank:
         slots = torch.zeros_like(entries)
         lengths = torch.zeros_like(entries)
         positions = torch.full_like(entries, -1)
-        for row, ledger in enumerate(self._ledgers):
+        for row in range(rows):
             real = entries[row] >= 0
             chosen = entries[row][real]
+            ledger = self._ledgers[row // groups]
             held = ledger.entries
             if count:
                 ledger.retrieved(chosen, scores[row][real])
-            slots[row, real] = row * self.slots + held.slots[chosen]
+            slots[row, real] = row // groups * self.slots + held.slots[chosen]
             lengths[row, real], positions[row, real] = held.lengths[chosen], held.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1).to(self._storage.device)
         facts = {"mask": mask, "scores": scores, "entries": entries, "positions": positions}
@@ -358,3 +372,9 @@ class MemoryBank:
         if not found:  # nothing was ever inserted
             return torch.full((self.rows, 0), missing).to(torch.long if missing == -1 else torch.float)
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=missing)
+
+
+def _padded(tensors: tuple[Tensor, ...], fill: float) -> list[Tensor]:
+    """Tensors (R, k_i) as (R, max k): approximate indexes do not always find as many."""
+    widest = max(t.shape[1] for t in tensors)
+    return [F.pad(t, (0, widest - t.shape[1]), value=fill) for t in tensors]

@@ -7,6 +7,7 @@ from lightning_memlong.errors import UserError
 
 Query = Literal["previous", "current"]
 Selection = Literal["similarity", "recent", "random"]
+Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Storage = Literal["device", "host", "disk"]
 TuningMode = Literal["full", "lora", "gates_only", "none"]
@@ -80,6 +81,10 @@ class MemoryConfig:
     """Chunks whose embeddings are averaged into the 'previous' query [chunks]."""
     selection: Selection = "similarity"
     """How chunks are chosen: similarity (retrieval), or the controls recent and random."""
+    granularity: Granularity = "window"
+    """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
+    window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
+    finer and just as causal)."""
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     """The frozen text encoder."""
     index: str = "Flat"
@@ -105,6 +110,7 @@ class MemoryConfig:
             value = getattr(self, name)
             require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")
         require_choice("memory.query", self.query, Query)
+        require_choice("memory.granularity", self.granularity, Granularity)
         require_choice("memory.selection", self.selection, Selection)
         require_choice("memory.dtype", self.dtype, BankDtype)
         require_choice("memory.storage", self.storage, Storage)

@@ -1,4 +1,8 @@
-"""The record a bank hands to a model. R rows, k chunks of C tokens, M = k * C, L layers, H heads, D head size."""
+"""The record a bank hands to a model.
+
+R rows (G times the batch's where each of G groups of a row's tokens has its own), k chunks of C tokens, M = k * C,
+L layers, H heads, D head size.
+"""
 
 from concurrent.futures import Future
 from dataclasses import dataclass

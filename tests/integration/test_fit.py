@@ -138,6 +138,27 @@ def test_causality_retrieval_included(options: list[str]) -> None:
     assert_causal(options)
 
 
+def test_causality_where_each_chunk_retrieves_for_itself(options: list[str]) -> None:
+    assert_causal(options, "--memory.granularity", "chunk")
+
+
+def test_a_window_of_one_chunk_retrieves_the_same_for_the_window_and_for_the_chunk(options: list[str]) -> None:
+    one = ["--memory.chunk_size", "64", "--memory.capacity", "512", "--data.stride", "64"]
+    found = [
+        MemLongCLI(["validate", *options, *one, "--memory.granularity", g]).trainer.callback_metrics["val/perplexity"]
+        for g in ("window", "chunk")
+    ]
+    assert float(found[0]) == pytest.approx(float(found[1]), rel=1e-6)
+    shorter = ["--data.stride", "32", "--data.batch_size", "2"]
+    for selection in ("similarity", "recent", "random"):
+        args = ["validate", *options, *shorter, "--memory.selection", selection]
+        window, chunk = (
+            float(MemLongCLI([*args, "--memory.granularity", g]).trainer.callback_metrics["val/perplexity"])
+            for g in ("window", "chunk")
+        )
+        assert window == pytest.approx(chunk, rel=1e-6) if selection == "recent" else window != chunk
+
+
 @pytest.mark.xfail(strict=True, reason="the reference code's query leaks the window being predicted")
 def test_the_current_query_is_not_causal(options: list[str]) -> None:
     assert_causal(options, "--memory.query", "current")
