@@ -77,17 +77,44 @@ def _blocks(count: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+class _Blocks:
+    """Losses of a linear head over blocks of positions; float32 logits of one block exist, in memory used again."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, divisor: float, softcap: float | None) -> None:
+        self.weight, self.bias, self.divisor, self.softcap = weight, bias, divisor, softcap
+        self._room: Tensor | None = None
+
+    def _raw(self, hidden: Tensor) -> Tensor:
+        """(n, V) in the dtype of the weights."""
+        if self._room is None:  # the first block is the largest
+            self._room = self.weight.new_empty(len(hidden), len(self.weight))
+        room = self._room[: len(hidden)]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.T, out=room)
+        return torch.addmm(self.bias, hidden, self.weight.T, out=room)
+
+    def losses(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Of positions (n, E) with targets (n, 1): losses (n,), and what gradients are made of.
+
+        That is the softmax's numerators (n, V) and denominators (n, 1), and the slope of the cap (n, V), if there is one.
+
+        Everything is done in place: touching fresh memory costs as much as the arithmetic.
+        """
+        logits = _shape_logits(self._raw(hidden), self.divisor, self.softcap).float()
+        wanted = logits.gather(1, target)
+        slope = None if self.softcap is None else 1 - (logits / self.softcap).square()
+        top = logits.amax(-1, keepdim=True)
+        total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+        return (total.log() + top - wanted)[:, 0], logits, total, slope
+
+
+@torch.no_grad()
 def _losses(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, divisor: float, softcap: float | None
 ) -> Tensor:
-    parts = [
-        F.cross_entropy(
-            _shape_logits(F.linear(hidden[b].to(weight.dtype), weight, bias), divisor, softcap).float(),
-            targets[b],
-            reduction="none",
-        )
-        for b in _blocks(len(hidden), len(weight))
-    ]
+    head = _Blocks(weight, bias, divisor, softcap)
+    blocks = _blocks(len(hidden), len(weight))
+    parts = [head.losses(hidden[b].to(weight.dtype), targets[b][:, None])[0] for b in blocks]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
@@ -115,12 +142,15 @@ class BlockwiseCrossEntropy(torch.autograd.Function):
         grads = [torch.zeros_like(t, dtype=torch.float32) if n and t is not None else None
                  for t, n in zip((hidden, weight, bias), needed, strict=True)]  # fmt: skip
         total = hidden.new_zeros((), dtype=torch.float32)
+        head = _Blocks(weight, bias, divisor, softcap)
         for block in _blocks(len(hidden), len(weight)):
             here, target = hidden[block].to(weight.dtype), targets[block][:, None]
-            logits = _shape_logits(F.linear(here, weight, bias), divisor, softcap).float()
-            lse = logits.logsumexp(-1, keepdim=True)
-            total += (lse - logits.gather(1, target)).sum()
-            slope = _slope(logits, lse, target, divisor, softcap).to(weight.dtype)
+            losses, slope, denominator, of_cap = head.losses(here, target)
+            total += losses.sum()
+            slope.div_(denominator).scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
+            if of_cap is not None:
+                slope.mul_(of_cap)
+            slope = (slope if divisor == 1.0 else slope.div_(divisor)).to(weight.dtype)
             if grads[0] is not None:
                 grads[0][block] = slope @ weight
             if grads[1] is not None:
@@ -137,12 +167,3 @@ class BlockwiseCrossEntropy(torch.autograd.Function):
         """Scale what the forward pass made."""
         made = (None if g is None else g * grad_outputs[0].to(g.dtype) for g in ctx.saved_tensors)
         return (*made, None, None, None, None)
-
-
-def _slope(logits: Tensor, lse: Tensor, target: Tensor, divisor: float, softcap: float | None) -> Tensor:
-    """Gradient of the loss by the head's raw output, given shaped logits (n, V); overwrites nothing but its own."""
-    slope = (logits - lse).exp_()
-    slope.scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
-    if softcap is not None:
-        slope.mul_(1 - (logits / softcap).square())
-    return slope.div_(divisor) if divisor != 1.0 else slope
