@@ -7,6 +7,7 @@ never holds two documents; the short last window of a document is padded on the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -210,6 +211,11 @@ class DocumentDataModule(L.LightningDataModule):
     def test_dataloader(self) -> Stream:
         """Test batches, always in the same order."""
         return self._streams["test"]
+
+    @property
+    def text_name(self) -> str:
+        """What is read, for titles: the corpus, and the file or folder where there is one."""
+        return f"{self.name} {Path(self.path).name}" if isinstance(self.path, str) else self.name
 
     def document_name(self, part: str, document_id: int) -> str:
         """Which document of a split a ``document_id`` means: its file, and the row in it if files have rows."""

@@ -67,7 +67,7 @@ class MemLongCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The subcommands that exist so far, and the arguments they do not expose."""
         hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {name: hidden for name in ("fit", "validate", "test", "export")}
+        return {name: hidden for name in ("fit", "validate", "test", "export", "layers")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the memory group, and tie together values that must always agree."""
@@ -135,10 +135,11 @@ class MemLongCLI(LightningCLI):
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
         if self.subcommand in (None, "export"):
             return
-        self.datamodule.setup(self.subcommand)
+        stage = "validate" if self.subcommand == "layers" else self.subcommand
+        self.datamodule.setup(stage)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, MemoryBankCallback):
-                callback.check(self.datamodule, self.model, self.subcommand)
+                callback.check(self.datamodule, self.model, stage)
                 callback.load_retriever()
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))

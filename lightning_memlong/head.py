@@ -96,7 +96,7 @@ class _Blocks:
     def losses(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Of positions (n, E) with targets (n, 1): losses (n,), and what gradients are made of.
 
-        That is the softmax's numerators (n, V) and denominators (n, 1), and the slope of the cap (n, V), if there is one.
+        Those are the numerators (n, V) and denominators (n, 1) of the softmax, and the slope of the cap (n, V) if any.
 
         Everything is done in place: touching fresh memory costs as much as the arithmetic.
         """

@@ -88,8 +88,9 @@ class MemLong(nn.Module):
         if isinstance(backbone, str):
             load_gates(backbone, self.gates)
         self.gates.requires_grad_(self.tuning.config.mode != "none")
+        self._checkpointed = gradient_checkpointing
         if gradient_checkpointing:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpointing(self.backbone, "enable")({"use_reentrant": False})
         self.train(self.training)
 
     @property
@@ -241,7 +242,8 @@ class MemLong(nn.Module):
         Weights that were tuned in full stay as tuned; adapters are taken off without being merged.
         """
         self.tuning.undo()
-        self.backbone.gradient_checkpointing_disable()
+        if self._checkpointed:
+            _checkpointing(self.backbone, "disable")()
         self._restore_attention()
         return self.backbone
 
@@ -284,3 +286,9 @@ class MemLong(nn.Module):
     def extra_repr(self) -> str:
         """Settings shown by ``print(model)``."""
         return ", ".join(f"{name}={value}" for name, value in self.settings().items())
+
+
+def _checkpointing(backbone: PreTrainedModel, what: str) -> Callable[..., None]:
+    """The method that switches it, by the name it has in this version of transformers."""
+    name = f"activation_checkpointing_{what}"
+    return getattr(backbone, name if hasattr(backbone, name) else f"gradient_checkpointing_{what}")

@@ -3,11 +3,14 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.model import MemLong
 from lightning_memlong.tuning import describe, spans
 
@@ -61,6 +64,33 @@ def show_perplexity(title: str, rows: dict[str, dict[str, float]], memory: str |
     if folder:
         out.print(f"Run folder: {folder}", soft_wrap=True)
         out.print(f"Look at it: {_tensorboard()} --logdir {folder.parent}", soft_wrap=True)
+
+
+@rank_zero_only
+def show_layers(rows: list[dict[str, Any]], title: str, folder: Path) -> Figure:
+    """The results of a sweep over layers, as a table here and in ``layers.md``, and as a picture ``layers.png``."""
+    columns = list(dict.fromkeys((r["source"], r["readers"]) for r in rows))
+    found = {(r["memory_layer"], r["source"], r["readers"]): r["ratio"] for r in rows}
+    shown = Table(title=f"Perplexity, memory on / off: {title}", title_justify="left")
+    lines = [
+        "| memory layer | " + " | ".join(f"{s}, {r}" for s, r in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for column in ("memory layer", *(f"{source}\n{readers}" for source, readers in columns)):
+        shown.add_column(column, justify="right")
+    for layer in sorted({r["memory_layer"] for r in rows}):
+        cells = [found.get((layer, *column)) for column in columns]
+        texts = [str(layer), *("" if c is None else f"{c:.4f}" for c in cells)]
+        shown.add_row(*texts)
+        lines.append("| " + " | ".join(texts) + " |")
+    off = rows[0]["perplexity_memory_off"]
+    (folder / "layers.md").write_text(f"{title}; perplexity with memory off: {off:.3f}\n\n" + "\n".join(lines) + "\n")
+    figure = draw_layers(rows, title)
+    figure.savefig(folder / "layers.png", dpi=120)
+    out = console()
+    out.print(shown)
+    out.print(f"Memory off: {off:.3f}. Written: {folder}/layers.csv, layers.md, layers.png", soft_wrap=True)
+    return figure
 
 
 def _tensorboard() -> str:

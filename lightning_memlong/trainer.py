@@ -1,15 +1,23 @@
 """Lightning's Trainer with our subcommands; each is a method, as ``fit`` and ``test`` are."""
 
+import csv
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.memory_bank import MemoryBankCallback
+from lightning_memlong.config import require
 from lightning_memlong.distributed import say
+from lightning_memlong.evaluation.layers import READERS, Cell, layer_grid, sweep_layers, table
 from lightning_memlong.exported import export
+from lightning_memlong.layers import LayerIndex
+from lightning_memlong.model import SOURCES, MemLong
 from lightning_memlong.module import MemLongModule
+from lightning_memlong.report import show_layers
+from lightning_memlong.runs import check_writable, run_folder
 from lightning_memlong.stored import read_checkpoint
 
 
@@ -38,3 +46,64 @@ class Trainer(L.Trainer):
         memory = None if callback is None else asdict(callback.config)
         folder = export(model.model, output, model.tokenizer, memory)
         say(f"Exported: {folder}\nLoads with transformers alone, or again with --model.backbone {folder}")
+
+    def layers(
+        self,
+        model: MemLongModule,
+        datamodule: Any = None,
+        memory_layers: list[LayerIndex] = [0.1, 0.3, 0.5, 0.7, 0.9],  # noqa: B006  (shown as the default by --help)
+        readers: list[str] = list(READERS),  # noqa: B006
+        sources: list[str] = list(SOURCES),  # noqa: B006
+    ) -> None:
+        """Score the backbone, untrained, with memory in other layers: which should store it, and which read it?
+
+        Perplexity of the validation text (trainer.limit_val_batches windows), as a table, a file and a picture.
+
+        Args:
+            model: Its backbone is scored; its fusion must be joint, since untrained gates are closed.
+            datamodule: Whose validation text.
+            memory_layers: Layers that store [indices from 0, or fractions of the depth].
+            readers: Layers that read. above: the memory layer and all above it that see the whole context; every: those
+                with a sliding window too; spread: four from the memory layer to the top (the paper); own: itself.
+            sources: per_layer and single.
+        """
+        fusion = model.model.fusion
+        require(fusion == "joint", "model.fusion", fusion, "joint: untrained gates are closed", "leave it out")
+        require(self.memory_callback() is not None, "memory.enabled", False, "true", "leave it out")
+        backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.position
+        cells = layer_grid(memory_layers, readers, sources, backbone)
+        folder = run_folder(self) or Path("layers")
+        check_writable(folder)
+        total = len({cell.layers for cell in cells})
+        say(f"{total} combinations of layers; results as they come: {folder / 'layers.csv'}", flush=True)
+        off = 0.0
+        rows: dict[Cell, float] = {}
+
+        def score(wrapped: MemLong) -> float:
+            nonlocal off
+            # The same whatever the layers, so once is enough.
+            model.model, model.compare_memory_off = wrapped, not off
+            self.validate(model, datamodule=datamodule, verbose=False)
+            off = off or float(self.callback_metrics["val/perplexity_memory_off"])
+            return float(self.callback_metrics["val/perplexity"])
+
+        def done(cell: Cell, value: float) -> None:
+            if cell.layers not in {c.layers for c in rows}:
+                number = len({c.layers for c in rows}) + 1
+                say(f"{number}/{total}  {cell.source}, memory layer {cell.memory_layer}, read in {cell.readers}: "
+                    f"{value:.3f}, memory off {off:.3f}, ratio {value / off:.4f}", flush=True)  # fmt: skip
+            rows[cell] = value
+            with open(folder / "layers.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, list(table(rows, off)[0]))
+                writer.writeheader()
+                writer.writerows(table(rows, off))
+
+        loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
+        try:
+            sweep_layers(backbone, cells, score, "joint", position, bos, done)
+        finally:
+            self.loggers = loggers
+        figure = show_layers(table(rows, off), f"{model.backbone_name}, {datamodule.text_name}, untrained", folder)
+        for logger in loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("layers/ratio", figure)

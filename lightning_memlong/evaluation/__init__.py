@@ -1,0 +1,1 @@
+"""Evaluations; they return tables and print nothing."""

@@ -1,0 +1,128 @@
+"""Which layer should store memory, and which should read it: every combination scored without training."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from lightning_memlong.config import TuningConfig, require_choice
+from lightning_memlong.layers import LayerIndex, layer_index, unlimited_layers
+from lightning_memlong.model import SOURCES, MemLong
+from lightning_memlong.tuning import spans
+
+READERS = ("above", "every", "spread", "own")
+"""Which layers read, given the memory layer: it and all ``above`` that see the whole context; ``every`` one, sliding
+windows included; four ``spread`` evenly from it to the top, as the paper's 13, 17, 21, 25 of 26; its ``own``."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of layers."""
+
+    memory_layer: int
+    readers: str
+    """Name of the choice of retrieval layers."""
+    retrieval_layers: tuple[int, ...]
+    source: str
+
+    @property
+    def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layers that are stored and layers that read: cells with the same ones are the same model."""
+        # Of per_layer, only the layers that read matter, not which of them is called the memory layer.
+        stored = (self.memory_layer,) if self.source == "single" else self.retrieval_layers
+        return stored, self.retrieval_layers
+
+
+def retrieval_layers(readers: str, memory_layer: int, count: int, whole: Sequence[int]) -> tuple[int, ...]:
+    """The layers a name of :data:`READERS` stands for; ``whole``: those that see the whole context."""
+    if readers == "own":
+        return (memory_layer,)
+    above = tuple(range(memory_layer, count))
+    if readers == "every":
+        return above
+    if readers == "spread":
+        step = (count - memory_layer) / 4
+        return tuple(sorted({memory_layer + int(i * step) for i in range(4)}))
+    return tuple(layer for layer in above if layer in whole)
+
+
+def layer_grid(
+    memory_layers: Sequence[LayerIndex], readers: Sequence[str], sources: Sequence[str], backbone: PreTrainedModel
+) -> list[Cell]:
+    """Every combination; ``every`` is left out of a backbone all whose layers see the whole context.
+
+    Raises:
+        UserError: For a layer that is not there, or an unknown name.
+    """
+    count = backbone.config.num_hidden_layers
+    whole = unlimited_layers(getattr(backbone.config, "layer_types", None), count)
+    for name in readers:
+        require_choice("readers", name, READERS)
+    for name in sources:
+        require_choice("sources", name, SOURCES)
+    if len(whole) == count and "above" in readers:
+        readers = [name for name in readers if name != "every"]
+    cells = []
+    for value in memory_layers:
+        memory = layer_index("memory_layers", value, count, list(memory_layers))
+        for source, name in itertools.product(sources, readers):
+            layers = retrieval_layers(name, memory, count, whole)
+            if layers:
+                cells.append(Cell(memory, name, layers, source))
+    return cells
+
+
+def sweep_layers(
+    backbone: PreTrainedModel,
+    cells: Sequence[Cell],
+    score: Callable[[MemLong], float],
+    fusion: str = "joint",
+    position: str = "sequential",
+    bos: int | None = None,
+    done: Callable[[Cell, float], None] = lambda cell, value: None,
+) -> dict[Cell, float]:
+    """Score the untrained backbone with each combination of layers.
+
+    Args:
+        backbone: Is wrapped anew for each cell, and given back untouched.
+        cells: What to try.
+        score: Scores a wrapped model, for instance by its perplexity.
+        fusion: As for :class:`MemLong`; ``gated`` would tell nothing, since untrained gates are closed.
+        position: As for :class:`MemLong`.
+        bos: As for :class:`MemLong`.
+        done: Told after each cell.
+
+    Returns:
+        Cell -> score.
+    """
+    scores: dict[Cell, float] = {}
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    nothing = TuningConfig(mode="none")
+    for cell in cells:
+        if cell.layers not in known:
+            layers = list(cell.retrieval_layers)
+            model = MemLong(backbone, cell.memory_layer, layers, cell.source, fusion, position, nothing, bos=bos)
+            try:
+                known[cell.layers] = score(model)
+            finally:
+                model.unwrap()
+        scores[cell] = known[cell.layers]
+        done(cell, scores[cell])
+    return scores
+
+
+def table(scores: dict[Cell, float], off: float) -> list[dict[str, object]]:
+    """Rows for a file: the cell, perplexity with memory, and that by perplexity without."""
+    return [
+        {
+            "memory_layer": cell.memory_layer,
+            "readers": cell.readers,
+            "retrieval_layers": spans(list(cell.retrieval_layers)),
+            "source": cell.source,
+            "perplexity": round(value, 4),
+            "perplexity_memory_off": round(off, 4),
+            "ratio": round(value / off, 5),
+        }
+        for cell, value in scores.items()
+    ]
