@@ -148,6 +148,32 @@ def test_stored_keys_are_the_unrotated_ones(family: str) -> None:
         torch.testing.assert_close(stored[layer], true_keys(model, layer, window), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("source", ["single", "per_layer"])
+@pytest.mark.parametrize("fusion", ["joint", "gated"])
+@pytest.mark.parametrize("family", ["Llama", "Gemma 2", "Gemma 3 (text)"])
+def test_a_first_token_before_the_window_is_there_and_nowhere_to_be_seen(family: str, fusion: str, source: str) -> None:
+    first, second = windows()
+    plain, bos = build(family), torch.full((ROWS, 1), 1)
+    expected = plain(torch.cat([bos, second], 1))
+    model = MemLong(build(family), 1, [1, 2, 3], source, fusion, bos=1).eval()
+    output = model(second, labels=second)
+    same(family, output.logits, expected.logits[:, 1:])
+    assert output.loss is not None and output.keys.shape[-2] == TOKENS
+    without = MemLong(build(family), 1, [1, 2, 3], source, fusion).eval()(torch.cat([bos, second], 1))
+    torch.testing.assert_close(output.keys, without.keys[..., 1:, :], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.values, without.values[..., 1:, :])
+    for gate in model.gates.values():
+        gate.data.fill_(0.5)
+    grouped = remembered(model(first))
+    assert (model(second, memory=grouped).logits - output.logits).abs().max() > 1e-3
+    # One set for both halves of a row, or the same set for each: the same.
+    twice = Retrieved(*(t.repeat_interleave(2, dim=-4 if i < 2 else 0)
+                        for i, t in enumerate(vars(grouped).values())))  # fmt: skip
+    torch.testing.assert_close(
+        model(second, memory=twice).logits, model(second, memory=grouped).logits, atol=1e-5, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("family", ["Gemma 2", "Gemma 3 (text)"])
 def test_layers_that_see_a_window_only_are_left_out_unless_named(family: str) -> None:
     assert MemLong(build(family), memory_layer=0).retrieval_layers == [1, 3]

@@ -1,0 +1,31 @@
+"""Which token stands before a window."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lightning_memlong.backbones import first_token
+from lightning_memlong.errors import UserError
+
+
+class Beginning:
+    """A tokenizer that begins texts with token 5, or only could."""
+
+    def __init__(self, begins: bool) -> None:
+        self.bos_token_id, self.begins = 5, begins
+
+    def __call__(self, text: str) -> object:
+        return type("Encoded", (), {"input_ids": [5, 9] if self.begins else [9]})
+
+
+def test_as_the_tokenizer_does_unless_asked_for() -> None:
+    assert [first_token(Beginning(True), wanted) for wanted in (None, True, False)] == [5, 5, None]  # type: ignore
+    assert [first_token(Beginning(False), wanted) for wanted in (None, True, False)] == [None, 5, None]  # type: ignore
+
+
+def test_a_tokenizer_without_one(tiny_backbone: Path) -> None:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_backbone)
+    assert first_token(tokenizer, None) is None
+    with pytest.raises(UserError, match="model.prepend_bos=True.*has none"):
+        first_token(tokenizer, True)
