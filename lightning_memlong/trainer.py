@@ -17,7 +17,7 @@ from lightning_memlong.layers import LayerIndex
 from lightning_memlong.model import SOURCES, MemLong
 from lightning_memlong.module import MemLongModule
 from lightning_memlong.report import show_layers
-from lightning_memlong.runs import check_writable, run_folder
+from lightning_memlong.runs import RunRecord, check_writable, run_folder
 from lightning_memlong.stored import read_checkpoint
 
 
@@ -98,6 +98,9 @@ class Trainer(L.Trainer):
                 writer.writeheader()
                 writer.writerows(table(rows, off))
 
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunRecord):
+                callback.save_config(self, model, "validate")
         loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
         try:
             sweep_layers(backbone, cells, score, "joint", position, bos, done)
