@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
 from lightning_memlong.backbones import first_token, load_tokenizer
-from lightning_memlong.config import TuningConfig
+from lightning_memlong.config import TuningConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.layers import LayerIndex
@@ -89,6 +89,7 @@ class MemLongModule(L.LightningModule):
         self._fingerprint = self._recognise()  # before a precision plugin casts anything
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.validated_at = -1
+        self._sharded = False
         self.nll: dict[str, MeanMetric] = {}
         # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
         self.strict_loading = False
@@ -99,6 +100,21 @@ class MemLongModule(L.LightningModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.backbone_name)
         return self._tokenizer
+
+    def configure_model(self) -> None:
+        """Under Lightning's ModelParallelStrategy, shard each decoder layer and the rest over processes (FSDP 2)."""
+        if self.device_mesh is None or self._sharded:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        tensor, mesh = self.device_mesh["tensor_parallel"].size(), self.device_mesh["data_parallel"]
+        allowed = "1: each process reads documents of its own; Lightning's 'auto' is the devices of a machine"
+        fix = f"set data_parallel_size: {tensor * mesh.size()} and tensor_parallel_size: 1 among its init_args"
+        require(tensor == 1, "trainer.strategy.tensor_parallel_size", tensor, allowed, fix)
+        for layer in self.model.tuning.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        self._sharded = True
 
     def forward(self, batch: Batch) -> MemLongOutput:
         """Read one window, with the memory found in the batch, if any."""
@@ -236,6 +252,8 @@ class MemLongModule(L.LightningModule):
                 f"ckpt_path: the checkpoint was made from another backbone ({'; '.join(differ)}). Allowed: the "
                 "backbone it was trained with. Fix: give that one as --model.backbone."
             )
+        if "state_dict" not in checkpoint:
+            return  # a sharding strategy has loaded it already
         trained = {f"model.{name}" for name in self.model.trainable()}
         missing = sorted(trained - checkpoint["state_dict"].keys())
         extra = sorted(checkpoint["state_dict"].keys() - self.state_dict().keys())
@@ -251,11 +269,15 @@ class MemLongModule(L.LightningModule):
         """Let this run's learning rate, weight decay and so on win over those in the saved optimiser."""
         fresh = self.configure_optimizers()["optimizer"]
         factors = []
-        for saved, new in zip(checkpoint["optimizer_states"][0]["param_groups"], fresh.param_groups, strict=True):
+        groups = checkpoint["optimizer_states"][0]["param_groups"]
+        for saved, new in zip(groups, fresh.param_groups, strict=True):
             base = "initial_lr" if "initial_lr" in saved and "initial_lr" in new else "lr"
             factors.append(new[base] / saved[base] if new[base] != saved[base] else 1.0)
             kept = {"params": saved["params"], "lr": saved["lr"] * factors[-1]}
             saved.update({key: value for key, value in new.items() if key in saved} | kept)
+        if "state_dict" not in checkpoint:  # a sharding strategy has loaded the optimiser already
+            for live, saved in zip(self.trainer.optimizers[0].param_groups, groups, strict=True):
+                live.update({key: value for key, value in saved.items() if key != "params"})
         for schedule in checkpoint["lr_schedulers"]:
             for key in ("base_lrs", "_last_lr"):
                 if key in schedule:

@@ -1,0 +1,71 @@
+"""Two processes on the CPU train as one with the union of their rows: same windows, same weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integration.helpers import ROOT, recorded, recording, tiny
+
+pytestmark = pytest.mark.slow
+PAPER = ["--model.source", "single", "--model.fusion", "gated", "--model.gradient_checkpointing", "true",
+         "--model.tuning.mode", "lora", "--model.tuning.lora_rank", "2", "--model.tuning.lora_dropout", "0",
+         "--validate_first", "false"]  # fmt: skip
+STRATEGIES = {
+    "ddp": ["--trainer.strategy", "ddp"],
+    "fsdp": ["--config", str(ROOT / "conf" / "fsdp.yaml")],
+}
+
+
+def fit(args: list[str]) -> None:
+    command = [sys.executable, "train.py", "fit", *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def saved(runs: Path) -> dict[str, Any]:
+    return torch.load(next(runs.rglob("last.ckpt")), weights_only=True)
+
+
+def test_gradients_of_two_processes_are_those_of_one_with_both_rows(
+    tiny_backbone: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    def options(name: str) -> list[str]:
+        return [*tiny(tiny_backbone, text_folder, tmp_path / name), *PAPER, *recording(tmp_path / f"seen-{name}")]
+
+    fit([*options("one"), "--data.batch_size", "2"])
+    alone, expected = recorded(tmp_path / "seen-one"), saved(tmp_path / "one")["state_dict"]
+    assert len(expected) > 20 and max(w.abs().max() for k, w in expected.items() if "gates" in k) > 0
+    for name, strategy in STRATEGIES.items():
+        fit([*options(name), *strategy, "--trainer.devices", "2"])
+        each = [recorded(tmp_path / f"seen-{name}", rank) for rank in (0, 1)]
+        for step, first, second in zip(alone, *each, strict=True):
+            assert step["sum"] == first["sum"] + second["sum"], "the same windows"
+        found = saved(tmp_path / name)
+        assert found["state_dict"].keys() == expected.keys()
+        for key, weight in expected.items():
+            torch.testing.assert_close(found["state_dict"][key], weight, atol=1e-6, rtol=1e-5, msg=f"{name}: {key}")
+        banks = found["callbacks"]["MemoryBankCallback"]["banks"]
+        assert len(banks) == 2, "a bank each"
+    again = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--trainer.devices", "2"]
+    for name, strategy in STRATEGIES.items():
+        fit([*options(name), *strategy, *again])
+    fit([*options("one"), "--data.batch_size", "2", *again[:4]])
+    weights = [saved(tmp_path / name)["state_dict"] for name in ("one", *STRATEGIES)]
+    for key, weight in weights[0].items():
+        for other in weights[1:]:
+            torch.testing.assert_close(other[key], weight, atol=1e-6, rtol=1e-5, msg=f"resumed: {key}")
+
+
+def test_tensor_parallelism_is_refused(tiny_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
+    options = tiny(tiny_backbone, text_folder, tmp_path / "runs")
+    command = [sys.executable, "train.py", "fit", *options, *STRATEGIES["fsdp"], "--trainer.devices", "2"]
+    command += ["--trainer.strategy.data_parallel_size", "1", "--trainer.strategy.tensor_parallel_size", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "trainer.strategy.tensor_parallel_size=2" in done.stderr
+    assert "data_parallel_size: 2" in done.stderr
