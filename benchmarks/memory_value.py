@@ -34,6 +34,8 @@ SETTINGS = {
     "retrieved (default)": [],
     "recent": ["--config", str(ABLATIONS / "recent.yaml")],
     "random": ["--config", str(ABLATIONS / "random.yaml")],
+    "each chunk retrieves": ["--config", str(ABLATIONS / "granularity_chunk.yaml")],
+    "each chunk, random": ["--config", str(ABLATIONS / "granularity_chunk.yaml"), "--memory.selection", "random"],
     "current query (LEAKS)": ["--config", str(ABLATIONS / "query_current.yaml")],
     "single, joint": ["--config", str(ABLATIONS / "single.yaml")],
     "single, gated (untrained)": ["--config", str(ABLATIONS / "single_gated.yaml")],
@@ -95,7 +97,7 @@ def draw(curves: dict[str, dict[str, Curve]], target: Path) -> None:
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     for axis, (name, by_setting) in zip(axes, curves.items(), strict=False):
-        curve = by_setting["retrieved (default)"]
+        curve = by_setting.get("retrieved (default)") or next(iter(by_setting.values()))
         for losses, label, color in ((curve.off, "memory off", "#888888"), (curve.on, "memory on", "#1f6feb")):
             axis.plot(curve.end, [math.exp(x) for x in losses], color=color, alpha=0.3, linewidth=0.8)
             smooth = [math.exp(sum(losses[max(0, i - 7) : i + 1]) / len(losses[max(0, i - 7) : i + 1]))
@@ -139,21 +141,24 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="text files, one document each, as FILE or NAME=FILE; none: "
                         "the validation split of the standard library's sources")  # fmt: skip
     parser.add_argument("--windows", type=int, default=32, help="windows scored of each file [windows]")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME",
+                        help="rows of the table; none: all")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder to write into")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of train.py")
     args = parser.parse_args()
     sys.argv = sys.argv[:1]
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
+    folder = args.output
+    folder.mkdir(exist_ok=True, parents=True)
     curves: dict[str, dict[str, Curve]] = {}
     with Progress() as bar:
-        task = bar.add_task("windows", total=len(SETTINGS) * max(1, len(args.files)) * args.windows)
+        task = bar.add_task("windows", total=len(args.settings) * max(1, len(args.files)) * args.windows)
         for file in args.files or [None]:
             name, _, path = file.rpartition("=") if file else ("standard library", "", None)
             name = name or Path(path).stem
             curves[name] = {}
             off = None
-            for label, settings in SETTINGS.items():
-                curve = evaluate(path, settings, args.windows, args.options, lambda: bar.advance(task), off)
+            for label in args.settings:
+                curve = evaluate(path, SETTINGS[label], args.windows, args.options, lambda: bar.advance(task), off)
                 curves[name][label], off = curve, curve.off
     write(curves, folder)
     draw(curves, folder / "memory_value.png")

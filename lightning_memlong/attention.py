@@ -175,7 +175,8 @@ def attend_with_memory(
     mask = memory.mask
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
     if memory.gate is not None:
-        attend = _plain(scores) if scores.softcap is None else _attend(kernel, scores, memo)
+        fused = backend != "flex" and scores.softcap is None
+        attend = _plain(scores) if fused else _attend(kernel, scores, memo)
         return _gated(attend, query, key, value, memory, local_mask, seen), None
     if kernel == "masked":
         return _masked(query, key, value, memory, local_mask, scores, memo), None

@@ -169,16 +169,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, name)
 
 
-def first_token(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> int | None:
+def first_token(tokenizer: PreTrainedTokenizerBase, wanted: bool | int | None) -> int | None:
     """The token that stands before each window, if any.
 
     Args:
         tokenizer: The backbone's.
-        wanted: As in ``model.prepend_bos``; None: if the tokenizer begins a text with it.
+        wanted: As in ``model.prepend_bos``; a number is the token itself; None: if the tokenizer begins a text with it.
 
     Raises:
         UserError: If it is wanted and there is none.
     """
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        allowed = f"true, false, null, or a token from 0 to {len(tokenizer) - 1}"
+        require(0 <= wanted < len(tokenizer), "model.prepend_bos", wanted, allowed, "leave it out")
+        return wanted
     bos = tokenizer.bos_token_id
     if wanted is None:
         return bos if bos is not None and tokenizer("a").input_ids[:1] == [bos] else None

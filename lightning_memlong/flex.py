@@ -16,6 +16,7 @@ def _compiled() -> Any:
 
 
 @cache
+@torch.inference_mode(False)  # it is used by training, whoever asked first
 def _causal(tokens: int, keys: int, device: str) -> BlockMask:
     return create_block_mask(lambda b, h, q, k: q >= k, None, None, tokens, keys, device=device)
 
@@ -27,10 +28,11 @@ def as_block_mask(mask: Tensor | None, causal: bool, query: Tensor, key: Tensor)
         return _causal(tokens, keys, str(query.device)) if causal else None
     seen = as_4d(mask if mask.dtype == torch.bool else mask == 0)
     assert seen is not None
-    rows, queries = seen.shape[0], seen.shape[2]
+    rows, _, queries, _ = seen.shape
+    flat = seen[:, 0]
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return seen[b if rows > 1 else 0, 0, q if queries > 1 else 0, k]
+        return flat[b * (rows > 1), q * (queries > 1), k]
 
     return create_block_mask(visible, rows, None, tokens, keys, device=str(query.device))
 

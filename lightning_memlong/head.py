@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_memlong.layers import text_config
+
 LOGITS_AT_ONCE = 2**24
 """Float32 logits that exist at a time while a loss is computed: 64 MB."""
 
@@ -22,7 +24,7 @@ class Head:
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self._backbone = backbone
-        config = backbone.config
+        config = text_config(backbone)
         self.divisor = float(getattr(config, "logits_scaling", None) or 1.0)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 

@@ -125,6 +125,7 @@ def blockwise(
     """
     mask = as_4d(mask)
 
+    @torch.autocast(query.device.type, enabled=False)  # or scores would be what they must not be: bfloat16
     def block(start: int) -> Part:
         rows = slice(start, start + BLOCK)
         part = query[:, :, rows]

@@ -1,8 +1,12 @@
 """Which layers: indices, or fractions of the depth, so that one setting fits backbones of any size."""
 
 from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from lightning_memlong.config import require
+from lightning_memlong.errors import UserError
 
 LayerIndex = int | float
 
@@ -69,3 +73,18 @@ def unlimited_layers(layer_types: Sequence[str] | None, count: int) -> list[int]
     """
     whole = [i for i in range(count) if layer_types is None or layer_types[i] != "sliding_attention"]
     return whole or list(range(count))
+
+
+def text_config(backbone: PreTrainedModel) -> Any:
+    """The configuration of a backbone's decoder; of one that sees pictures too, of its language part.
+
+    Raises:
+        UserError: If it is no decoder.
+    """
+    config = backbone.config.get_text_config(decoder=True)
+    if not hasattr(config, "num_hidden_layers") or not hasattr(config, "num_attention_heads"):
+        raise UserError(
+            f"model.backbone: {type(backbone).__name__} does not say how many layers and heads it has. Allowed: a "
+            "decoder language model. Fix: choose a text-only model."
+        )
+    return config

@@ -16,7 +16,7 @@ from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
 from lightning_memlong.exported import export, exported_settings, load_gates
 from lightning_memlong.head import Head
-from lightning_memlong.layers import LayerIndex, choose_layers, unlimited_layers
+from lightning_memlong.layers import LayerIndex, choose_layers, text_config, unlimited_layers
 from lightning_memlong.output import MemLongOutput
 from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.rotary import FAMILIES, Rotary, memory_positions
@@ -71,7 +71,8 @@ class MemLong(nn.Module):
         require_choice("model.position", position, POSITIONS)
         require_choice("model.attention", attention, BACKENDS)
         self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        config = self.backbone.config
+        self.config = config = text_config(self.backbone)
+        self._was_training = self.backbone.training
         self.source, self.fusion, self.position, self.attention = source, fusion, position, attention
         self.bos = bos
         whole = unlimited_layers(getattr(config, "layer_types", None), config.num_hidden_layers)
@@ -79,7 +80,7 @@ class MemLong(nn.Module):
         self.memory_layer, self.retrieval_layers = layers
         self.rotary = Rotary(self.backbone)
         self.head = Head(self.backbone)
-        self._plain_attention = config._attn_implementation
+        self._plain_attention = self.backbone.config._attn_implementation
         self._wrap_attention()
         gated = self.retrieval_layers if fusion == "gated" else []
         heads = config.num_attention_heads
@@ -91,7 +92,7 @@ class MemLong(nn.Module):
         self._checkpointed = gradient_checkpointing
         if gradient_checkpointing:
             _checkpointing(self.backbone, "enable")({"use_reentrant": False})
-        self.train(self.training)
+        self.train(self._was_training)
 
     @property
     def stored_layers(self) -> list[int]:
@@ -100,33 +101,47 @@ class MemLong(nn.Module):
 
     @torch.no_grad()
     def _wrap_attention(self) -> None:
-        """Switch the attention, and prove on six tokens that all is as it must be, whatever the architecture.
-
-        Of three different tokens, the logits must stay what they were. Of one token three times, the same hidden state
-        stands at each position of every layer, so unrotated keys must be equal. Every layer must get the argument.
-        """
-        device = next(self.backbone.parameters()).device
-        training = self.backbone.training
+        """Switch the attention, and prove on a few tokens that all is as it must be, whatever the architecture."""
         self.backbone.eval()
-        wanted = frozenset({*self.stored_layers, *self.retrieval_layers})
-        carried = CarriedMemory(capture=wanted)
-        probe = torch.tensor([[0, 1, 2], [1, 1, 1]], device=device)
-        plain = self.backbone(input_ids=probe).logits
-        self.backbone.set_attn_implementation(register_attention())
         try:
-            wrapped = self.head.logits(self._decode(probe, carried))
-            works = set(carried.captured) == wanted and torch.allclose(plain, wrapped, atol=1e-3, rtol=1e-3)
-            works = works and self.rotary.recognise({i: keys[1:] for i, (keys, _) in carried.captured.items()})
-        except (TypeError, AttributeError, ValueError, RuntimeError):
-            works = False
-        self.backbone.train(training)
-        if not works:
+            problem = self._probe()
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+            problem = f"its attention does not take the memory argument ({str(error).splitlines()[0]})"
+        self.backbone.train(self._was_training)
+        if problem:
             self._restore_attention()
             raise UserError(
-                f"model.backbone: the attention of {type(self.backbone).__name__} does not receive the memory "
-                "argument, or computes something that plain attention with memory cannot (sinks, position biases). "
+                f"model.backbone: {type(self.backbone).__name__} cannot be given a memory: {problem}. "
                 f"Allowed: {', '.join(FAMILIES)}. Fix: choose a backbone of one of these families."
             )
+
+    def _probe(self) -> str | None:
+        """What is wrong with the backbone, if anything.
+
+        Of different tokens, logits must stay what they were. Of one token again and again, the same hidden state stands
+        at each position of every layer, so unrotated keys must be equal. Every layer must get the argument.
+        """
+        weight = next(self.backbone.parameters())
+        count = min(32, self.config.vocab_size)
+        probe = torch.stack([torch.arange(count), torch.ones(count, dtype=torch.long)]).to(weight.device)
+        plain = self.backbone(input_ids=probe, use_cache=False).logits.float()
+        self.backbone.set_attn_implementation(register_attention())
+        wanted = frozenset({*self.stored_layers, *self.retrieval_layers})
+        carried = CarriedMemory(capture=wanted)
+        wrapped = self.head.logits(self._decode(probe, carried)).float()
+        if set(carried.captured) != wanted:
+            return "its attention does not receive the memory argument"
+        difference = float((plain - wrapped).abs().max() / plain.abs().max().clamp(min=1e-6))
+        if not difference < (1e-3 if weight.dtype == torch.float32 else 0.1):
+            return (
+                "it computes something that plain attention with memory cannot, such as sinks or position biases "
+                f"(logits differ by {difference:.1%})"
+            )
+        if not self.rotary.recognise({i: keys[1:] for i, (keys, _) in carried.captured.items()}):
+            return "its keys cannot be rotated back by its rotary tables"
+        return None
 
     def _restore_attention(self) -> None:
         self.backbone.set_attn_implementation(self._plain_attention)
@@ -194,13 +209,14 @@ class MemLong(nn.Module):
                 "number of times as many that divides the tokens. Fix: use a bank of as many rows as the batch."
             )
         mask = memory.mask.to(input_ids.device)
-        carried.memory = OnDemand(self.retrieval_layers, lambda: self._rotated(memory, mask))
+        reach = tokens + carried.prefix - 1
+        carried.memory = OnDemand(self.retrieval_layers, lambda: self._rotated(memory, mask, reach))
         carried.mask = None if bool(mask.all()) else mask
         carried.gates = self.gates  # type: ignore[assignment]
         return carried
 
     @torch.no_grad()
-    def _rotated(self, memory: Retrieved, mask: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    def _rotated(self, memory: Retrieved, mask: Tensor, reach: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Of each retrieval layer, the retrieved keys at their positions, and the values."""
         keys, values = (t.to(mask.device) for t in (memory.keys, memory.values))
         if keys.dim() == 4:
@@ -212,14 +228,14 @@ class MemLong(nn.Module):
             )
         positions = memory_positions(mask, self.position)
         if len(keys) == len(self.retrieval_layers):
-            rotated = self.rotary.rotate(keys, positions, self.retrieval_layers)
+            rotated = self.rotary.rotate(keys, positions, self.retrieval_layers, reach)
             return {layer: (rotated[i], values[i]) for i, layer in enumerate(self.retrieval_layers)}
         # One layer's keys read by many, each with its own table; layers that share one share the result.
         done: dict[str, Tensor] = {}
         for layer in self.retrieval_layers:
             table = self.rotary.table(layer)
             if table not in done:
-                done[table] = self.rotary.rotate(keys, positions, [layer])[0]
+                done[table] = self.rotary.rotate(keys, positions, [layer], reach)[0]
         return {layer: (done[self.rotary.table(layer)], values[0]) for layer in self.retrieval_layers}
 
     @torch.no_grad()
@@ -229,7 +245,8 @@ class MemLong(nn.Module):
             for i in (0, 1)
         )
         positions = torch.arange(rotated.shape[3], device=rotated.device)[None] + carried.prefix
-        keys = self.rotary.unrotate(rotated, positions, self.stored_layers)
+        # Under autocast, rotating makes keys float32; attention computes in what the values are in.
+        keys = self.rotary.unrotate(rotated, positions, self.stored_layers).to(values.dtype)
         return (keys[0], values[0]) if self.source == "single" else (keys, values)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -239,18 +256,19 @@ class MemLong(nn.Module):
     def unwrap(self) -> PreTrainedModel:
         """Give back the backbone as it was handed in: attention, gradient flags and modules restored.
 
-        Weights that were tuned in full stay as tuned; adapters are taken off without being merged.
+        Weights that were tuned in full stay as tuned; adapters are taken off without being merged, and a head that was
+        untied from the embeddings is tied again: :meth:`save_pretrained` keeps both.
         """
         self.tuning.undo()
         if self._checkpointed:
             _checkpointing(self.backbone, "disable")()
         self._restore_attention()
-        return self.backbone
+        return self.backbone.train(self._was_training)
 
     def settings(self) -> dict[str, Any]:
         """What, besides weights, the model is: options of the ``model`` group that make the same one again."""
         names = ("memory_layer", "retrieval_layers", "source", "fusion", "position")
-        return {name: getattr(self, name) for name in names} | {"prepend_bos": self.bos is not None}
+        return {name: getattr(self, name) for name in names} | {"prepend_bos": False if self.bos is None else self.bos}
 
     def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
         """Write a plain Hugging Face folder, adapters merged in, gates and settings beside the weights.
@@ -276,8 +294,8 @@ class MemLong(nn.Module):
             UserError: If it cannot be loaded, or its gates were trained for other layers.
         """
         stored = exported_settings(str(folder)) or {}
-        if stored.pop("prepend_bos", False):
-            stored["bos"] = first_token(load_tokenizer(str(folder)), True)
+        bos = stored.pop("prepend_bos", False)
+        stored["bos"] = first_token(load_tokenizer(str(folder)), bos) if bos is True else None if bos is False else bos
         chosen = stored | settings
         allowed = "a layer, for a backbone without memlong.yaml"
         require("memory_layer" in chosen, "memory_layer", None, allowed, "give memory_layer=0.5, for instance")

@@ -46,8 +46,8 @@ class MemLongModule(L.LightningModule):
         attention: Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and
             FlexAttention on CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex:
             FlexAttention (CUDA).
-        prepend_bos: Put the tokenizer's first token of a text before each window, and take it off again; null: if the
-            tokenizer does so with a text.
+        prepend_bos: Put the tokenizer's first token of a text (or the token of this id) before each window, and take it
+            off again; null: if the tokenizer does so with a text.
         compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
     """
 
@@ -64,7 +64,7 @@ class MemLongModule(L.LightningModule):
         scheduler: LRSchedulerCallable = LinearWarmup,
         gradient_checkpointing: bool = False,
         attention: str = "auto",
-        prepend_bos: bool | None = None,
+        prepend_bos: bool | int | None = None,
         compare_memory_off: bool = True,
     ) -> None:
         super().__init__()
@@ -134,7 +134,8 @@ class MemLongModule(L.LightningModule):
 
     def _log_attention(self, output: MemLongOutput, rows: int) -> None:
         """How much the retrieval layers attend to memory, where the kernel tells it, and how open their gates are."""
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every == 0 or (self.trainer.global_step + 1) % every:
             return
         mass = {f"attention/memory_mass_layer_{k}": m.mean() for k, m in sorted(output.attention_mass.items())}
         gates = {f"gates/layer_{k}": gate.detach().abs().mean() for k, gate in self.model.gates.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_memlong.errors import UserError
+from lightning_memlong.layers import text_config
 
 FAMILIES = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3 (text)", "Phi-3", "OLMo 2", "SmolLM3", "Granite",
@@ -51,7 +52,7 @@ class Rotary:
         self.module: nn.Module = module
         self._apply: Callable[..., tuple[Tensor, Tensor]] = apply
         by_type = "layer_type" in inspect.signature(module.forward).parameters
-        self.tables = sorted(set(backbone.config.layer_types)) if by_type else [""]
+        self.tables = sorted(set(text_config(backbone).layer_types)) if by_type else [""]
         self._layer_table: dict[int, str] = {}
         self._exact = self._in_float32(backbone)
         # Whoever casts buffers (``.to(bfloat16)``, sharding with mixed precision), angles are computed from float32.
@@ -61,7 +62,7 @@ class Rotary:
         """The frequencies; computed anew if the backbone was cast before it came here."""
         buffers = dict(self.module.named_buffers(recurse=False))
         if any(b.is_floating_point() and b.dtype != torch.float32 for b in buffers.values()):
-            fresh = type(self.module)(config=backbone.config)  # type: ignore[call-arg]
+            fresh = type(self.module)(config=text_config(backbone))  # type: ignore[call-arg]
             buffers = dict(fresh.named_buffers(recurse=False))
         return {name: buffer.clone() for name, buffer in buffers.items()}
 
@@ -79,31 +80,41 @@ class Rotary:
     def recognise(self, keys: Mapping[int, Tensor]) -> bool:
         """Find each layer's table from its keys (1, H, T, D) of one token repeated T times.
 
-        Every position then has the same hidden state in every layer, so the same unrotated key: a table fits a layer
-        if rotating back by it makes the keys equal.
+        Every position then has the same hidden state in every layer, so the same unrotated key: of all tables, a layer
+        has the one whose turning back makes its keys equal.
 
         Returns:
             Whether each layer has a table that fits.
         """
         for layer, rotated in keys.items():
-            positions = torch.arange(rotated.shape[2], device=rotated.device)[None]
-            for table in (UNTURNED, *self.tables):
-                back = rotated if table == UNTURNED else self._unturn(rotated, positions, table)
-                spread = (back - back[:, :, :1]).float().abs().amax()
-                if spread <= 0.02 * back.float().abs().amax():  # within the rounding of bfloat16
-                    self._layer_table[layer] = table
-                    break
-            else:
+            errors = {table: self._spread(rotated, table) for table in (UNTURNED, *self.tables)}
+            best = min(errors, key=errors.__getitem__)
+            if not errors[best] < 0.1:  # rounding of bfloat16 makes 0.01, a wrong table about 1
                 return False
+            self._layer_table[layer] = best
         return True
+
+    def _spread(self, rotated: Tensor, table: str) -> float:
+        """How unequal keys are after turning them back: mean over dimensions, each by its own size.
+
+        By its own: a few large dimensions that hardly turn (Qwen2 has such biases) must not outweigh those that do.
+        """
+        positions = torch.arange(rotated.shape[2], device=rotated.device)[None]
+        back = (rotated if table == UNTURNED else self._unturn(rotated, positions, table)).float()
+        size = rotated.float().abs().amax(dim=2)
+        spread = (back - back[:, :, :1]).abs().amax(dim=2)
+        return float((spread / (size + 1e-3 * size.mean() + 1e-9)).mean())
 
     def table(self, layer: int) -> str:
         """Name of a layer's table of angles; layers of one name rotate alike."""
         return self._layer_table[layer]
 
-    def rotate(self, keys: Tensor, positions: Tensor, layers: list[int]) -> Tensor:
-        """Rotate keys (L, B, H, T, D) of ``layers`` to ``positions`` (B or 1, T), in float32; dtype as given."""
-        return self._by_table(keys, layers, lambda k, table: self._turn(k, *self._angles(positions, table)))
+    def rotate(self, keys: Tensor, positions: Tensor, layers: list[int], reach: int = 0) -> Tensor:
+        """Rotate keys (L, B, H, T, D) of ``layers`` to ``positions`` (B or 1, T), in float32; dtype as given.
+
+        ``reach`` is the last position of the window that will read them: some tables (longrope, dynamic) depend on it.
+        """
+        return self._by_table(keys, layers, lambda k, table: self._turn(k, *self._angles(positions, table, reach)))
 
     def unrotate(self, keys: Tensor, positions: Tensor, layers: list[int]) -> Tensor:
         """Undo :meth:`rotate`."""
@@ -125,14 +136,16 @@ class Rotary:
             result[places] = chosen
         return result
 
-    def _angles(self, positions: Tensor, table: str) -> tuple[Tensor, Tensor]:
+    def _angles(self, positions: Tensor, table: str, reach: int = 0) -> tuple[Tensor, Tensor]:
         # The dtype of the first argument is the dtype of the tables: float32, whatever the model computes in.
         like = torch.empty(0, device=positions.device, dtype=torch.float32)
-        return self.module(like, positions, table) if table else self.module(like, positions)
+        reaching = torch.nn.functional.pad(positions, (0, 1), value=reach)
+        cos, sin = self.module(like, reaching, table) if table else self.module(like, reaching)
+        return cos[:, :-1], sin[:, :-1]
 
     def _unturn(self, keys: Tensor, positions: Tensor, table: str) -> Tensor:
         """Rotate by the opposite angle, and undo the table's scale (YaRN) twice over."""
-        cos, sin = self._angles(positions, table)
+        cos, sin = self._angles(positions, table, int(positions.max()))
         scale = float(getattr(self.module, f"{table}_attention_scaling".lstrip("_"), 1.0)) ** 2
         return self._turn(keys, cos / scale, -sin / scale)
 

@@ -72,6 +72,9 @@ class Trainer(L.Trainer):
         require(self.memory_callback() is not None, "memory.enabled", False, "true", "leave it out")
         backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.position
         cells = layer_grid(memory_layers, readers, sources, backbone)
+        require(bool(cells), "memory_layers", memory_layers, "at least one with layers that read", "name others")
+        windows = self.limit_val_batches  # type: ignore[attr-defined]
+        require(windows != 0, "trainer.limit_val_batches", windows, "1 or more windows", "raise it")
         folder = run_folder(self) or Path("layers")
         check_writable(folder)
         total = len({cell.layers for cell in cells})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from lightning_memlong.config import TuningConfig, require_choice
-from lightning_memlong.layers import LayerIndex, layer_index, unlimited_layers
+from lightning_memlong.layers import LayerIndex, layer_index, text_config, unlimited_layers
 from lightning_memlong.model import SOURCES, MemLong
 from lightning_memlong.tuning import spans
 
@@ -55,8 +55,9 @@ def layer_grid(
     Raises:
         UserError: For a layer that is not there, or an unknown name.
     """
-    count = backbone.config.num_hidden_layers
-    whole = unlimited_layers(getattr(backbone.config, "layer_types", None), count)
+    config = text_config(backbone)
+    count = config.num_hidden_layers
+    whole = unlimited_layers(getattr(config, "layer_types", None), count)
     for name in readers:
         require_choice("readers", name, READERS)
     for name in sources:

@@ -170,6 +170,22 @@ def test_bfloat16_is_within_its_rounding_and_sums_in_float32() -> None:
             assert (a.grad.float() - b.grad).norm() < 0.03 * b.grad.norm()
 
 
+def test_capped_scores_stay_float32_under_autocast() -> None:
+    inputs = tensors(4, 2, dtype=torch.bfloat16)
+    plain = kernels.blockwise(*inputs[:3], None, True, SCALE, 20.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = kernels.blockwise(*inputs[:3], None, True, SCALE, 20.0)
+    assert under[1].dtype == torch.float32 and all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
+
+
+def test_a_mask_made_while_evaluating_can_be_trained_with() -> None:
+    from lightning_memlong.flex import _causal
+
+    with torch.inference_mode():
+        mask = _causal(7, 7, "cpu")
+    assert not mask.kv_indices.is_inference() and mask is _causal(7, 7, "cpu")
+
+
 def test_what_is_chosen() -> None:
     query, plain = torch.zeros(1, 1, 1, 8), Scores(1.0)
     assert choose_kernel("auto", query, 1, plain) == choose_kernel("auto", query.bfloat16(), 8, plain) == "split"

@@ -200,6 +200,56 @@ def test_layers_have_the_tables_they_were_trained_with() -> None:
     assert [smol.table(i) == UNTURNED for i in range(4)] == [False, True, False, True]
 
 
+def test_large_biases_of_dimensions_that_hardly_turn_do_not_hide_the_others() -> None:
+    """As in real Qwen2 checkpoints."""
+    backbone = build("Qwen2", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    for layer in backbone.model.layers:
+        layer.self_attn.k_proj.bias.data[7], layer.self_attn.k_proj.bias.data[15] = 100.0, -60.0
+    model = MemLong(backbone, memory_layer=0, retrieval_layers=[0, 1, 2, 3]).eval()
+    assert {model.rotary.table(i) for i in range(4)} == {""}
+    stored = model(windows()[0]).keys
+    for layer in range(4):
+        torch.testing.assert_close(stored[layer], true_keys(model, layer, windows()[0]), atol=1e-4, rtol=1e-4)
+
+
+def test_tables_that_depend_on_the_length_are_those_of_the_window_that_reads() -> None:
+    """Phi-3's long form takes other frequencies once a text is longer than what it was trained on first."""
+    scaling = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+               "original_max_position_embeddings": 8}  # fmt: skip
+    settings = {"rope_parameters": scaling, "max_position_embeddings": 64, "original_max_position_embeddings": 8}
+    first, second = windows()
+    whole = build("Phi-3", **settings)(torch.cat([first, second], 1)).logits[:, TOKENS:]
+    model = MemLong(build("Phi-3", **settings), memory_layer=0, retrieval_layers=[0, 1, 2, 3]).eval()
+    read = model(second, memory=remembered(model(first))).logits
+    torch.testing.assert_close(read, whole, atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma 2", "Qwen3"])
+def test_a_backbone_in_bfloat16_is_wrapped_too(family: str) -> None:
+    backbone = build(family).to(torch.bfloat16)
+    backbone.set_attn_implementation("eager")
+    model = MemLong(backbone, memory_layer=1).eval()
+    first, second = windows()
+    with torch.no_grad():
+        stored = model(first)
+        assert stored.keys.dtype == torch.bfloat16
+        assert torch.isfinite(model(second, memory=remembered(stored)).logits).all()
+
+
+def test_the_language_part_of_a_model_that_sees_pictures() -> None:
+    text = COMMON | GEMMA
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    both = AutoModelForCausalLM.from_config(config).eval()
+    first, second = windows()
+    expected = both(input_ids=second).logits
+    model = MemLong(both, memory_layer=1).eval()
+    torch.testing.assert_close(model(second).logits, expected, atol=1e-5, rtol=1e-5)
+    assert (model(second, memory=remembered(model(first))).logits - expected).abs().max() > 1e-3
+
+
 REFUSED = [
     ("stablelm", {}),
     ("gpt2", {"n_layer": 2, "n_head": 2, "n_embd": 16}),

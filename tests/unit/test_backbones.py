@@ -24,6 +24,13 @@ def test_as_the_tokenizer_does_unless_asked_for() -> None:
     assert [first_token(Beginning(False), wanted) for wanted in (None, True, False)] == [None, 5, None]  # type: ignore
 
 
+def test_a_token_by_its_number(tiny_backbone: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    assert first_token(tokenizer, 1) == 1 and first_token(tokenizer, 0) == 0
+    with pytest.raises(UserError, match="model.prepend_bos=9999.*a token from 0 to"):
+        first_token(tokenizer, 9999)
+
+
 def test_a_tokenizer_without_one(tiny_backbone: Path) -> None:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_backbone)
     assert first_token(tokenizer, None) is None
