@@ -11,13 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_memlong.attention import BACKENDS
 from lightning_memlong.backbones import first_token, load_backbone, load_tokenizer
-from lightning_memlong.carried import CarriedMemory, OnDemand, register_attention
+from lightning_memlong.carried import CarriedMemory, OnDemand
 from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
 from lightning_memlong.exported import export, exported_settings, load_gates
 from lightning_memlong.head import Head
 from lightning_memlong.layers import LayerIndex, choose_layers, text_config, unlimited_layers
 from lightning_memlong.output import MemLongOutput
+from lightning_memlong.probe import probe
 from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.rotary import FAMILIES, Rotary, memory_positions
 from lightning_memlong.tuning import Tuning
@@ -104,7 +105,7 @@ class MemLong(nn.Module):
         """Switch the attention, and prove on a few tokens that all is as it must be, whatever the architecture."""
         self.backbone.eval()
         try:
-            problem = self._probe()
+            problem = probe(self)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -117,37 +118,11 @@ class MemLong(nn.Module):
                 f"Allowed: {', '.join(FAMILIES)}. Fix: choose a backbone of one of these families."
             )
 
-    def _probe(self) -> str | None:
-        """What is wrong with the backbone, if anything.
-
-        Of different tokens, logits must stay what they were. Of one token again and again, the same hidden state stands
-        at each position of every layer, so unrotated keys must be equal. Every layer must get the argument.
-        """
-        weight = next(self.backbone.parameters())
-        count = min(32, self.config.vocab_size)
-        probe = torch.stack([torch.arange(count), torch.ones(count, dtype=torch.long)]).to(weight.device)
-        plain = self.backbone(input_ids=probe, use_cache=False).logits.float()
-        self.backbone.set_attn_implementation(register_attention())
-        wanted = frozenset({*self.stored_layers, *self.retrieval_layers})
-        carried = CarriedMemory(capture=wanted)
-        wrapped = self.head.logits(self._decode(probe, carried)).float()
-        if set(carried.captured) != wanted:
-            return "its attention does not receive the memory argument"
-        difference = float((plain - wrapped).abs().max() / plain.abs().max().clamp(min=1e-6))
-        if not difference < (1e-3 if weight.dtype == torch.float32 else 0.1):
-            return (
-                "it computes something that plain attention with memory cannot, such as sinks or position biases "
-                f"(logits differ by {difference:.1%})"
-            )
-        if not self.rotary.recognise({i: keys[1:] for i, (keys, _) in carried.captured.items()}):
-            return "its keys cannot be rotated back by its rotary tables"
-        return None
-
     def _restore_attention(self) -> None:
         self.backbone.set_attn_implementation(self._plain_attention)
         self.rotary.release()
 
-    def _decode(self, input_ids: Tensor, carried: CarriedMemory) -> Tensor:
+    def decode(self, input_ids: Tensor, carried: CarriedMemory) -> Tensor:
         """Last hidden states (B, T, E)."""
         return self.backbone.get_decoder()(input_ids=input_ids, use_cache=False, memory=carried).last_hidden_state
 
@@ -186,7 +161,7 @@ class MemLong(nn.Module):
             Loss, logits and the window's unrotated keys and values.
         """
         carried = self._carry(memory, input_ids)
-        hidden = self._decode(self._prefixed(input_ids), carried)[:, carried.prefix :][:, -logits_to_keep:]
+        hidden = self.decode(self._prefixed(input_ids), carried)[:, carried.prefix :][:, -logits_to_keep:]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
         if loss is not None and not carried.memory:
             # Gates take no part in a window without memory; where only they are trained there must still be a graph.

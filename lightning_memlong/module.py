@@ -18,6 +18,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.layers import LayerIndex
 from lightning_memlong.model import MemLong
 from lightning_memlong.output import MemLongOutput
+from lightning_memlong.recipe import keep_recipe
 from lightning_memlong.schedule import LinearWarmup
 
 Batch = dict[str, Any]
@@ -234,7 +235,10 @@ class MemLongModule(L.LightningModule):
         self.check_checkpoint(checkpoint, complete=fit)
         if fit:
             self._random = checkpoint["memlong"]["random"]
-            self._keep_recipe(checkpoint)
+            fresh = self.configure_optimizers()["optimizer"].param_groups
+            # A sharding strategy has taken the weights out, and loaded the optimiser already.
+            live = [] if "state_dict" in checkpoint else self.trainer.optimizers[0].param_groups
+            keep_recipe(checkpoint, fresh, live)
 
     def check_checkpoint(self, checkpoint: dict[str, Any], complete: bool) -> None:
         """Check that a checkpoint belongs to this backbone and these settings.
@@ -265,24 +269,6 @@ class MemLongModule(L.LightningModule):
                 f"({names}, ...). Allowed: the same model.tuning, model.fusion and layers as when it was written. "
                 "Fix: leave these options to the checkpoint."
             )
-
-    def _keep_recipe(self, checkpoint: dict[str, Any]) -> None:
-        """Let this run's learning rate, weight decay and so on win over those in the saved optimiser."""
-        fresh = self.configure_optimizers()["optimizer"]
-        factors = []
-        groups = checkpoint["optimizer_states"][0]["param_groups"]
-        for saved, new in zip(groups, fresh.param_groups, strict=True):
-            base = "initial_lr" if "initial_lr" in saved and "initial_lr" in new else "lr"
-            factors.append(new[base] / saved[base] if new[base] != saved[base] else 1.0)
-            kept = {"params": saved["params"], "lr": saved["lr"] * factors[-1]}
-            saved.update({key: value for key, value in new.items() if key in saved} | kept)
-        if "state_dict" not in checkpoint:  # a sharding strategy has loaded the optimiser already
-            for live, saved in zip(self.trainer.optimizers[0].param_groups, groups, strict=True):
-                live.update({key: value for key, value in saved.items() if key != "params"})
-        for schedule in checkpoint["lr_schedulers"]:
-            for key in ("base_lrs", "_last_lr"):
-                if key in schedule:
-                    schedule[key] = [rate * factor for rate, factor in zip(schedule[key], factors, strict=True)]
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's random numbers."""
