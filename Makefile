@@ -39,6 +39,9 @@ bench: setup
 	$(BIN)/python benchmarks/memory_value.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/bank.py
+	$(BIN)/python benchmarks/backbone.py
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/precision.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

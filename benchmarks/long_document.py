@@ -98,7 +98,9 @@ def main() -> None:
     seconds = read(build(args.shape, device), tokens, args.storage, device)
     early, late = speed(seconds, 16384), speed(seconds, tokens)
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU, whole process"
-    print("| shape | tokens | K/V on | peak memory [GB] | tokens/s at 16k | at the end | late / early | measured on |")
+    print(
+        "| shape | tokens | K/V on | peak memory [GB] | tokens/s from 8k to 16k | at the end | late / early | measured on |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     print(
         f"| {args.shape} | {tokens:,} | {args.storage} | {peak_memory_gb():.2f} | {early:,.0f} | {late:,.0f} | "

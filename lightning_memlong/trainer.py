@@ -109,7 +109,9 @@ class Trainer(L.Trainer):
             sweep_layers(backbone, cells, score, "joint", position, bos, done)
         finally:
             self.loggers = loggers
-        figure = show_layers(table(rows, off), f"{model.backbone_name}, {datamodule.text_name}, untrained", folder)
+        figure = show_layers(
+            table(rows, off), f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained", folder
+        )
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("layers/ratio", figure)
