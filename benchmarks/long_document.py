@@ -99,7 +99,7 @@ def main() -> None:
     early, late = speed(seconds, 16384), speed(seconds, tokens)
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU, whole process"
     print(
-        "| shape | tokens | K/V on | peak memory [GB] | tokens/s from 8k to 16k | at the end | late / early | measured on |"
+        "| shape | tokens | K/V on | peak memory [GB] | tokens/s at 8k..16k | at the end | late / early | measured on |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print(
