@@ -118,10 +118,10 @@ def draw(curves: dict[str, dict[str, Curve]], target: Path) -> None:
 def write(curves: dict[str, dict[str, Curve]], folder: Path) -> None:
     """The tables."""
     lines = ["| memory | " + " | ".join(curves) + " |", "|---|" + "---|" * len(curves)]
-    any_setting = next(iter(SETTINGS))
-    off = {name: by[any_setting].perplexity("off") for name, by in curves.items()}
+    settings = list(next(iter(curves.values())))
+    off = {name: by[settings[0]].perplexity("off") for name, by in curves.items()}
     lines.append("| off | " + " | ".join(f"{value:.2f}" for value in off.values()) + " |")
-    for setting in SETTINGS:
+    for setting in settings:
         values = {name: by[setting].perplexity("on") for name, by in curves.items()}
         lines.append(f"| {setting} | " + " | ".join(f"{v:.2f} ({v / off[k]:.3f})" for k, v in values.items()) + " |")
     (folder / "memory_value.md").write_text("\n".join(lines) + "\n")
