@@ -31,6 +31,8 @@ from lightning_memlong.trainer import Trainer
 
 log = logging.getLogger("lightning_memlong")
 
+SUBCOMMANDS = ("fit", "validate", "test", "export", "layers")
+
 
 class MemLongCLI(LightningCLI):
     """``model``, ``memory``, ``data`` and ``trainer``, each addressable from the command line.
@@ -46,7 +48,7 @@ class MemLongCLI(LightningCLI):
             docstring_parse_attribute_docstrings=True,
         )
         self._argv = list(sys.argv[1:] if args is None else args)
-        RunRecord.subcommand = next((a for a in self._argv if a in self.subcommands()), "fit")
+        RunRecord.subcommand = next((a for a in self._argv if a in SUBCOMMANDS), "fit")
         RunRecord.notes, RunRecord.config_files = {}, config_files(self._argv)
         super().__init__(
             MemLongModule,
@@ -63,11 +65,11 @@ class MemLongCLI(LightningCLI):
             run=run,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands that exist so far, and the arguments they do not expose."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The subcommands and the arguments they do not expose; only the one asked for, as each costs start-up time."""
         hidden = {"model", "dataloaders", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"}
-        return {name: hidden for name in ("fit", "validate", "test", "export", "layers")}
+        asked = [argument for argument in self._argv if argument in SUBCOMMANDS][:1]
+        return {name: hidden for name in asked or SUBCOMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the memory group, and tie together values that must always agree."""
