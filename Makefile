@@ -21,8 +21,9 @@ setup: .venv/.ready
 fit: setup
 	$(BIN)/python train.py fit --config conf/memlong.yaml
 
+# Two at a time, each on one thread: most of a test is Python, not arithmetic.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff check .
