@@ -93,7 +93,7 @@ class MemLong(nn.Module):
         self._checkpointed = gradient_checkpointing
         if gradient_checkpointing:
             _checkpointing(self.backbone, "enable")({"use_reentrant": False})
-        self.train(self._was_training)
+        self.train(self.training)
 
     @property
     def stored_layers(self) -> list[int]:

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -104,6 +106,24 @@ def test_frozen_weights_do_not_move_and_tuned_ones_do(options: list[str], tiny_b
     assert moved == trained and len(before) > len(trained) > 0
     saved = torch.load(cli.trainer.checkpoint_callback.last_model_path, weights_only=True)
     assert set(saved["state_dict"]) == {f"model.{name}" for name in trained}
+
+
+class Modes(L.Callback):
+    """Notes which decoder layers are in training mode while a step is computed."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[bool]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.seen.append([layer.training for layer in pl_module.model.tuning.layers])
+
+
+def test_tuned_layers_train_in_training_mode(options: list[str]) -> None:
+    """Also after validation: dropout and gradient checkpointing depend on it."""
+    again = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3"]
+    cli = MemLongCLI(["fit", *options, *again, "--trainer.callbacks+=tests.integration.test_fit.Modes"])
+    modes = next(c for c in cli.trainer.callbacks if isinstance(c, Modes)).seen
+    assert modes == [[False, False, True, True]] * 6
 
 
 def batches(cli: MemLongCLI, change: bool) -> list[torch.Tensor]:

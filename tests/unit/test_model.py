@@ -170,6 +170,14 @@ def test_frozen_layers_stay_in_evaluation_mode() -> None:
     assert not model.eval().backbone.model.layers[3].training
 
 
+def test_a_new_model_is_in_training_mode_and_the_backbone_goes_back_in_its_own() -> None:
+    """Lightning trains in whatever mode a module is: in evaluation mode nothing drops out or is checkpointed."""
+    for mode in (False, True):
+        model = MemLong(tiny_llama().train(mode), memory_layer=1)
+        assert model.training and [layer.training for layer in model.tuning.layers] == [False, False, True, True]
+        assert all(module.training == mode for module in model.unwrap().modules())
+
+
 def test_casting_keeps_rotary_tables_and_gates_in_float32() -> None:
     model = wrap(fusion="gated").to(torch.bfloat16)
     rotary = model.backbone.model.rotary_emb
