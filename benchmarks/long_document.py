@@ -50,7 +50,7 @@ def read(model: MemLong, tokens: int, storage: str, device: str) -> list[float]:
     """Seconds of each step along a document of so many tokens."""
     vocabulary = model.backbone.config.vocab_size
     mixer = torch.Generator().manual_seed(0)
-    bank = MemoryBank(1, tokens, CHUNK, dtype=torch.bfloat16, storage=storage)  # type: ignore[arg-type]
+    bank = MemoryBank(1, tokens, CHUNK, dtype=torch.bfloat16, storage=storage)
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=5e-5)
     lengths = torch.full((1, WINDOW // CHUNK), CHUNK)
     seconds = []

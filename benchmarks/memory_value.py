@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a che
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from callbacks.memory_bank import MemoryBankCallback  # noqa: E402
 from lightning_memlong.cli import MemLongCLI  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +65,7 @@ def evaluate(
     data = ["--data.path", file, "--data.split", "all", "--data.min_document_tokens", "512"] if file else []
     cli = MemLongCLI(["--config", str(ROOT / "conf" / "memlong.yaml"), *quiet, *data, *options, *settings], run=False)
     module: Any = cli.model.eval().to(cli.trainer.strategy.root_device)
-    callback: Any = next(c for c in cli.trainer.callbacks if isinstance(c, MemoryBankCallback))
+    callback: Any = cli.trainer.memory_callback()
     cli.datamodule.setup("validate")
     callback.setup(cli.trainer, module, "validate")
     curve = Curve([], [], [], [])

@@ -26,7 +26,7 @@ def paired(ways: Mapping[str, Callable[[], Any]], rounds: int) -> tuple[dict[str
     Returns:
         Median seconds, and the median over rounds of each one's time by the last one's.
     """
-    names, times = list(ways), {name: [] for name in ways}  # type: ignore[var-annotated]
+    names, times = list(ways), {name: [] for name in ways}
     for function in ways.values():
         function()
     for number in range(rounds):

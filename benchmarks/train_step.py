@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
-from benchmarks.training import Training, now  # noqa: E402
+from benchmarks.paired import now  # noqa: E402
+from benchmarks.training import Training  # noqa: E402
 from callbacks.throughput import peak_memory_gb  # noqa: E402
 from lightning_memlong import bank as bank_module  # noqa: E402
 

@@ -1,21 +1,14 @@
 """A training step of a configuration, everything included, outside of Lightning's loop: what benchmarks time."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.paired import now
 from lightning_memlong.cli import MemLongCLI
 
 CONFIG = str(Path(__file__).parents[1] / "conf" / "memlong.yaml")
-
-
-def now() -> float:
-    """Seconds, once the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Training:

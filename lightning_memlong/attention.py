@@ -99,13 +99,20 @@ def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> s
             "backbone's config.json, or choose --model.attention sdpa where scores are not capped."
         )
     if backend == "flex":
-        trained = torch.is_grad_enabled() and query.requires_grad
-        allowed = "auto or sdpa on this device: PyTorch computes no gradients of FlexAttention on the CPU"
-        require(query.is_cuda or not trained, "model.attention", backend, allowed, "choose one of them")
+        if torch.is_grad_enabled() and query.requires_grad:
+            require_gradients(backend, query.device)
         return "flex"
-    if scores.softcap is not None or (groups > 1 and query.is_cuda and backend == "auto" and scores.dropout == 0.0):
-        return "flex" if query.is_cuda and backend == "auto" else "blockwise"
+    if query.is_cuda and backend == "auto" and scores.dropout == 0.0 and (scores.softcap is not None or groups > 1):
+        return "flex"
+    if scores.softcap is not None:
+        return "blockwise"
     return "split" if backend == "auto" and can_split(query, scores.dropout) else "masked"
+
+
+def require_gradients(backend: str, device: torch.device) -> None:
+    """Raise a :class:`UserError` unless the backend can be trained with on a device."""
+    ok, allowed = backend != "flex" or device.type == "cuda", "auto or sdpa: FlexAttention has gradients on CUDA only"
+    require(ok, "model.attention", backend, allowed, "choose one of them, or train on a GPU")
 
 
 def retrieval_causal_attention(
@@ -173,18 +180,18 @@ def attend_with_memory(
     memory = replace(memory, keys=memory.keys.to(query.dtype), values=memory.values.to(query.dtype))
     kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores)
     mask = memory.mask
+    if memory.gate is None and kernel == "masked":
+        return _masked(query, key, value, memory, local_mask, scores, memo), None
+    if memory.gate is None and kernel == "split":
+        bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
+        return SplitJointAttention.apply(
+            query, key, value, memory.keys, memory.values, bias, mask, scores.scale, memory.prefix
+        )
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
     if memory.gate is not None:
         fused = backend != "flex" and scores.softcap is None
         attend = _plain(scores) if fused else _attend(kernel, scores, memo)
         return _gated(attend, query, key, value, memory, local_mask, seen), None
-    if kernel == "masked":
-        return _masked(query, key, value, memory, local_mask, scores, memo), None
-    if kernel == "split":
-        bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
-        return SplitJointAttention.apply(
-            query, key, value, memory.keys, memory.values, bias, mask, scores.scale, memory.prefix
-        )
     attend = _attend(kernel, scores, memo)
     local = attend(query, key, value, local_mask, local_mask is None)
     reading = query[:, :, memory.prefix :]
@@ -245,8 +252,9 @@ def _masked(
     rows, tokens = len(query), query.shape[2]
 
     def mask() -> Tensor:
-        real = memory.keys.new_ones(memory.keys.shape[:1] + memory.keys.shape[2:3], dtype=torch.bool)
-        real = real if memory.mask is None else memory.mask
+        real = memory.mask
+        if real is None:
+            real = memory.keys.new_ones(len(memory.keys), memory.keys.shape[2], dtype=torch.bool)
         return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix)
 
     keys, values = (

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_memlong.attention import Memo, Memory, Scores, attend_with_memory, local_attention
+from lightning_memlong.precision import compute_dtype
 
 ATTENTION_NAME = "memlong"
 
@@ -102,7 +102,8 @@ def memory_attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    query, key, value = (t.to(_compute_dtype(t)) for t in (query, key, value))
+    # Under autocast, rotated queries may be float32 beside bfloat16 values.
+    query, key, value = (t.to(compute_dtype(t)) for t in (query, key, value))
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, dropout)
     if layer not in memory.memory:
         output = local_attention(query, key, value, attention_mask, scores, memory.backend, memory.memo)
@@ -113,12 +114,6 @@ def memory_attention_forward(
     if mass is not None:
         memory.mass[layer] = mass.mean(-1)
     return output.transpose(1, 2).contiguous(), None
-
-
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What autocast would compute attention in: rotated queries may be float32 beside bfloat16 values."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def register_attention() -> str:

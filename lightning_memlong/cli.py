@@ -18,7 +18,8 @@ from rich.logging import RichHandler
 
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
-from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.attention import require_gradients
+from lightning_memlong.config import MemoryConfig
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 from lightning_memlong.exported import exported_settings
@@ -137,16 +138,13 @@ class MemLongCLI(LightningCLI):
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
         if self.subcommand in (None, "export"):
             return
-        kernels, device = self.model.model.attention, self.trainer.strategy.root_device.type
-        allowed = "auto or sdpa: PyTorch computes no gradients of FlexAttention on the CPU"
-        ok = kernels != "flex" or self.subcommand != "fit" or device != "cpu"
-        require(ok, "model.attention", kernels, allowed, "choose one of them, or --trainer.accelerator gpu")
+        if self.subcommand == "fit":
+            require_gradients(self.model.model.attention, self.trainer.strategy.root_device)
         stage = "validate" if self.subcommand == "layers" else self.subcommand
         self.datamodule.setup(stage)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, MemoryBankCallback):
-                callback.check(self.datamodule, self.model, stage)
-                callback.load_retriever()
+        if callback := self.trainer.memory_callback():  # type: ignore[attr-defined]
+            callback.check(self.datamodule, self.model, stage)
+            callback.load_retriever()
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
 

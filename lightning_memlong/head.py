@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_memlong.layers import text_config
+from lightning_memlong.precision import compute_dtype
 
 LOGITS_AT_ONCE = 2**24
 """Float32 logits that exist at a time while a loss is computed: 64 MB."""
@@ -51,7 +52,7 @@ class Head:
         places = (targets != -100).nonzero().flatten()
         scored, wanted = hidden[:, :-1].flatten(0, 1).index_select(0, places), targets[places]
         linear = self.linear
-        weight, bias = (None if t is None else t.to(_compute_dtype(scored)) for t in (linear.weight, linear.bias))
+        weight, bias = (None if t is None else t.to(compute_dtype(scored)) for t in (linear.weight, linear.bias))
         if reduction == "none":
             with torch.no_grad():
                 losses = _losses(scored, weight, bias, wanted, self.divisor, self.softcap)
@@ -61,11 +62,6 @@ class Head:
             scored, weight, bias, wanted, self.divisor, self.softcap, torch.is_grad_enabled()
         )
         return total / max(1, len(places))
-
-
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def _shape_logits(logits: Tensor, divisor: float, softcap: float | None) -> Tensor:
