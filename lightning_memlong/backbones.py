@@ -73,7 +73,7 @@ def write_folder(target: Path, write: Callable[[Path], object], key: str = "MEML
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             write(scratch)
-            scratch.chmod(0o755)
+            scratch.chmod(0o755)  # a scratch folder is its owner's alone; what becomes of it is to be read
             if not target.exists():
                 scratch.rename(target)
         except OSError:

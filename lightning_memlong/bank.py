@@ -4,7 +4,7 @@ Legend: R rows, n chunks of a window, C tokens of a chunk, T = n * C, S slots a 
 L stored layers, H key/value heads, D head size, E embedding size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,7 @@ class MemoryBank:
         """
         if query.dim() == 3:
             each = [self.search(query[:, g], top_k, before) for g in range(query.shape[1])]
-            return tuple(
-                torch.stack(_padded(t, fill), dim=1)
-                for t, fill in zip(zip(*each, strict=True), (float("nan"), -1), strict=True)
-            )  # type: ignore
+            return _padded_stack([s for s, _ in each], float("nan")), _padded_stack([e for _, e in each], -1)
         check_embedding_size(self, query)
         query = query.detach().float().cpu()
         found = []
@@ -374,7 +371,7 @@ class MemoryBank:
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=missing)
 
 
-def _padded(tensors: tuple[Tensor, ...], fill: float) -> list[Tensor]:
-    """Tensors (R, k_i) as (R, max k): approximate indexes do not always find as many."""
+def _padded_stack(tensors: Sequence[Tensor], fill: float) -> Tensor:
+    """G tensors (R, k_g) as (R, G, max k): approximate indexes do not always find as many."""
     widest = max(t.shape[1] for t in tensors)
-    return [F.pad(t, (0, widest - t.shape[1]), value=fill) for t in tensors]
+    return torch.stack([F.pad(t, (0, widest - t.shape[1]), value=fill) for t in tensors], dim=1)

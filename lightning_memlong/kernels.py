@@ -12,6 +12,7 @@ Legend: B rows, G groups, H query heads, H_kv key/value heads, T local tokens, M
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,10 +196,7 @@ class SplitJointAttention(torch.autograd.Function):
         prefix: int,
     ) -> tuple[Tensor, Tensor]:
         """Arguments as for ``retrieval_causal_attention``, the local mask additive; gives output and mass on memory."""
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Part:
-            return _fused(q, k, v, mask, causal, scale)
-
+        attend = partial(_fused, scale=scale)
         local = attend(query, key, value, local_bias, local_bias is None)
         seen = None if memory_mask is None else seen_and_filled(memory_mask)
         memory = attend_to_memory(attend, query[:, :, prefix:], memory_key, memory_value, seen)

@@ -270,7 +270,9 @@ class MemLong(nn.Module):
         """
         stored = exported_settings(str(folder)) or {}
         bos = stored.pop("prepend_bos", False)
-        stored["bos"] = first_token(load_tokenizer(str(folder)), bos) if bos is True else None if bos is False else bos
+        if bos is True:  # written by hand; export writes the token, so that no tokenizer is needed
+            bos = first_token(load_tokenizer(str(folder)), bos)
+        stored["bos"] = None if bos is False else bos
         chosen = stored | settings
         allowed = "a layer, for a backbone without memlong.yaml"
         require("memory_layer" in chosen, "memory_layer", None, allowed, "give memory_layer=0.5, for instance")

@@ -73,6 +73,7 @@ class MemLongModule(L.LightningModule):
         self.save_hyperparameters(ignore=["tuning", "optimizer", "scheduler"])
         self.save_hyperparameters({"tuning": asdict(tuning)})
         self.backbone_name = backbone
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
         self.model = MemLong(
             backbone,
             memory_layer,
@@ -83,24 +84,16 @@ class MemLongModule(L.LightningModule):
             tuning,
             gradient_checkpointing,
             attention,
-            first_token(load_tokenizer(backbone), prepend_bos),
+            first_token(self.tokenizer, prepend_bos),
         )
         self._optimizer, self._scheduler = optimizer, scheduler
         self.compare_memory_off = compare_memory_off
         self._fingerprint = self._recognise()  # before a precision plugin casts anything
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self.validated_at = -1
         self._sharded = False
         self.nll: dict[str, MeanMetric] = {}
         # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
         self.strict_loading = False
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.backbone_name)
-        return self._tokenizer
 
     def configure_model(self) -> None:
         """Under Lightning's ModelParallelStrategy, shard each decoder layer and the rest over processes (FSDP 2)."""

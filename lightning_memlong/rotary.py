@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -109,7 +110,7 @@ class Rotary:
         """Name of a layer's table of angles; layers of one name rotate alike."""
         return self._layer_table[layer]
 
-    def rotate(self, keys: Tensor, positions: Tensor, layers: list[int], reach: int = 0) -> Tensor:
+    def rotate(self, keys: Tensor, positions: Tensor, layers: list[int], reach: int) -> Tensor:
         """Rotate keys (L, B, H, T, D) of ``layers`` to ``positions`` (B or 1, T), in float32; dtype as given.
 
         ``reach`` is the last position of the window that will read them: some tables (longrope, dynamic) depend on it.
@@ -123,29 +124,33 @@ class Rotary:
     def _by_table(self, keys: Tensor, layers: list[int], turn: Callable[[Tensor, str], Tensor]) -> Tensor:
         """Turn layers that share a table in one go: they share positions, so layers stand in for heads."""
         used = [self.table(layer) for layer in layers]
-        result = keys if len(set(used)) == 1 else torch.empty_like(keys)
-        for table in dict.fromkeys(used):
+        if len(set(used)) == 1:
+            return self._folded(keys, used[0], turn)
+        result = torch.empty_like(keys)
+        for table in set(used):
             places = [i for i, name in enumerate(used) if name == table]
-            chosen = keys if len(places) == len(layers) else keys[places]
-            if table != UNTURNED:
-                count, rows, heads, tokens, size = chosen.shape
-                folded = chosen.transpose(0, 1).reshape(rows, count * heads, tokens, size)
-                chosen = turn(folded, table).view(rows, count, heads, tokens, size).transpose(0, 1)
-            if len(places) == len(layers):
-                return chosen
-            result[places] = chosen
+            result[places] = self._folded(keys[places], table, turn)
         return result
 
-    def _angles(self, positions: Tensor, table: str, reach: int = 0) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _folded(keys: Tensor, table: str, turn: Callable[[Tensor, str], Tensor]) -> Tensor:
+        if table == UNTURNED:
+            return keys
+        count, rows, heads, tokens, size = keys.shape
+        folded = keys.transpose(0, 1).reshape(rows, count * heads, tokens, size)
+        return turn(folded, table).view(rows, count, heads, tokens, size).transpose(0, 1)
+
+    def _angles(self, positions: Tensor, table: str, reach: int | None = None) -> tuple[Tensor, Tensor]:
         # The dtype of the first argument is the dtype of the tables: float32, whatever the model computes in.
         like = torch.empty(0, device=positions.device, dtype=torch.float32)
-        reaching = torch.nn.functional.pad(positions, (0, 1), value=reach)
-        cos, sin = self.module(like, reaching, table) if table else self.module(like, reaching)
-        return cos[:, :-1], sin[:, :-1]
+        asked = positions if reach is None else F.pad(positions, (0, 1), value=reach)
+        cos, sin = self.module(like, asked, table) if table else self.module(like, asked)
+        tokens = positions.shape[1]
+        return cos[:, :tokens], sin[:, :tokens]
 
     def _unturn(self, keys: Tensor, positions: Tensor, table: str) -> Tensor:
         """Rotate by the opposite angle, and undo the table's scale (YaRN) twice over."""
-        cos, sin = self._angles(positions, table, int(positions.max()))
+        cos, sin = self._angles(positions, table)
         scale = float(getattr(self.module, f"{table}_attention_scaling".lstrip("_"), 1.0)) ** 2
         return self._turn(keys, cos / scale, -sin / scale)
 

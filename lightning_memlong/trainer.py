@@ -80,7 +80,6 @@ class Trainer(L.Trainer):
         total = len({cell.layers for cell in cells})
         say(f"{total} combinations of layers; results as they come: {folder / 'layers.csv'}", flush=True)
         off = 0.0
-        rows: dict[Cell, float] = {}
 
         def score(wrapped: MemLong) -> float:
             nonlocal off
@@ -90,28 +89,32 @@ class Trainer(L.Trainer):
             off = off or float(self.callback_metrics["val/perplexity_memory_off"])
             return float(self.callback_metrics["val/perplexity"])
 
-        def done(cell: Cell, value: float) -> None:
-            if cell.layers not in {c.layers for c in rows}:
-                number = len({c.layers for c in rows}) + 1
-                say(f"{number}/{total}  {cell.source}, memory layer {cell.memory_layer}, read in {cell.readers}: "
-                    f"{value:.3f}, memory off {off:.3f}, ratio {value / off:.4f}", flush=True)  # fmt: skip
-            rows[cell] = value
-            with open(folder / "layers.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, list(table(rows, off)[0]))
-                writer.writeheader()
-                writer.writerows(table(rows, off))
-
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunRecord):
                 callback.save_config(self, model, "validate")
         loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
+        scores: dict[Cell, float] = {}
+        seen: set[object] = set()
         try:
-            sweep_layers(backbone, cells, score, "joint", position, bos, done)
+            for cell, value in sweep_layers(backbone, cells, score, position, bos):
+                scores[cell] = value
+                _write(folder / "layers.csv", table(scores, off))
+                if cell.layers not in seen:
+                    seen.add(cell.layers)
+                    where = f"{cell.source}, memory layer {cell.memory_layer}, read in {cell.readers}"
+                    what = f"{value:.3f}, memory off {off:.3f}, ratio {value / off:.4f}"
+                    say(f"{len(seen)}/{total}  {where}: {what}", flush=True)
         finally:
             self.loggers = loggers
-        figure = show_layers(
-            table(rows, off), f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained", folder
-        )
+        title = f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained"
+        figure = show_layers(table(scores, off), title, folder)
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("layers/ratio", figure)
+
+
+def _write(file: Path, rows: list[dict[str, object]]) -> None:
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

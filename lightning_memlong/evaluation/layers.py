@@ -1,7 +1,7 @@
 """Which layer should store memory, and which should read it: every combination scored without training."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -78,39 +78,32 @@ def sweep_layers(
     backbone: PreTrainedModel,
     cells: Sequence[Cell],
     score: Callable[[MemLong], float],
-    fusion: str = "joint",
     position: str = "sequential",
     bos: int | None = None,
-    done: Callable[[Cell, float], None] = lambda cell, value: None,
-) -> dict[Cell, float]:
-    """Score the untrained backbone with each combination of layers.
+) -> Iterator[tuple[Cell, float]]:
+    """Score the untrained backbone with each combination of layers, with joint fusion: untrained gates are closed.
 
     Args:
-        backbone: Is wrapped anew for each cell, and given back untouched.
+        backbone: Is wrapped anew for each set of layers, and given back untouched.
         cells: What to try.
         score: Scores a wrapped model, for instance by its perplexity.
-        fusion: As for :class:`MemLong`; ``gated`` would tell nothing, since untrained gates are closed.
         position: As for :class:`MemLong`.
         bos: As for :class:`MemLong`.
-        done: Told after each cell.
 
-    Returns:
-        Cell -> score.
+    Yields:
+        Each cell and its score, as soon as it is known.
     """
-    scores: dict[Cell, float] = {}
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
     nothing = TuningConfig(mode="none")
     for cell in cells:
         if cell.layers not in known:
             layers = list(cell.retrieval_layers)
-            model = MemLong(backbone, cell.memory_layer, layers, cell.source, fusion, position, nothing, bos=bos)
+            model = MemLong(backbone, cell.memory_layer, layers, cell.source, "joint", position, nothing, bos=bos)
             try:
                 known[cell.layers] = score(model)
             finally:
                 model.unwrap()
-        scores[cell] = known[cell.layers]
-        done(cell, scores[cell])
-    return scores
+        yield cell, known[cell.layers]
 
 
 def table(scores: dict[Cell, float], off: float) -> list[dict[str, object]]:

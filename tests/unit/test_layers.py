@@ -55,8 +55,8 @@ def test_each_set_of_layers_is_scored_once_and_the_backbone_given_back() -> None
         assert not model.trainable()
         return float(len(seen))
 
-    told: list[Cell] = []
-    scores = sweep_layers(backbone, cells, score, done=lambda cell, _: told.append(cell))
+    scores = dict(sweep_layers(backbone, cells, score))
+    told = list(scores)
     assert seen == [([2], [2, 3]), ([2], [2]), ([2, 3], [2, 3]), ([3], [3])] and told == cells
     assert scores[Cell(2, "own", (2,), "single")] == scores[Cell(2, "own", (2,), "per_layer")] == 2.0
     assert backbone.config._attn_implementation == "sdpa"
