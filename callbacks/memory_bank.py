@@ -6,15 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from callbacks.memory_checks import check_memory
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.eviction import load_policy
-from lightning_memlong.query import chunk_queries, window_queries
+from lightning_memlong.retrieval import Retrieval
 from lightning_memlong.retriever import Retriever, load_retriever
 
 log = logging.getLogger(__name__)
@@ -44,7 +42,7 @@ class MemoryBankCallback(L.Callback):
         self.banks: dict[str, MemoryBank] = {}
         self._saved: Mapping[str, Any] | None = None
         self._retriever: Retriever | None = None
-        self._window_embeddings: Tensor | None = None
+        self._retrieval: Retrieval | None = None
 
     # ---- stages -------------------------------------------------------------------------------------------
 
@@ -80,7 +78,7 @@ class MemoryBankCallback(L.Callback):
             "go on with that one, or start a new run",
         )
         saved = self._saved["banks"][rank_and_world()[0]]
-        bank = self._new_bank(saved["rows"])
+        bank = self.retrieval(pl_module).new_bank(saved["rows"])
         bank.load_state_dict(saved, pl_module.device)
         if not self._saved["keys_values"]:
             with trainer.precision_plugin.forward_context():
@@ -170,95 +168,24 @@ class MemoryBankCallback(L.Callback):
 
     def retrieve(self, stage: str, batch: dict[str, Any], pl_module: Any) -> None:
         """Reset rows that begin a document, then search and gather for the window (paper, section 2)."""
+        retrieval = self.retrieval(pl_module)
         bank = self.banks.get(stage)
         if bank is None:
-            bank = self.banks[stage] = self._new_bank(len(batch["input_ids"]))
+            bank = self.banks[stage] = retrieval.new_bank(len(batch["input_ids"]))
         bank.reset(batch["document_start"].cpu())
-        # Streams of one's own need not say these where windows are disjoint and in order.
-        batch.setdefault("offset", bank.ends())
-        batch.setdefault("fresh", torch.zeros_like(batch["offset"]))
-        self._window_embeddings = self._embedded_beforehand(batch, pl_module)
-        batch["memory"] = self._retrieved(bank, batch)
-
-    def _embedded_beforehand(self, batch: dict[str, Any], pl_module: Any) -> Tensor | None:
-        """Embeddings of the window's chunks where queries need them; the rest are made when chunks are stored."""
-        if self.config.query == "current":
-            return self._embed(batch, pl_module)
-        if self.config.granularity == "chunk" and self.config.selection == "similarity":
-            return self._embed(batch, pl_module, self._new_lengths(batch) > 0)
-        return None
-
-    def _retrieved(self, bank: MemoryBank, batch: dict[str, Any]) -> Retrieved | None:
-        if bank.insertions == 0:
-            return None
-        before, top_k = batch["offset"].cpu(), self.config.top_k
-        chunks = batch["input_ids"].shape[1] // self.config.chunk_size if self.config.granularity == "chunk" else 1
-        if self.config.selection == "recent":
-            return bank.gather(bank.recent(top_k, before)[:, None].expand(-1, chunks, -1))
-        if self.config.selection == "random":
-            places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
-            drawn = [
-                bank.random(top_k, [_seed(self.config.seed, *p, c) for p in places], before) for c in range(chunks)
-            ]
-            return bank.gather(torch.stack(drawn, dim=1))
-        scores, entries = bank.search(self._queries(bank, batch, before), top_k, before)
-        return bank.gather(entries, scores)
-
-    def _queries(self, bank: MemoryBank, batch: dict[str, Any], before: Tensor) -> Tensor:
-        """(R, G, E): one query a row, or one a chunk."""
-        own, by_chunk = self._window_embeddings, self.config.granularity == "chunk"
-        if self.config.query == "current":
-            assert own is not None
-            return own if by_chunk else F.normalize(own.mean(dim=1, keepdim=True), dim=2)
-        if by_chunk:
-            assert own is not None
-            return chunk_queries(bank, own, before, batch["fresh"].cpu(), self.config.query_chunks)
-        return window_queries(bank, before, self.config.query_chunks)[:, None]
+        batch["memory"] = retrieval.retrieve(bank, batch)
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
-        lengths = self._new_lengths(batch)
-        embeddings = self._window_embeddings
-        if embeddings is None:
-            embeddings = self._embed(batch, pl_module, lengths > 0)
-        positions = batch["offset"].cpu()[:, None] + self._chunks(batch)[0]
-        self.banks[stage].insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
+        self.retrieval(pl_module).store(self.banks[stage], outputs, batch)
 
-    def _new_lengths(self, batch: dict[str, Any]) -> Tensor:
-        """Real tokens (B, n) of the window's chunks; 0 for those that were stored with an earlier window."""
-        starts, lengths = self._chunks(batch)
-        lengths[starts.expand_as(lengths) < batch["fresh"].cpu()[:, None]] = 0
-        return lengths
-
-    def _chunks(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Where the window's chunks begin (n,), and how many real tokens each has (B, n)."""
-        starts = torch.arange(0, batch["input_ids"].shape[1], self.config.chunk_size)
-        return starts, (batch["length"].cpu()[:, None] - starts).clamp(0, self.config.chunk_size)
-
-    def _embed(self, batch: dict[str, Any], pl_module: Any, wanted: Tensor | None = None) -> Tensor:
-        """Embeddings (B, n, E) of the window's chunks; zeros where not wanted."""
-        assert self._retriever is not None
-        size = self.config.chunk_size
-        rows, tokens = batch["input_ids"].shape
-        chunks = batch["input_ids"].cpu().view(rows * tokens // size, size)
-        lengths = self._chunks(batch)[1].flatten()
-        which = (lengths > 0) if wanted is None else wanted.flatten()
-        embeddings = torch.zeros(len(chunks), self._retriever.size)
-        if bool(which.any()):
-            texts = pl_module.tokenizer.batch_decode(
-                [chunks[i, : lengths[i]] for i in which.nonzero().flatten()], clean_up_tokenization_spaces=False
-            )
-            self._retriever.to(pl_module.device)
-            embeddings[which] = self._retriever.encode(texts)
-        return embeddings.view(rows, tokens // size, -1)
-
-    def _new_bank(self, rows: int) -> MemoryBank:
-        c = self.config
-        dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
-        return MemoryBank(
-            rows, c.capacity, c.chunk_size, c.policy, c.policy_args, c.index, dtype,
-            c.half_life, c.storage, c.storage_folder,
-        )  # fmt: skip
+    def retrieval(self, pl_module: Any) -> Retrieval:
+        """The settings at work; the encoder is loaded once, and its texts come from the module's tokenizer."""
+        if self._retrieval is None or self._retrieval.tokenizer is not pl_module.tokenizer:
+            self.load_retriever()
+            assert self._retriever is not None
+            self._retrieval = Retrieval(self.config, self._retriever, pl_module.tokenizer)
+        return self._retrieval
 
     # ---- logging and checkpoints --------------------------------------------------------------------------
 
@@ -287,11 +214,3 @@ class MemoryBankCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""
         self._saved = state_dict if "banks" in state_dict else None
-
-
-def _seed(*parts: int) -> int:
-    """One seed for a place in the data, so that a resumed run draws what an unbroken one would."""
-    seed = 0
-    for part in parts:
-        seed = (seed * 1_000_003 + part + 1) % 2**63
-    return seed

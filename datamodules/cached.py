@@ -73,6 +73,11 @@ class CachedStream(Dataset[Batch]):
         """Its length [tokens]; None: not known."""
         return max((self.cache.lengths[i] for i in self.documents), default=0)
 
+    def whole_documents(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and tokens of each document, in order."""
+        for i in self.documents:
+            yield self.cache.ids[i], self.cache.tokens(i, 0, self.cache.lengths[i])
+
     def name_of(self, document: int) -> str:
         """The name of a ``document_id``."""
         return self.cache.ids[document]

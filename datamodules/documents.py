@@ -221,6 +221,10 @@ class DocumentDataModule(L.LightningDataModule):
         """Which document of a split a ``document_id`` means: its file, and the row in it if files have rows."""
         return self._streams[part].name_of(document_id)
 
+    def whole_documents(self, part: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and tokens (T,) of each document of a split, one after the other."""
+        return self._streams[part].whole_documents()
+
     def longest_document(self, stage: str) -> int | None:
         """The most tokens a document of a stage can have; None: not known before it has been read."""
         lengths = [self._streams[part].longest_document() for part in splits.needed(stage) if part in self._streams]

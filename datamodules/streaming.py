@@ -115,6 +115,12 @@ class LiveStream:
         parts += [f"{c['bad']} that could not be used"] if c["bad"] else []
         return f"{c['read']} documents read; left out: {', '.join(parts)}" if parts else ""
 
+    def whole_documents(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and tokens of each document, in order."""
+        for drawn, tokens in self._documents((0, (0, 0), 0, 0)):
+            if (reading := self._accept(drawn.document, tokens)) is not None:
+                yield reading.document.id, reading.tokens
+
     # ---- positions ----------------------------------------------------------------------------------------
 
     def position(self, epoch: int, batch: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ L stored layers, H key/value heads, D head size, E embedding size.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -120,40 +121,43 @@ class MemoryBank:
             assert self._storage is not None
             self._storage.write(chunk_keys, chunk_values, torch.cat(sources), torch.cat(targets))
 
-    def search(self, query: Tensor, top_k: int, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def search(
+        self, query: Tensor, top_k: int, before: Tensor | None = None, after: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The ``top_k`` most similar entries of each row.
 
         Args:
             query: (R, E), or (R, G, E) for several searches of each row.
             top_k: Entries wanted.
             before: (R,) only entries that end at or before this place in the document; None: all.
+            after: (R,) only entries that begin at or after this place in the document; None: all.
 
         Returns:
             Scores (R, k) and entries (R, k), best first, -1 and NaN where a row has fewer; k <= top_k. (R, G, k) for
             several searches.
         """
         if query.dim() == 3:
-            each = [self.search(query[:, g], top_k, before) for g in range(query.shape[1])]
+            each = [self.search(query[:, g], top_k, before, after) for g in range(query.shape[1])]
             return _padded_stack([s for s, _ in each], float("nan")), _padded_stack([e for _, e in each], -1)
         check_embedding_size(self, query)
         query = query.detach().float().cpu()
         found = []
         for row, ledger in enumerate(self._ledgers):
-            eligible = self._eligible(ledger, before, row)
-            # Excluded entries are few (those of the window itself), so asking for that many more stays exact.
+            eligible = self._eligible(ledger, row, before, after)
+            # Asking for as many more as are excluded stays exact; in training those are the window's own.
             scores, places = ledger.index.search(query[row], top_k + int((~eligible).sum()))
             keep = eligible[places]
             found.append((scores[keep][:top_k], places[keep][:top_k]))
         return self._stack([s for s, _ in found], float("nan")), self._stack([e for _, e in found], -1)
 
-    def recent(self, top_k: int, before: Tensor | None = None) -> Tensor:
+    def recent(self, top_k: int, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
         """Entries (R, k) stored last, newest first: a control for retrieval."""
-        return self._choose(top_k, before, lambda n, row: torch.arange(n - 1, -1, -1))
+        return self._choose(top_k, before, after, lambda n, row: torch.arange(n - 1, -1, -1))
 
-    def random(self, top_k: int, seeds: list[int], before: Tensor | None = None) -> Tensor:
+    def random(self, top_k: int, seeds: list[int], before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
         """Entries (R, k) drawn without replacement, one seed a row: a control for retrieval."""
         return self._choose(
-            top_k, before, lambda n, row: torch.randperm(n, generator=torch.Generator().manual_seed(seeds[row]))
+            top_k, before, after, lambda n, row: torch.randperm(n, generator=torch.Generator().manual_seed(seeds[row]))
         )
 
     def gather(self, entries: Tensor, scores: Tensor | None = None, count: bool = True) -> Retrieved | None:
@@ -206,10 +210,22 @@ class MemoryBank:
             self._pending.result()
             self._pending = None
 
+    def found_by(self, embeddings: Sequence[Tensor]) -> "MemoryBank":
+        """The same entries found by other embeddings; keys and values are shared with this bank, not copied.
+
+        For comparing encoders: neither of the two may be inserted into afterwards.
+
+        Args:
+            embeddings: Of each row (N, E), float32, in the order of its entries.
+        """
+        other = copy(self)
+        other._ledgers = [ledger.found_by(e) for ledger, e in zip(self._ledgers, embeddings, strict=True)]
+        return other
+
     def last_embeddings(self, count: int, before: Tensor) -> list[Tensor]:
         """For each row the embeddings (<= count, E) of the newest chunks that end at or before ``before`` (R,)."""
         return [
-            ledger.entries.embeddings[self._eligible(ledger, before, row)][-count:]
+            ledger.entries.embeddings[self._eligible(ledger, row, before)][-count:]
             for row, ledger in enumerate(self._ledgers)
         ]
 
@@ -352,16 +368,19 @@ class MemoryBank:
         return gone.nonzero().flatten()
 
     @staticmethod
-    def _eligible(ledger: Ledger, before: Tensor | None, row: int) -> Tensor:
+    def _eligible(ledger: Ledger, row: int, before: Tensor | None, after: Tensor | None = None) -> Tensor:
         held = ledger.entries
-        if before is None:
-            return torch.ones(len(held), dtype=torch.bool)
-        return held.positions + held.lengths <= int(before[row])
+        within = torch.ones(len(held), dtype=torch.bool)
+        if before is not None:
+            within &= held.positions + held.lengths <= int(before[row])
+        if after is not None:
+            within &= held.positions >= int(after[row])
+        return within
 
-    def _choose(self, top_k: int, before: Tensor | None, order: Any) -> Tensor:
+    def _choose(self, top_k: int, before: Tensor | None, after: Tensor | None, order: Any) -> Tensor:
         chosen = []
         for row, ledger in enumerate(self._ledgers):
-            places = self._eligible(ledger, before, row).nonzero().flatten()
+            places = self._eligible(ledger, row, before, after).nonzero().flatten()
             chosen.append(places[order(len(places), row)][:top_k])
         return self._stack(chosen, -1)
 

@@ -22,9 +22,12 @@ from lightning_memlong.attention import require_gradients
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
+from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.exported import exported_settings
+from lightning_memlong.identity import evaluation_identity
+from lightning_memlong.measure import measure
 from lightning_memlong.module import MemLongModule
-from lightning_memlong.parsing import Parser, config_files, insert_config, plain
+from lightning_memlong.parsing import Parser, config_files, insert_config, open_data, plain
 from lightning_memlong.report import show_parameters, show_perplexity
 from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
 from lightning_memlong.stored import note_differences, read_checkpoint, stored_settings
@@ -81,6 +84,13 @@ class MemLongCLI(LightningCLI):
             default=True,
             help="Validate before the first training step of fit, so that curves begin with the untrained model.",
         )
+        if RunRecord.subcommand == "test":
+            parser.add_argument(
+                "--evaluation",
+                type=Evaluation | None,
+                default=None,
+                help="An evaluation to run instead of the perplexity of the test text: see conf/eval/.",
+            )
         parser.link_arguments("model.backbone", "data.init_args.tokenizer")
         parser.link_arguments("memory.chunk_size", "data.init_args.chunk_size")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
@@ -121,6 +131,17 @@ class MemLongCLI(LightningCLI):
             file.flush()
             return self.parser.parse_args(insert_config(self._argv, file.name))
 
+    def before_instantiate_classes(self) -> None:
+        """Give an evaluation a run folder named after its settings, so that the same command goes on with it."""
+        if self._evaluates():
+            config = self.config[self.subcommand]
+            identity = evaluation_identity(plain(self.parser, self.config)[self.subcommand], config.ckpt_path)
+            kind = config.evaluation.class_path.rpartition(".")[2]
+            continue_in(config, f"{kind}-{identity}")
+
+    def _evaluates(self) -> bool:
+        return self.subcommand == "test" and self.config[self.subcommand].get("evaluation") is not None
+
     # ---- building and running -----------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -141,12 +162,25 @@ class MemLongCLI(LightningCLI):
         if self.subcommand == "fit":
             require_gradients(self.model.model.attention, self.trainer.strategy.root_device)
         stage = "validate" if self.subcommand == "layers" else self.subcommand
-        self.datamodule.setup(stage)
+        if not self._evaluates() or self._get(self.config_init, "evaluation").reads_data:
+            self.datamodule.setup(stage)
         if callback := self.trainer.memory_callback():  # type: ignore[attr-defined]
             callback.check(self.datamodule, self.model, stage)
             callback.load_retriever()
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self._evaluates():
+            super()._run_subcommand(subcommand)
+            return
+        config = self.config[subcommand]
+
+        def corpus(name: str, options: Any) -> DocumentDataModule:
+            return open_data(name, options, plain(self.parser, self.config)[subcommand])
+
+        evaluation = self._get(self.config_init, "evaluation")
+        measure(self.trainer, self.model, self.datamodule, evaluation, corpus, config.ckpt_path)
 
     def before_fit(self) -> None:
         """Validate the untrained model, so that every curve has its beginning."""

@@ -63,6 +63,7 @@ class Ledger:
         self, slots: int, size: int, index: str = "Flat", gpu_index: bool = False, half_life: float | None = None
     ) -> None:
         self.slots, self.half_life = slots, half_life
+        self._index = index, gpu_index
         whole = Entries.none(size)
         self._room = Entries(*(getattr(whole, f.name).new_zeros((slots, *getattr(whole, f.name).shape[1:]))
                                for f in fields(whole)))  # fmt: skip
@@ -130,6 +131,15 @@ class Ledger:
         self._free = list(range(self.slots - 1, len(entries) - 1, -1))
         self._replace(entries)
         self.serial, self.end = serial, end
+
+    def found_by(self, embeddings: Tensor) -> "Ledger":
+        """A copy whose entries have other embeddings (N, E)."""
+        other = Ledger(self.slots, embeddings.shape[1], *self._index, self.half_life)
+        entries = self.entries.take(slice(None))
+        entries.embeddings = embeddings
+        other._free, other.serial, other.end = list(self._free), self.serial, self.end
+        other._replace(entries)
+        return other
 
     def clear(self) -> None:
         """Forget everything."""

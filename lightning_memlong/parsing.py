@@ -2,15 +2,20 @@
 
 import argparse
 import difflib
+import inspect
 import re
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
+from lightning_memlong.config import require
 
 
 class Parser(LightningArgumentParser):
@@ -70,3 +75,35 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def open_data(name: str, options: str | Mapping[str, Any], config: Mapping[str, Any]) -> DocumentDataModule:
+    """Another corpus beside that of a configuration, set up for testing.
+
+    Args:
+        name: What it is called, in titles and messages.
+        options: Its path; or options of the data group, and ``class_path``, that differ from the configuration's.
+        config: The configuration of a subcommand, as plain values.
+
+    Raises:
+        UserError: For an unknown class or option, or a corpus that cannot be read.
+    """
+    key = f"evaluation.corpora.{name}"
+    given = {"path": options} if isinstance(options, str) else dict(options)
+    class_path = given.pop("class_path", config["data"]["class_path"])
+    module, _, class_name = (class_path if "." in class_path else f"datamodules.{class_path}").rpartition(".")
+    try:
+        corpus = getattr(import_module(module), class_name, None)
+    except ImportError:
+        corpus = None
+    ok = isinstance(corpus, type) and issubclass(corpus, DocumentDataModule)
+    require(ok, f"{key}.class_path", class_path, "a class of datamodules, such as datamodules.PG19", "correct it")
+    known = {n for c in (corpus, DocumentDataModule) for n in inspect.signature(c.__init__).parameters}
+    known -= {"self", "kwargs"}
+    for option, value in given.items():
+        require(option in known, f"{key}.{option}", value, "one of " + ", ".join(sorted(known)), "correct the name")
+    shared = {k: v for k, v in config["data"]["init_args"].items() if k in known and k != "path"}
+    linked = {"tokenizer": config["model"]["backbone"], "chunk_size": config["memory"]["chunk_size"]}
+    data = corpus(**{**shared, **linked, **given})
+    data.setup("test")
+    return data

@@ -10,9 +10,12 @@ from torch import Tensor
 from lightning_memlong.bank import MemoryBank
 
 
-def window_queries(bank: MemoryBank, offset: Tensor, count: int) -> Tensor:
-    """One query a row (R, E): the mean of the last ``count`` chunks before the window, which begins at ``offset``."""
-    means = [_mean(held) for held in bank.last_embeddings(count, offset)]
+def window_queries(bank: MemoryBank, place: Tensor, count: int) -> Tensor:
+    """One query a row (R, E): the mean of the last ``count`` chunks before ``place`` (R,).
+
+    That is where the tokens begin which are predicted, be it in the middle of a window that overlaps the one before.
+    """
+    means = [_mean(held) for held in bank.last_embeddings(count, place)]
     return F.normalize(torch.stack(means), dim=1)
 
 

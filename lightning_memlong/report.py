@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from lightning_memlong.evaluation.base import Report
 from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.model import MemLong
 from lightning_memlong.tuning import describe, spans
@@ -91,6 +92,37 @@ def show_layers(rows: list[dict[str, Any]], title: str, folder: Path) -> Figure:
     out.print(shown)
     out.print(f"Memory off: {off:.3f}. Written: {folder}/layers.csv, layers.md, layers.png", soft_wrap=True)
     return figure
+
+
+def markdown(report: Report) -> str:
+    """A report as a Markdown file."""
+    lines = [f"# {report.title}", ""]
+    for title, rows in report.tables.items():
+        if rows:
+            lines += [f"## {title}", "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+            lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+            lines.append("")
+    return "\n".join([*lines, *(f"- {note}" for note in report.notes)]) + "\n"
+
+
+@rank_zero_only
+def show_report(report: Report, name: str, folder: Path) -> None:
+    """The tables of an evaluation, how to read them, and where they are."""
+    out = console()
+    for title, rows in report.tables.items():
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left", caption_justify="left")
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        out.print(table)
+    for note in report.notes:
+        out.print(note, soft_wrap=True)
+    files = ", ".join([f"{name}.md", f"{name}.csv", *(f"{name}-{title}.png" for title in report.figures)])
+    out.print(f"Written: {folder}/: {files}", soft_wrap=True)
+    out.print(f"Look at it: {_tensorboard()} --logdir {folder.parent}", soft_wrap=True)
 
 
 def _tensorboard() -> str:

@@ -1,1 +1,6 @@
 """Evaluations; they return tables and print nothing."""
+
+from lightning_memlong.evaluation.base import Evaluation
+from lightning_memlong.evaluation.perplexity import PerplexityGrid
+
+__all__ = ["Evaluation", "PerplexityGrid"]

@@ -52,3 +52,88 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("memory layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+PALETTE = (
+    "tab:blue",
+    "tab:orange",
+    "tab:green",
+    "tab:red",
+    "tab:purple",
+    "tab:brown",
+    "tab:pink",
+    "tab:olive",
+    "tab:cyan",
+)
+
+
+def draw_grid(data: Sequence[Mapping[str, Any]], title: str, window: int, off: str) -> Figure:
+    """Perplexity by perplexity with memory off against the length of context; one panel a corpus, bands: intervals.
+
+    Args:
+        data: As :func:`lightning_memlong.evaluation.perplexity_report.report` has them.
+        title: What was scored.
+        window: Local tokens; lengths up to here have no memory.
+        off: Name of the setting that all are held against.
+    """
+    corpora = list(dict.fromkeys(r["corpus"] for r in data))
+    names = [n for n in dict.fromkeys(r["setting"] for r in data) if n != off]
+    figure, panels = _panels(len(corpora), title)
+    for axes, corpus in zip(panels, corpora, strict=True):
+        axes.axhline(1.0, color="0.4", linewidth=1)
+        for number, name in enumerate(names):
+            points = [r for r in data if (r["corpus"], r["setting"]) == (corpus, name) and r["length"] >= window]
+            if points:
+                x, y, low, high = ([r[k] for r in points] for k in ("length", "ratio", "low", "high"))
+                colour = PALETTE[number % len(PALETTE)]
+                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+                axes.plot(x, y, marker="o", markersize=4, color=colour, label=name)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:g}k" if v >= 1024 else f"{v:g}")
+        axes.set_title(corpus, fontsize=10)
+        axes.set_xlabel("context [tokens]")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("perplexity / memory off")
+    _legend(figure, panels)
+    return figure
+
+
+def draw_where(where: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Figure:
+    """Where memory helps, one row of panels a corpus: by place, by distance, attention by layer, tokens that gain."""
+    figure = Figure(figsize=(14, 3.2 * len(where) + 0.6), layout="constrained")
+    grid = figure.subplots(len(where), 4, squeeze=False)
+    for row, (corpus, settings) in enumerate(where.items()):
+        for number, (name, facts) in enumerate(settings.items()):
+            colour = PALETTE[number % len(PALETTE)]
+            for axes, what in zip(grid[row, :2], ("position", "distance"), strict=True):
+                x = [place for place, _ in facts[what]]
+                y = [ratio.value for _, ratio in facts[what]]
+                bars = [[r.value - r.low for _, r in facts[what]], [r.high - r.value for _, r in facts[what]]]
+                axes.errorbar(x, y, yerr=bars, marker="o", markersize=4, capsize=2, color=colour, label=name)
+            if facts["mass"]:
+                grid[row, 2].plot(*zip(*facts["mass"], strict=True), marker=".", color=colour)
+            grid[row, 3].barh(number, 100 * facts["improved"], color=colour)
+        for axes, label in zip(grid[row], ("place in the document [tokens]", "distance to the nearest match [tokens]",
+                                           "layer", "tokens whose loss falls [%]"), strict=True):  # fmt: skip
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.3)
+        for axes in grid[row, :2]:
+            axes.axhline(1.0, color="0.4", linewidth=1)
+            axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.0f}k")
+        grid[row, 0].set_ylabel(f"{corpus}\nperplexity / memory off")
+        grid[row, 2].set_ylabel("attention on memory")
+        grid[row, 3].set_yticks(range(len(settings)), list(settings), fontsize=8)
+        grid[row, 3].axvline(50, color="0.4", linewidth=1)
+    figure.suptitle(f"Where memory helps: {title}", fontsize=11)
+    return figure
+
+
+def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.4 * count + 2.4, 3.8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    entries = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(entries.values()), list(entries), fontsize=8, loc="outside right center")

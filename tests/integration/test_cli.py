@@ -36,7 +36,7 @@ def test_an_override_reaches_everything_derived_from_it(options: list[str], tmp_
                 "--trainer.max_steps", "15", "--seed_everything", "5")  # fmt: skip
     data, callback = cli.datamodule, bank_callback(cli)
     assert (data.window, data.stride, data.chunk_size) == (128, 128, 32)
-    assert callback._new_bank(1).slots == 512 // 32
+    assert callback.retrieval(cli.model).new_bank(1).slots == 512 // 32
     assert data.seed == 5
     schedule = cli.model.configure_optimizers()["lr_scheduler"]["scheduler"]
     for _ in range(15):
@@ -51,7 +51,7 @@ def test_a_second_file_reaches_everything_too(options: list[str], tmp_path: Path
     cli = build(*options[:2], "--config", str(tmp_path / "more.yaml"),
                 *[o for o in options[2:]][:2], "--model.memory_layer", "1", "--trainer.logger", "false")  # fmt: skip
     assert cli.config.model.scheduler.init_args.total_steps == 9
-    assert cli.datamodule.chunk_size == 64 and bank_callback(cli)._new_bank(1).slots == 4
+    assert cli.datamodule.chunk_size == 64 and bank_callback(cli).retrieval(cli.model).new_bank(1).slots == 4
 
 
 def test_naming_the_data_class_keeps_everything_else(options: list[str], text_folder: Path) -> None:

@@ -160,6 +160,11 @@ def test_causality_retrieval_included(options: list[str]) -> None:
     assert_causal(options)
 
 
+def test_causality_where_windows_overlap(options: list[str]) -> None:
+    """A window of 64 asks with the chunks just before its last 32 tokens, which are those it is scored on."""
+    assert_causal(options, "--data.stride", "32")
+
+
 def test_causality_where_each_chunk_retrieves_for_itself(options: list[str]) -> None:
     assert_causal(options, "--memory.granularity", "chunk")
 

@@ -1,0 +1,125 @@
+"""What all evaluations share: what is evaluated, and what an evaluation gives."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from matplotlib.figure import Figure
+
+from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.evaluation.record import Record, Row
+from lightning_memlong.model import MemLong
+from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.retriever import Retriever, load_retriever
+
+
+class Progress(Protocol):
+    """Shows how far an evaluation is."""
+
+    def begin(self, total: int, what: str) -> None:
+        """Say how much there is to do [tokens]."""
+
+    def advance(self, tokens: int) -> None:
+        """Say that so much was done."""
+
+
+@dataclass
+class Subject:
+    """A model with its memory and a corpus, as the command line made them."""
+
+    model: MemLong
+    tokenizer: Any
+    memory: MemoryConfig
+    data: Any
+    """A :class:`datamodules.DocumentDataModule`, set up for testing."""
+    backbone: str
+    """Its name, for titles."""
+    open_data: Callable[[str, str | Mapping[str, Any]], Any]
+    """Sets up another corpus: its name, and its path or options of the data group."""
+    progress: Progress
+    autocast: Callable[[], AbstractContextManager[Any]]
+    retriever: Retriever
+    """The encoder that ``memory`` names."""
+    _others: dict[str, Retriever] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def retrieval(self, options: Mapping[str, Any] | None = None, key: str = "evaluation.settings") -> Retrieval:
+        """The memory settings at work, some of them changed.
+
+        Args:
+            options: Fields of the memory group, and of ``retriever`` in it.
+            key: The setting they come from, for messages.
+
+        Raises:
+            UserError: For a field that is not there, or a value that cannot be used.
+        """
+        config = changed(self.memory, dict(options or {}), key)
+        if config.retriever == self.memory.retriever:
+            return Retrieval(config, self.retriever, self.tokenizer)
+        name = repr(config.retriever)
+        if name not in self._others:
+            self._others[name] = load_retriever(config.retriever)
+        return Retrieval(config, self._others[name], self.tokenizer)
+
+
+def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
+    """A copy of a settings dataclass with some fields changed, checked anew."""
+    known = type(config).__dataclass_fields__
+    for name in options:
+        require(name in known, f"{key}.{name}", options[name], "one of " + ", ".join(known), "correct the name")
+    values = {
+        name: changed(getattr(config, name), value, f"{key}.{name}") if isinstance(value, Mapping)
+        and hasattr(getattr(config, name), "__dataclass_fields__") else value
+        for name, value in options.items()
+    }  # fmt: skip
+    return replace(config, **values)
+
+
+@dataclass
+class Report:
+    """What an evaluation found."""
+
+    title: str
+    notes: list[str]
+    """How to read it, one sentence each."""
+    tables: dict[str, list[Row]]
+    """Name -> rows of a table to be read; all its rows have the same columns."""
+    data: list[Row]
+    """The same and more as numbers, for a file; all rows have the same columns."""
+    figures: dict[str, Figure]
+
+
+class Evaluation(ABC):
+    """One kind of evaluation. ``run`` measures what is not in the record yet; ``report`` says what is in it."""
+
+    name = "evaluation"
+    keys: tuple[str, ...] = ()
+    """The columns that tell one measurement from another."""
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the documents of the data group are used."""
+        return False
+
+    @abstractmethod
+    def prepare(self, subject: Subject) -> None:
+        """Open what is needed.
+
+        Raises:
+            UserError: If it cannot be measured; nothing has been measured then.
+        """
+
+    @abstractmethod
+    def run(self, subject: Subject, record: Record) -> Iterator[Row]:
+        """Measure, and give each measurement as soon as it is made; those in the record are not made again."""
+
+    @abstractmethod
+    def report(self, rows: list[Row]) -> Report:
+        """Tables and figures of what was measured."""

@@ -1,0 +1,73 @@
+"""Other models on the same footing: any causal language model of transformers, scored on the same bytes."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_memlong.backbones import first_token, load_backbone, load_tokenizer
+from lightning_memlong.errors import UserError
+from lightning_memlong.evaluation.base import Subject
+from lightning_memlong.head import Head
+from lightning_memlong.layers import text_config
+
+
+class Peer:
+    """A model given the context as plain text.
+
+    Args:
+        name: For messages.
+        backbone: Its name, folder or hub id.
+        device: Where to put it.
+    """
+
+    def __init__(self, name: str, backbone: str, device: torch.device) -> None:
+        try:
+            self.tokenizer: Any = load_tokenizer(backbone)
+            self.model = load_backbone(backbone).eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(str(error).replace("model.backbone=", f"evaluation.peers.{name}=")) from error
+        self.longest: int = text_config(self.model).max_position_embeddings
+        self.bos = first_token(self.tokenizer, None)
+        self.device, self._head = device, Head(self.model)
+
+    def takes(self, length: int) -> bool:
+        """Whether it was made for so many tokens."""
+        return length <= self.longest
+
+    @torch.no_grad()
+    def loss(self, tokens: np.ndarray, end: int, length: int, scored: int, subject: Subject) -> float:
+        """Summed loss of the text of the tokens ``end - scored`` to ``end``, given those from ``end - length`` on.
+
+        Both pieces of text are tokenised by the model's own tokenizer, one by one, so the scored bytes are the same.
+        """
+        start = max(0, end - length)
+        if start == end - scored:
+            scored -= 1  # as for the model itself: a text's first token has nothing to be predicted from
+        texts = [
+            subject.tokenizer.decode(part, clean_up_tokenization_spaces=False)
+            for part in (tokens[start : end - scored], tokens[end - scored : end])
+        ]
+        before, after = (self.tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts)
+        room = self.longest - len(after) - int(self.bos is not None)
+        before = ([] if self.bos is None else [self.bos]) + before[max(0, len(before) - room) :]
+        ids = torch.tensor([before + after], device=self.device)
+        labels = ids.clone()
+        labels[:, : len(before)] = -100
+        with subject.autocast():
+            # The head sees the scored places alone: logits of a long context would not fit.
+            hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, -len(after) - 1 :]
+            losses = self._head.loss(hidden, labels[:, -len(after) - 1 :], reduction="none")
+        total = float(losses.double().sum())
+        assert math.isfinite(total)
+        return total
+
+
+def open_peer(name: str, backbone: str, subject: Subject) -> Peer:
+    """Load it.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    return Peer(name, backbone, subject.device)

@@ -1,0 +1,148 @@
+"""What a perplexity grid found: sums over windows, tables and pictures."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_memlong.evaluation.base import Report
+from lightning_memlong.evaluation.cells import LONGER, OFF
+from lightning_memlong.evaluation.figures import draw_grid, draw_where
+from lightning_memlong.evaluation.record import Row
+from lightning_memlong.evaluation.statistics import Ratio, draws, mean_interval, paired_ratio
+
+
+def report(grid: Any, rows: Sequence[Row]) -> Report:
+    """Tables and figures of the cells of a :class:`PerplexityGrid`."""
+    corpora = list(dict.fromkeys(row["corpus"] for row in rows))
+    data, tables, drawn = [], {}, set()
+    for corpus in corpora:
+        of_corpus = [r for r in rows if r["corpus"] == corpus]
+        found = _aggregate(grid, of_corpus)
+        data += found
+        drawn |= {r["drawn"] for r in found}
+        tables[f"{corpus}: perplexity"] = _pivot(grid, found, _cell)
+        tables[f"{corpus}: at {max(grid.lengths)} tokens"] = _details(grid, found)
+    where = {corpus: _where(grid, [r for r in rows if r["corpus"] == corpus]) for corpus in corpora}
+    figures = {"perplexity": draw_grid(data, grid.title, grid.local, OFF)}
+    if any(any(facts.values()) for facts in where.values()):
+        figures["where"] = draw_where(where, grid.title)
+    notes = [
+        f"In brackets: by perplexity with memory off on the same tokens, and its 95 % bootstrap interval over "
+        f"{' or '.join(sorted(drawn))}.",
+        "off and recent do not depend on the length once the window, and the chunks, are full.",
+        f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together.",
+    ]
+    if any("LEAKS" in name for name in grid.settings):
+        notes.append(
+            "LEAKS: retrieves with the text that is being predicted, as the reference code does; not a fair number."
+        )
+    return Report(f"Perplexity: {grid.title}", notes, tables, data, figures)
+
+
+def _aggregate(grid: Any, rows: Sequence[Row]) -> list[Row]:
+    """One row for each setting at each length."""
+    result = []
+    for name in dict.fromkeys(r["setting"] for r in rows):
+        for length in grid.lengths:
+            cell = [r for r in rows if r["setting"] == name and r["length"] == length]
+            if cell:
+                result.append(_summary(grid, name, length, cell))
+    return result
+
+
+def _summary(grid: Any, name: str, length: int, cell: Sequence[Row]) -> Row:
+    nll, off, tokens = (np.array([r[k] for r in cell], dtype=float) for k in ("nll", "nll_off", "tokens"))
+    if grid.protocol == "reference":  # the mean of sequence losses, as published: every window counts the same
+        nll, off, tokens = nll / tokens, off / tokens, np.ones(len(cell))
+    groups, drawn = draws([r["document"] for r in cell], [r["window"] for r in cell])
+    ratio = paired_ratio(nll, off, tokens, groups, grid.seed)
+    total = float(np.array([r["nll"] for r in cell]).sum())
+    mean = nll.sum() / tokens.sum()
+    return {
+        "corpus": cell[0]["corpus"], "setting": name, "length": length, "documents": len({r["document"] for r in cell}),
+        "windows": len(cell), "tokens": int(sum(r["tokens"] for r in cell)), "perplexity": float(np.exp(mean)),
+        "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "drawn": drawn,
+        "bits_per_byte": total / math.log(2) / sum(r["bytes"] for r in cell),
+        "word_perplexity": math.exp(min(700.0, total / max(1, sum(r["words"] for r in cell)))),
+        "improved": _share(cell), "distance": _mean([r.get("distance") for r in cell]),
+    }  # fmt: skip
+
+
+def _share(cell: Sequence[Row]) -> float:
+    return sum(r["improved"] for r in cell) / sum(r["tokens"] for r in cell)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _cell(row: Row) -> str:
+    if row["setting"] == OFF:
+        return f"{row['perplexity']:.3f}"
+    return f"{row['perplexity']:.3f} ({_ratio(row)})"
+
+
+def _ratio(row: Row) -> str:
+    return str(Ratio(row["ratio"], row["low"], row["high"]))
+
+
+def _pivot(grid: Any, found: Sequence[Row], shown: Any) -> list[Row]:
+    """Settings by lengths; empty where a setting has nothing to choose from, or a peer was not made for the length."""
+    names = list(dict.fromkeys(r["setting"] for r in found))
+    cells = {(r["setting"], r["length"]): shown(r) for r in found}
+    lengths = [n for n in grid.lengths if any((name, n) in cells for name in names)]
+    return [{"memory": name, **{_short(n): cells.get((name, n), "") for n in lengths}} for name in names]
+
+
+def _short(length: int) -> str:
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+
+
+def _details(grid: Any, found: Sequence[Row]) -> list[Row]:
+    """The longest length: other units, and how many tokens gain."""
+    return [
+        {
+            "memory": r["setting"], "perplexity": f"{r['perplexity']:.3f}", "on / off": _ratio(r),
+            "bits per byte": f"{r['bits_per_byte']:.4f}", "word perplexity": f"{r['word_perplexity']:.2f}",
+            "tokens better": "" if r["setting"] in (OFF, *grid.peers) else f"{r['improved']:.1%}",
+            "mean distance [tokens]": "" if r["distance"] is None else f"{r['distance']:,.0f}",
+        }
+        for r in found if r["length"] == max(grid.lengths)
+    ]  # fmt: skip
+
+
+# ---- where it helps -------------------------------------------------------------------------------------------
+
+
+def _where(grid: Any, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """At the longest length, of each setting that retrieves: gain by place, by distance, and attention by layer."""
+    longest = [r for r in rows if r["length"] == max(grid.lengths) and r.get("chunks")]
+    found = {}
+    for name in dict.fromkeys(r["setting"] for r in longest):
+        mine = [r for r in longest if r["setting"] == name]
+        gain = [(r["nll"] - r["nll_off"]) / r["tokens"] for r in mine]
+        mass: dict[int, list[float]] = {}
+        for row in mine:
+            for layer, value in (row.get("mass") or {}).items():
+                mass.setdefault(int(layer), []).append(value)
+        found[name] = {
+            "position": _binned([r["window"] for r in mine], gain),
+            "distance": _binned([r["nearest_distance"] for r in mine], gain),
+            "mass": sorted((layer, float(np.mean(values))) for layer, values in mass.items()),
+            "improved": _share(mine),
+        }
+    return found
+
+
+def _binned(places: Sequence[float], values: Sequence[float], bins: int = 4) -> list[tuple[float, Ratio]]:
+    """Means of values over equally many places each, as ratios of perplexity, with intervals."""
+    order = np.argsort(places)
+    parts = [p for p in np.array_split(order, min(bins, len(order))) if len(p)]
+    result = []
+    for part in parts:
+        mean = mean_interval(np.array(values)[part])
+        result.append((float(np.mean(np.array(places)[part])), Ratio(*np.exp(mean).tolist())))
+    return result

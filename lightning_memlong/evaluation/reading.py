@@ -1,0 +1,130 @@
+"""Documents into a bank, and windows scored against it: what the evaluations are made of.
+
+Legend: R documents read side by side, W local tokens, S scored tokens, T tokens of a document.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.windows import Place, Windows
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.evaluation.base import Subject
+from lightning_memlong.output import MemLongOutput
+from lightning_memlong.retrieval import Retrieval
+
+
+@torch.no_grad()
+def read(
+    subject: Subject, retrievals: Sequence[Retrieval], documents: Sequence[np.ndarray], window: int
+) -> list[MemoryBank]:
+    """Read documents window by window, without memory, into a bank that holds all of them.
+
+    Every way of choosing chunks then finds the same keys and values; they are computed once.
+
+    Args:
+        subject: Whose model.
+        retrievals: Ways of choosing; those of one encoder share a bank.
+        documents: R times (T,).
+        window: Tokens read at once; windows do not overlap.
+
+    Returns:
+        A bank for each way of choosing; their keys and values are the same tensors.
+    """
+    first = retrievals[0]
+    longest = max(map(len, documents))
+    bank = _roomy(first, len(documents), longest)
+    encoders = {id(r.retriever): r for r in retrievals}
+    embedded: dict[int, list[Tensor]] = {name: [] for name in encoders}
+    windows = Windows(window, window, len(documents), subject.tokenizer.pad_token_id or 0)
+    for offset in range(0, longest, window):
+        places = [
+            Place(row, offset, tokens[offset : offset + window]) if offset < len(tokens) else None
+            for row, tokens in enumerate(documents)
+        ]
+        batch = _on(subject, windows.batch(places))
+        batch["offset"] = torch.full_like(batch["offset"], offset)
+        with subject.autocast():
+            output = subject.model(batch["input_ids"], logits_to_keep=1)
+            stored = {"keys": output.keys, "values": output.values}
+        for name, retrieval in encoders.items():
+            embedded[name].append(retrieval.embed(batch))
+        first.store(bank, stored, batch, embedded[id(first.retriever)][-1])
+        subject.progress.advance(sum(len(p.tokens) for p in places if p is not None))
+    banks = {id(first.retriever): bank}
+    for name in encoders:
+        if name not in banks:
+            chunks = torch.cat(embedded[name], dim=1)
+            banks[name] = bank.found_by([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
+    return [banks[id(r.retriever)] for r in retrievals]
+
+
+def _roomy(retrieval: Retrieval, rows: int, tokens: int) -> MemoryBank:
+    """A bank in which nothing is ever evicted."""
+    config, size = retrieval.config, retrieval.config.chunk_size
+    slots = max(2, -(-tokens // size), config.top_k)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    return MemoryBank(
+        rows, slots * size, size, "none", None, config.index, dtype, None, config.storage, config.storage_folder
+    )
+
+
+def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.to(subject.device) for name, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which tokens are scored, with what before them."""
+
+    ends: tuple[int, ...]
+    """Of each row, the place after the last scored token; 0: nothing is scored in this row."""
+    local: int
+    """Tokens of the window, scored ones included."""
+    scored: int
+    """Tokens scored at the end of it; the first token of a window has nothing to be predicted from."""
+    context: int
+    """Tokens up to the end that may be known: those before the window through memory."""
+
+
+def window_batch(subject: Subject, documents: Sequence[np.ndarray], scoring: Scoring) -> dict[str, Any]:
+    """The windows of a scoring, as a DataModule would give them; ``memory_start`` is where memory may begin."""
+    local, pad = scoring.local, subject.tokenizer.pad_token_id or 0
+    ids = torch.full((len(documents), local), pad)
+    labels = torch.full((len(documents), local), -100)
+    for row, (tokens, end) in enumerate(zip(documents, scoring.ends, strict=True)):
+        if end:
+            ids[row] = torch.from_numpy(tokens[end - local : end].astype(np.int64))
+            labels[row, local - scoring.scored :] = ids[row, local - scoring.scored :]
+    labels[:, 0] = -100
+    ends = torch.tensor(scoring.ends)
+    real = ends > 0
+    facts = {
+        "length": real * local,
+        "document_start": torch.zeros_like(real),
+        "document_id": torch.where(real, torch.arange(len(ends)), -1),
+        "offset": (ends - local).clamp(min=0),
+        "fresh": torch.full_like(ends, local - scoring.scored),
+        "memory_start": (ends - scoring.context).clamp(min=0),
+    }
+    return _on(subject, {"input_ids": ids, "labels": labels, **facts})
+
+
+@torch.no_grad()
+def score(subject: Subject, batch: dict[str, Any], memory: Any = None) -> tuple[Tensor, MemLongOutput]:
+    """Losses (R, T) float32 on the CPU, 0 where not scored, and the output."""
+    with subject.autocast():
+        output = subject.model(batch["input_ids"], memory=memory, logits_to_keep=_kept(batch["labels"]))
+        labels = batch["labels"][:, -output.hidden.shape[1] :]
+        losses = subject.model.head.loss(output.hidden, labels, reduction="none")
+    return losses.float().cpu(), output
+
+
+def _kept(labels: Tensor) -> int:
+    """Positions whose hidden states are needed: the scored tokens', and the one before them."""
+    scored = (labels != -100).any(0).nonzero().flatten()
+    return labels.shape[1] - max(0, int(scored[0]) - 1) if len(scored) else 1

@@ -1,0 +1,120 @@
+"""Runs an evaluation as a user sees it: progress, a record to go on with, and tables and figures in the run folder."""
+
+import csv
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from lightning_memlong.config import require
+from lightning_memlong.distributed import say
+from lightning_memlong.evaluation.base import Evaluation, Report, Subject
+from lightning_memlong.evaluation.record import Record, Row
+from lightning_memlong.report import markdown, show_report
+from lightning_memlong.runs import RunRecord, check_writable, run_folder
+from lightning_memlong.stored import read_checkpoint
+
+
+def measure(
+    trainer: Any, module: Any, datamodule: Any, evaluation: Evaluation, open_data: Callable[..., Any], ckpt_path: Any
+) -> Report:
+    """Evaluate a model; what an earlier run of the same settings has measured is not measured again.
+
+    Raises:
+        UserError: If it cannot be evaluated; what was measured before is kept.
+    """
+    allowed = "1: cells are measured one after the other"
+    require(trainer.world_size == 1, "trainer.devices", trainer.world_size, allowed, "use one device")
+    if ckpt_path is not None:
+        checkpoint = read_checkpoint(Path(ckpt_path), ckpt_path)
+        module.check_checkpoint(checkpoint, complete=False)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+    module = trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device).eval()
+    callback = trainer.memory_callback()
+    require(callback is not None, "memory.enabled", False, "true: memory off is one of the cells", "leave it out")
+    with _progress() as progress:
+        subject = Subject(
+            module.model, module.tokenizer, callback.config, datamodule, module.backbone_name, open_data, progress,
+            trainer.precision_plugin.forward_context, callback.retrieval(module).retriever,
+        )  # fmt: skip
+        evaluation.prepare(subject)
+        folder = run_folder(trainer) or Path(evaluation.name)
+        check_writable(folder)
+        _note_settings(trainer, module, folder)
+        record = Record(folder / f"{evaluation.name}.jsonl", evaluation.keys)
+        before = f"{record.found:,} measurements found, the rest goes on" if record.found else "as it comes"
+        say(f"Results, {before}: {record.file}", flush=True)
+        _run(evaluation, subject, record)
+    report = evaluation.report(record.rows)
+    _write(report, evaluation.name, folder, trainer.loggers)
+    show_report(report, evaluation.name, folder)
+    return report
+
+
+def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:
+    try:
+        for row in evaluation.run(subject, record):
+            record.add(row)
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. {len(record.rows):,} measurements are kept; the same command goes on from there.")
+        raise SystemExit(130) from None
+
+
+def _note_settings(trainer: Any, module: Any, folder: Path) -> None:
+    """What made the numbers, once: an evaluation that goes on has the same settings."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, RunRecord) and not (folder / "run_test.json").exists():
+            callback.save_config(trainer, module, "test")
+
+
+def _write(report: Report, name: str, folder: Path, loggers: list[Any]) -> None:
+    """``name.md``, ``name.csv``, ``name-figure.png``, and the same in TensorBoard."""
+    text = markdown(report)
+    (folder / f"{name}.md").write_text(text)
+    write_csv(folder / f"{name}.csv", report.data)
+    for title, figure in report.figures.items():
+        figure.savefig(folder / f"{name}-{title}.png", dpi=110)
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(f"{name}/tables", text)
+            for title, figure in report.figures.items():
+                logger.experiment.add_figure(f"{name}/{title}", figure, close=False)
+            logger.experiment.flush()
+
+
+def write_csv(file: Path, rows: list[Row]) -> None:
+    """Rows of the same columns as a file."""
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class _Bar:
+    """A bar of tokens to go, with tokens a second."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._task, self._begun, self._done = progress, progress.add_task("", visible=False), 0.0, 0
+
+    def begin(self, total: int, what: str) -> None:
+        """See :class:`lightning_memlong.evaluation.base.Progress`."""
+        self._begun, self._done = time.monotonic(), 0
+        self._progress.reset(self._task, total=total, description=what, visible=total > 0, speed="")
+
+    def advance(self, tokens: int) -> None:
+        """See :class:`lightning_memlong.evaluation.base.Progress`."""
+        self._done += tokens
+        speed = self._done / max(time.monotonic() - self._begun, 1e-9)
+        self._progress.update(self._task, advance=tokens, speed=f"{speed:,.0f} tokens/s")
+
+
+@contextmanager
+def _progress() -> Iterator[_Bar]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[speed]}"))  # fmt: skip
+    with Progress(*columns) as progress:
+        yield _Bar(progress)
