@@ -49,7 +49,7 @@ class MemoryBankCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Load the retriever and check the settings against the data's."""
         self.check(getattr(trainer, "datamodule", None), pl_module, stage)
-        self.load_retriever()
+        self.load_retriever(pl_module)
         if self.config.query == "current":
             log.warning(LEAK)
 
@@ -61,10 +61,10 @@ class MemoryBankCallback(L.Callback):
         """
         check_memory(self.config, data, pl_module, stage)
 
-    def load_retriever(self) -> None:
+    def load_retriever(self, pl_module: Any) -> None:
         """Load the frozen encoder, once."""
         if self._retriever is None:
-            self._retriever = load_retriever(self.config.retriever)
+            self._retriever = load_retriever(self.config.retriever, pl_module.model.config.hidden_size)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take over the bank of a checkpoint, now that the device is known."""
@@ -182,7 +182,7 @@ class MemoryBankCallback(L.Callback):
     def retrieval(self, pl_module: Any) -> Retrieval:
         """The settings at work; the encoder is loaded once, and its texts come from the module's tokenizer."""
         if self._retrieval is None or self._retrieval.tokenizer is not pl_module.tokenizer:
-            self.load_retriever()
+            self.load_retriever(pl_module)
             assert self._retriever is not None
             self._retrieval = Retrieval(self.config, self._retriever, pl_module.tokenizer)
         return self._retrieval

@@ -71,7 +71,15 @@ class CarriedMemory:
     """Layer -> rotated keys and values (B, H_kv, T, D), filled during the pass, detached."""
     mass: dict[int, Tensor] = field(default_factory=dict)
     """Layer -> share of attention on memory (B, H), mean over tokens, filled during the pass where it is known."""
+    hidden: Tensor | None = None
+    """(B, T, E), hidden states that leave the memory layer, filled during the pass, detached."""
     memo: Memo = field(default_factory=Memo)
+
+
+def keep_hidden(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+    """A forward hook that leaves a layer's hidden states with what the pass carries."""
+    if (carried := kwargs.get("memory")) is not None:
+        carried.hidden = (output[0] if isinstance(output, tuple) else output).detach()
 
 
 def memory_attention_forward(

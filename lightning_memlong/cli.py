@@ -134,8 +134,9 @@ class MemLongCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Give an evaluation a run folder named after its settings, so that the same command goes on with it."""
         if self._evaluates():
-            config = self.config[self.subcommand]
-            identity = evaluation_identity(plain(self.parser, self.config)[self.subcommand], config.ckpt_path)
+            name = str(self.subcommand)
+            config = self.config[name]
+            identity = evaluation_identity(plain(self.parser, self.config)[name], config.ckpt_path)
             kind = config.evaluation.class_path.rpartition(".")[2]
             continue_in(config, f"{kind}-{identity}")
 
@@ -166,7 +167,7 @@ class MemLongCLI(LightningCLI):
             self.datamodule.setup(stage)
         if callback := self.trainer.memory_callback():  # type: ignore[attr-defined]
             callback.check(self.datamodule, self.model, stage)
-            callback.load_retriever()
+            callback.load_retriever(self.model)
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
 

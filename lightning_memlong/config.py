@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from lightning_memlong.errors import UserError
 
+QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
 Selection = Literal["similarity", "recent", "random"]
 Granularity = Literal["window", "chunk"]
@@ -31,7 +32,10 @@ class RetrieverConfig:
 
     name: str = "all-MiniLM-L6-v2"
     """Encoder: 'all-MiniLM-L6-v2' (installed with the project), any sentence-transformers hub id or folder
-    (the paper uses BAAI/bge-m3), or 'hashing' (deterministic bag of words, no model, for tests)."""
+    (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hidden' (mean hidden states of the memory layer, no second
+    model), or 'hashing' (deterministic bag of words, no model, for tests)."""
+    prompt: str = ""
+    """Put before each text, where an encoder was trained with it ('query: ' for E5)."""
     batch_size: int = 32
     """Texts encoded at once [texts]."""
     max_length: int | None = None
@@ -78,7 +82,10 @@ class MemoryConfig:
     """What a window retrieves with: previous (the chunks before it; causal) or current (the text of the window
     itself, as the reference code does: it LEAKS the tokens being predicted and is only for comparison)."""
     query_chunks: int = 2
-    """Chunks whose embeddings are averaged into the 'previous' query [chunks]."""
+    """Chunks before the predicted tokens that ask, for the 'previous' query [chunks]."""
+    query_pooling: QueryPooling = "mean"
+    """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
+    of them)."""
     selection: Selection = "similarity"
     """How chunks are chosen: similarity (retrieval), or the controls recent and random."""
     granularity: Granularity = "window"
@@ -110,6 +117,15 @@ class MemoryConfig:
             value = getattr(self, name)
             require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")
         require_choice("memory.query", self.query, Query)
+        require_choice("memory.query_pooling", self.query_pooling, QueryPooling)
+        beforehand = self.query == "current" or self.granularity == "chunk"
+        require(
+            self.retriever.name != "hidden" or not beforehand,
+            "memory.retriever.name",
+            self.retriever.name,
+            "an encoder of texts, for query current or granularity chunk: hidden states of a window come after it",
+            "choose another retriever, or --memory.query previous --memory.granularity window",
+        )
         require_choice("memory.granularity", self.granularity, Granularity)
         require_choice("memory.selection", self.selection, Selection)
         require_choice("memory.dtype", self.dtype, BankDtype)

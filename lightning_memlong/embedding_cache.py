@@ -46,6 +46,10 @@ class CachedRetriever:
         self.retriever.to(device)
         return self
 
+    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+        """See :class:`lightning_memlong.retriever.Retriever`."""
+        return self.retriever.as_query(asking, known)
+
     def encode(self, texts: list[str]) -> Tensor:
         """Unit vectors (n, size), float32, on the CPU."""
         keys = [hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_memlong.attention import BACKENDS
 from lightning_memlong.backbones import first_token, load_backbone, load_tokenizer
-from lightning_memlong.carried import CarriedMemory, OnDemand
+from lightning_memlong.carried import CarriedMemory, OnDemand, keep_hidden
 from lightning_memlong.config import TuningConfig, require, require_choice
 from lightning_memlong.errors import UserError
 from lightning_memlong.exported import export, exported_settings, load_gates
@@ -82,6 +82,8 @@ class MemLong(nn.Module):
         self.rotary = Rotary(self.backbone)
         self.head = Head(self.backbone)
         self._plain_attention = self.backbone.config._attn_implementation
+        memory_layer_module = self.backbone.get_decoder().layers[self.memory_layer]
+        self._hook = memory_layer_module.register_forward_hook(keep_hidden, with_kwargs=True)
         self._wrap_attention()
         gated = self.retrieval_layers if fusion == "gated" else []
         heads = config.num_attention_heads
@@ -121,6 +123,7 @@ class MemLong(nn.Module):
     def _restore_attention(self) -> None:
         self.backbone.set_attn_implementation(self._plain_attention)
         self.rotary.release()
+        self._hook.remove()
 
     def decode(self, input_ids: Tensor, carried: CarriedMemory) -> Tensor:
         """Last hidden states (B, T, E)."""
@@ -166,7 +169,9 @@ class MemLong(nn.Module):
         if loss is not None and not carried.memory:
             # Gates take no part in a window without memory; where only they are trained there must still be a graph.
             loss = loss + 0.0 * sum(gate.sum() for gate in self.gates.values())
-        return MemLongOutput(loss, hidden, self.head.logits, lambda: self._captured(carried), carried.mass)
+        assert carried.hidden is not None
+        states = carried.hidden[:, carried.prefix :]
+        return MemLongOutput(loss, hidden, self.head.logits, lambda: self._captured(carried), carried.mass, states)
 
     def _prefixed(self, input_ids: Tensor) -> Tensor:
         return input_ids if self.bos is None else F.pad(input_ids, (1, 0), value=self.bos)

@@ -281,5 +281,7 @@ class MemLongModule(L.LightningModule):
 
 
 def _to_store(output: MemLongOutput, batch: Batch) -> dict[str, Tensor]:
-    """The window's keys and values for the bank; nothing where there is no bank."""
-    return {"keys": output.keys, "values": output.values} if "memory" in batch else {}
+    """What the bank stores of the window; nothing where there is no bank."""
+    if "memory" not in batch:
+        return {}
+    return {"keys": output.keys, "values": output.values, "hidden": output.memory_hidden}

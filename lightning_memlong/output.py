@@ -17,6 +17,7 @@ class MemLongOutput:
         to_store: Makes keys and values for the bank.
         attention_mass: Layer -> share of its attention that went to memory, (B, H), mean over tokens, float32; only
             layers whose kernel told it.
+        memory_hidden: (B, T, E), the memory layer's hidden states, detached.
     """
 
     def __init__(
@@ -26,7 +27,9 @@ class MemLongOutput:
         to_logits: Callable[[Tensor], Tensor],
         to_store: Callable[[], tuple[Tensor, Tensor]],
         attention_mass: Mapping[int, Tensor],
+        memory_hidden: Tensor,
     ) -> None:
+        self.memory_hidden = memory_hidden
         self.loss, self.hidden, self.attention_mass = loss, hidden, attention_mass
         self._to_logits, self._to_store = to_logits, to_store
 

@@ -92,10 +92,11 @@ def open_data(name: str, options: str | Mapping[str, Any], config: Mapping[str, 
     given = {"path": options} if isinstance(options, str) else dict(options)
     class_path = given.pop("class_path", config["data"]["class_path"])
     module, _, class_name = (class_path if "." in class_path else f"datamodules.{class_path}").rpartition(".")
+    corpus: Any = None
     try:
         corpus = getattr(import_module(module), class_name, None)
     except ImportError:
-        corpus = None
+        pass  # told below, with what would be right
     ok = isinstance(corpus, type) and issubclass(corpus, DocumentDataModule)
     require(ok, f"{key}.class_path", class_path, "a class of datamodules, such as datamodules.PG19", "correct it")
     known = {n for c in (corpus, DocumentDataModule) for n in inspect.signature(c.__init__).parameters}

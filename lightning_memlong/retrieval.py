@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig
-from lightning_memlong.query import chunk_queries, window_queries
+from lightning_memlong.query import Asking, chunk_queries, search, window_queries
 from lightning_memlong.retrieved import Retrieved
-from lightning_memlong.retriever import Retriever
+from lightning_memlong.retriever import HiddenRetriever, Retriever
 
 
 class Retrieval:
@@ -66,11 +66,11 @@ class Retrieval:
         if self.config.selection == "random":
             places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
             drawn = [
-                bank.random(top_k, [_seed(self.config.seed, *p, c) for p in places], before, after)
+                bank.random(top_k, [seed_of(self.config.seed, *p, c) for p in places], before, after)
                 for c in range(chunks)
             ]
             return None, torch.stack(drawn, dim=1)
-        return bank.search(self._queries(bank, batch), top_k, before, after)
+        return search(bank, self._queries(bank, batch), top_k, before, after)
 
     def prepare(self, batch: dict[str, Any]) -> None:
         """Embed the window's chunks where queries need them; the rest are embedded when chunks are stored."""
@@ -81,16 +81,19 @@ class Retrieval:
             self._window_embeddings = self.embed(batch, self._new_lengths(batch) > 0)
 
     def _queries(self, bank: MemoryBank, batch: dict[str, Any]) -> Tensor:
-        """(R, G, E): one query a row, or one a chunk."""
-        own, by_chunk = self._window_embeddings, self.config.granularity == "chunk"
+        """(R, G, Q, E): of one search a row, or one a chunk."""
+        own, by_chunk, as_query = self._window_embeddings, self.config.granularity == "chunk", self.retriever.as_query
         offset, fresh = batch["offset"].cpu(), batch["fresh"].cpu()
         if self.config.query == "current":
             assert own is not None
-            return own if by_chunk else F.normalize(own.mean(dim=1, keepdim=True), dim=2)
+            known = [bank.entries(row).embeddings for row in range(len(own))]
+            asked = torch.stack([as_query(o, k) for o, k in zip(own, known, strict=True)])
+            return F.normalize(asked if by_chunk else asked.mean(dim=1, keepdim=True), dim=2)[:, :, None]
+        asking = Asking(self.config.query_chunks, self.config.query_pooling, as_query)
         if by_chunk:
             assert own is not None
-            return chunk_queries(bank, own, offset, fresh, self.config.query_chunks)
-        return window_queries(bank, offset + fresh, self.config.query_chunks)[:, None]
+            return chunk_queries(bank, own, offset, fresh, asking)
+        return window_queries(bank, offset + fresh, asking)
 
     # ---- after it was read --------------------------------------------------------------------------------
 
@@ -101,7 +104,8 @@ class Retrieval:
 
         Args:
             bank: Where to.
-            outputs: ``keys`` and ``values`` of the window.
+            outputs: ``keys`` and ``values`` of the window, and ``hidden`` states of the memory layer (R, T, hidden
+                size) for retriever ``hidden``.
             batch: The window, as :meth:`retrieve` had it.
             embeddings: (R, n, E), where they are there already.
         """
@@ -109,7 +113,7 @@ class Retrieval:
         if embeddings is None:
             embeddings = self._window_embeddings
         if embeddings is None:
-            embeddings = self.embed(batch, lengths > 0)
+            embeddings = self.embed(batch, lengths > 0, outputs.get("hidden"))
         positions = batch["offset"].cpu()[:, None] + self._chunks(batch)[0]
         bank.insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
 
@@ -124,9 +128,18 @@ class Retrieval:
         starts = torch.arange(0, batch["input_ids"].shape[1], self.config.chunk_size)
         return starts, (batch["length"].cpu()[:, None] - starts).clamp(0, self.config.chunk_size)
 
-    def embed(self, batch: dict[str, Any], wanted: Tensor | None = None) -> Tensor:
-        """Embeddings (R, n, E) of the window's chunks; zeros where not ``wanted`` (R, n)."""
+    def embed(self, batch: dict[str, Any], wanted: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Embeddings (R, n, E) of the window's chunks; zeros where not ``wanted`` (R, n).
+
+        Args:
+            batch: The window.
+            wanted: Which chunks; None: all that have tokens.
+            hidden: (R, T, hidden size) states of the memory layer, for retriever ``hidden``.
+        """
         size = self.config.chunk_size
+        if isinstance(self.retriever, HiddenRetriever):
+            assert hidden is not None
+            return _pooled(hidden, self._chunks(batch)[1], size)
         rows, tokens = batch["input_ids"].shape
         chunks = batch["input_ids"].cpu().view(rows * tokens // size, size)
         lengths = self._chunks(batch)[1].flatten()
@@ -141,7 +154,14 @@ class Retrieval:
         return embeddings.view(rows, tokens // size, -1)
 
 
-def _seed(*parts: int) -> int:
+def _pooled(hidden: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Mean hidden states (R, n, E) over the real tokens of each chunk, of length one; zeros for empty chunks."""
+    chunks = hidden.detach().float().cpu().unflatten(1, (-1, size))
+    real = torch.arange(size) < lengths[:, :, None]
+    return F.normalize((chunks * real[..., None]).sum(dim=2), dim=2)
+
+
+def seed_of(*parts: int) -> int:
     """One seed for a place in the data, so that a resumed run draws what an unbroken one would."""
     seed = 0
     for part in parts:

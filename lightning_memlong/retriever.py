@@ -12,6 +12,7 @@ from lightning_memlong.backbones import cache_dir, package_file
 from lightning_memlong.config import RetrieverConfig
 from lightning_memlong.embedding_cache import CachedRetriever
 from lightning_memlong.errors import UserError
+from lightning_memlong.lexical import BM25Retriever
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ class Retriever(Protocol):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Unit vectors (n, size), float32, on the CPU."""
+
+    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+        """What stored embeddings (n, size) ask with, given those of all chunks of their row (N, size)."""
 
     def to(self, device: torch.device) -> "Retriever":
         """Move to a device."""
@@ -49,7 +53,34 @@ class HashingRetriever:
         vectors[vectors.norm(dim=1) == 0, 0] = 1.0
         return vectors
 
+    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+        """As they are."""
+        return asking
+
     def to(self, device: torch.device) -> "HashingRetriever":
+        """Nothing to move."""
+        return self
+
+
+class HiddenRetriever:
+    """Mean hidden states of the frozen memory layer, which come with the keys and values: free of a second model.
+
+    Args:
+        size: The backbone's hidden size.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """There is nothing to encode before a window was read; settings that would need it are refused."""
+        raise AssertionError("embeddings of retriever hidden come with the model's output")
+
+    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+        """As they are."""
+        return asking
+
+    def to(self, device: torch.device) -> "HiddenRetriever":
         """Nothing to move."""
         return self
 
@@ -76,7 +107,7 @@ class SentenceRetriever:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"memory.retriever.name={config.name!r} cannot be loaded: {first_line} Allowed: "
-                f"{', '.join(PACKAGED)}, hashing, a sentence-transformers folder or a hub id that can be reached. "
+                f"{', '.join(PACKAGED)}, bm25, hidden, hashing, a sentence-transformers folder or a hub id that can be reached. "
                 "Fix: check the spelling, or the network."
             ) from error
         self._encoder.requires_grad_(False).eval()
@@ -84,12 +115,12 @@ class SentenceRetriever:
         limit = int(self._encoder.max_seq_length or 512)
         self.max_length = min(config.max_length or limit, limit)
         self._encoder.max_seq_length = self.max_length
-        self._batch_size = config.batch_size
+        self._batch_size, self._prompt = config.batch_size, config.prompt
         self._told = False
 
     def identity(self) -> str:
         """What embeddings depend on: the encoder's weights and structure, and the longest piece."""
-        digest = hashlib.blake2b(f"{self.max_length} {self._encoder}".encode(), digest_size=8)
+        digest = hashlib.blake2b(f"{self.max_length} {self._encoder}{self._prompt}".encode(), digest_size=8)
         digest.update(self._encoder.tokenizer.backend_tokenizer.to_str().encode())
         for name, weight in sorted(self._encoder.state_dict().items()):
             digest.update(name.encode())
@@ -101,6 +132,10 @@ class SentenceRetriever:
         self._encoder.to(device)
         return self
 
+    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+        """As they are."""
+        return asking
+
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
         """Unit vectors (n, size), float32, on the CPU."""
@@ -111,8 +146,9 @@ class SentenceRetriever:
                 weights.append(tokens)
                 owners.append(owner)
         vectors = self._encoder.encode(
-            pieces, batch_size=self._batch_size, convert_to_tensor=True, show_progress_bar=False
-        )
+            pieces, prompt=self._prompt or None, batch_size=self._batch_size, convert_to_tensor=True,
+            show_progress_bar=False,
+        )  # fmt: skip
         vectors = F.normalize(vectors.float().cpu(), dim=1) * torch.tensor(weights, dtype=torch.float)[:, None]
         summed = torch.zeros(len(texts), self.size).index_add_(0, torch.tensor(owners), vectors)
         return F.normalize(summed, dim=1)
@@ -145,14 +181,22 @@ def resolve_retriever(name: str) -> str:
     return str(package_file(package, folder) or hub_id)
 
 
-def load_retriever(config: RetrieverConfig) -> Retriever:
+def load_retriever(config: RetrieverConfig, hidden_size: int = 0) -> Retriever:
     """Build the encoder a config names, behind the cache of embeddings if that is wanted.
+
+    Args:
+        config: Its name and how it is used.
+        hidden_size: The backbone's, for ``hidden``.
 
     Raises:
         UserError: If it cannot be loaded.
     """
     if config.name == "hashing":
         return HashingRetriever()  # as fast as a look-up
+    if config.name == "bm25":
+        return BM25Retriever()
+    if config.name == "hidden":
+        return HiddenRetriever(hidden_size)
     retriever = SentenceRetriever(config)
     if not config.cache:
         return retriever

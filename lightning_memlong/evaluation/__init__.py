@@ -1,6 +1,7 @@
 """Evaluations; they return tables and print nothing."""
 
 from lightning_memlong.evaluation.base import Evaluation
+from lightning_memlong.evaluation.icl import InContextLearning
 from lightning_memlong.evaluation.perplexity import PerplexityGrid
 
-__all__ = ["Evaluation", "PerplexityGrid"]
+__all__ = ["Evaluation", "InContextLearning", "PerplexityGrid"]

@@ -65,7 +65,7 @@ class Subject:
             return Retrieval(config, self.retriever, self.tokenizer)
         name = repr(config.retriever)
         if name not in self._others:
-            self._others[name] = load_retriever(config.retriever)
+            self._others[name] = load_retriever(config.retriever, self.model.config.hidden_size)
         return Retrieval(config, self._others[name], self.tokenizer)
 
 

@@ -137,3 +137,29 @@ def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     entries = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(entries.values()), list(entries), fontsize=8, loc="outside right center")
+
+
+def draw_accuracies(
+    data: Sequence[Mapping[str, Any]], tasks: Sequence[str], cells: Sequence[str], title: str
+) -> Figure:
+    """Calibrated accuracy with intervals, one group of bars a task, one bar a way of giving demonstrations."""
+    figure = Figure(figsize=(2.6 * len(tasks) + 3, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(cells))
+    for number, cell in enumerate(cells):
+        rows = [next((r for r in data if (r["task"], r["demonstrations"]) == (t, cell)), None) for t in tasks]
+        found = [(place, r) for place, r in enumerate(rows) if r is not None]
+        x = [place + (number - (len(cells) - 1) / 2) * width for place, _ in found]
+        y = [100 * r["calibrated"] for _, r in found]
+        bars = [[100 * (r["calibrated"] - r["calibrated_low"]) for _, r in found],
+                [100 * (r["calibrated_high"] - r["calibrated"]) for _, r in found]]  # fmt: skip
+        axes.bar(x, y, width, yerr=bars, capsize=2, color=PALETTE[number % len(PALETTE)], label=cell)
+    for place, task in enumerate(tasks):
+        majority = 100 * next(r["majority"] for r in data if r["task"] == task)
+        axes.plot([place - 0.45, place + 0.45], [majority] * 2, color="black", linestyle=":", linewidth=1.2)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("accuracy, calibrated [%]")
+    axes.set_title(f"{title} (dotted: majority class)", fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right center",
+                  title="demonstrations:\nin context + in memory")  # fmt: skip
+    return figure

@@ -52,7 +52,7 @@ def read(
             output = subject.model(batch["input_ids"], logits_to_keep=1)
             stored = {"keys": output.keys, "values": output.values}
         for name, retrieval in encoders.items():
-            embedded[name].append(retrieval.embed(batch))
+            embedded[name].append(retrieval.embed(batch, hidden=output.memory_hidden))
         first.store(bank, stored, batch, embedded[id(first.retriever)][-1])
         subject.progress.advance(sum(len(p.tokens) for p in places if p is not None))
     banks = {id(first.retriever): bank}

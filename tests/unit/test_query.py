@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_memlong.bank import MemoryBank
-from lightning_memlong.query import chunk_queries, window_queries
+from lightning_memlong.query import Asking, chunk_queries, window_queries
 
 ROWS, CHUNK, CHUNKS, SIZE = 2, 4, 3, 6
 
@@ -36,16 +36,16 @@ def test_each_chunk_asks_with_the_chunks_before_it(count: int, overlap: int) -> 
         for row in range(ROWS)
     ]
     offset, fresh = torch.full((ROWS,), begin * CHUNK), torch.full((ROWS,), overlap * CHUNK)
-    queries = chunk_queries(bank_with(stored), window, offset, fresh, count)
+    queries = chunk_queries(bank_with(stored), window, offset, fresh, Asking(count))[:, :, 0]
     torch.testing.assert_close(queries, torch.stack([torch.stack(row) for row in expected]))
-    whole = window_queries(bank_with(stored), offset, count)
+    whole = window_queries(bank_with(stored), offset, Asking(count))[:, 0, 0]
     torch.testing.assert_close(whole, queries[:, 0], msg="the first chunk asks what the window would")
 
 
 def test_the_first_window_of_a_document_asks_with_itself_from_its_second_chunk_on() -> None:
     bank, window = bank_with(units(2)), units(CHUNKS)
     bank.reset()
-    queries = chunk_queries(bank, window, torch.zeros(ROWS).long(), torch.zeros(ROWS).long(), 1)
+    queries = chunk_queries(bank, window, torch.zeros(ROWS).long(), torch.zeros(ROWS).long(), Asking(1))[:, :, 0]
     assert (queries[:, 0] == 0).all()
     torch.testing.assert_close(queries[:, 1:], window[:, :-1])
 
