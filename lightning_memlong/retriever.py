@@ -107,8 +107,8 @@ class SentenceRetriever:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"memory.retriever.name={config.name!r} cannot be loaded: {first_line} Allowed: "
-                f"{', '.join(PACKAGED)}, bm25, hidden, hashing, a sentence-transformers folder or a hub id that can be reached. "
-                "Fix: check the spelling, or the network."
+                f"{', '.join(PACKAGED)}, bm25, hidden, hashing, a sentence-transformers folder or a hub id that can "
+                "be reached. Fix: check the spelling, or the network."
             ) from error
         self._encoder.requires_grad_(False).eval()
         self.size = int(self._encoder.get_embedding_dimension() or 0)

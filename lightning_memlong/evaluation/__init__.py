@@ -3,5 +3,6 @@
 from lightning_memlong.evaluation.base import Evaluation
 from lightning_memlong.evaluation.icl import InContextLearning
 from lightning_memlong.evaluation.perplexity import PerplexityGrid
+from lightning_memlong.evaluation.recall import RecallProbes
 
-__all__ = ["Evaluation", "InContextLearning", "PerplexityGrid"]
+__all__ = ["Evaluation", "InContextLearning", "PerplexityGrid", "RecallProbes"]

@@ -41,7 +41,6 @@ class Text:
 class Window:
     """A window of each of some documents, scored in all cells."""
 
-    number: int
     ends: tuple[int, ...]
     lengths: tuple[int, ...]
     scored: int

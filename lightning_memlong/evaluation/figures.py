@@ -163,3 +163,33 @@ def draw_accuracies(
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right center",
                   title="demonstrations:\nin context + in memory")  # fmt: skip
     return figure
+
+
+def draw_recall(data: Sequence[Mapping[str, Any]], kinds: Sequence[str], settings: Sequence[str], title: str) -> Figure:
+    """Heat maps of answers that are right over depth and length: a row a kind, a column a way of choosing memory."""
+    lengths, depths = (sorted({r[k] for r in data}) for k in ("length", "depth"))
+    figure = Figure(figsize=(2.9 * len(settings) + 1.6, 2.3 * len(kinds) + 0.8), layout="constrained")
+    grid = figure.subplots(len(kinds), len(settings), squeeze=False)
+    image = None
+    for row, kind in enumerate(kinds):
+        for column, setting in enumerate(settings):
+            axes = grid[row, column]
+            found = {(r["depth"], r["length"]): r for r in data if (r["kind"], r["setting"]) == (kind, setting)}
+            what = [[found[d, n]["tokens_right"] if (d, n) in found else float("nan") for n in lengths] for d in depths]
+            image = axes.imshow(what, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+            for y, depth in enumerate(depths):
+                for x, length in enumerate(lengths):
+                    if (cell := found.get((depth, length))) is not None:
+                        mark = "" if cell["retrieved"] is None else f"\n{100 * cell['retrieved']:.0f} %"
+                        axes.text(x, y, f"{100 * cell['tokens_right']:.0f}{mark}", ha="center", va="center", fontsize=6)
+            axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
+            axes.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
+            axes.set_title(f"{kind}: {setting}", fontsize=9)
+            if column == 0:
+                axes.set_ylabel("depth")
+            if row == len(kinds) - 1:
+                axes.set_xlabel("length [tokens]")
+    figure.suptitle(f"{title}: tokens of answers that are right [%], below: retrieved", fontsize=10)
+    if image is not None:
+        figure.colorbar(image, ax=grid, shrink=0.7)
+    return figure

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
+from lightning_memlong.evaluation.asking import embed_texts, retrieve_for
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
-from lightning_memlong.query import Asking, search
 from lightning_memlong.retrieval import seed_of
 from lightning_memlong.retriever import HiddenRetriever
+
+HUB: dict[str, str | None] = dict.fromkeys(TASKS)
 
 
 class Cell(NamedTuple):
@@ -70,7 +72,7 @@ class InContextLearning(Evaluation):
 
     def __init__(
         self,
-        tasks: dict[str, str | None] = dict.fromkeys(TASKS),  # noqa: B006  (shown as the default by --help)
+        tasks: dict[str, str | None] = HUB,  # noqa: B006  (shown as the default by --help)
         context: list[int] = [0, 4, 20],  # noqa: B006
         memory: list[int] = [0, 200],  # noqa: B006
         selections: list[str] = ["similarity", "random"],  # noqa: B006
@@ -181,16 +183,9 @@ class InContextLearning(Evaluation):
         if cell.selection == "random":
             chosen = [bank.random(top_k, [seed_of(drawn.seed, at + i)])[0] for i in range(len(asked))]
             return bank.gather(torch.stack(chosen)[None], count=False)
-        known = bank.entries(0).embeddings
-        if isinstance(retrieval.retriever, HiddenRetriever):
-            texts = [TASKS[drawn.task].template.format(e.text) for e in asked]
-            embedded = torch.cat([_hidden_of(subject, t) for t in texts])
-        else:
-            embedded = retrieval.retriever.encode([e.text for e in asked])
-        asking = Asking(1, "mean", retrieval.retriever.as_query)
-        queries = torch.stack([asking(e[None], known) for e in embedded])[None]
-        scores, entries = search(bank, queries, top_k, torch.tensor([torch.iinfo(torch.long).max]))
-        return bank.gather(entries, scores, count=False)
+        by_prompt = isinstance(retrieval.retriever, HiddenRetriever)
+        texts = [TASKS[drawn.task].template.format(e.text) if by_prompt else e.text for e in asked]
+        return retrieve_for(retrieval, bank, embed_texts(subject, retrieval, texts))
 
     def report(self, rows: list[Row]) -> Report:
         """Tables and figures."""
@@ -273,14 +268,6 @@ def _after(subject: Subject, ids: Sequence[Sequence[int]], memory: Any, count: i
         places = last + torch.arange(count, device=hidden.device)
         chosen = hidden[torch.arange(len(ids), device=hidden.device)[:, None], places]
         return subject.model.head.logits(chosen).float().log_softmax(dim=-1).cpu()
-
-
-@torch.no_grad()
-def _hidden_of(subject: Subject, text: str) -> Tensor:
-    """Mean hidden state (1, E) of the memory layer over a text."""
-    ids = torch.tensor([subject.tokenizer(text, add_special_tokens=False)["input_ids"]], device=subject.device)
-    with subject.autocast():
-        return F.normalize(subject.model(ids, logits_to_keep=1).memory_hidden[0].float().mean(0).cpu(), dim=0)[None]
 
 
 # ---- demonstrations as entries ----------------------------------------------------------------------------------

@@ -30,12 +30,12 @@ class PerplexityGrid(Evaluation):
 
     Of a context of L tokens the last ``data.window`` are local and the rest is memory. Every document is read once,
     window by window without memory, into a bank that keeps all of it; each setting then chooses among the chunks that
-    lie in its context. Every table also has memory off, and the backbone with a longer plain window of as many tokens as
-    window and retrieved chunks together.
+    lie in its context. Every table also has memory off, and the backbone with a longer plain window of as many tokens
+    as window and retrieved chunks together.
 
     Args:
-        corpora: Name -> a path, or options of the data group (class_path, path, hub_id, ...) that differ; null: the text
-            of the data group alone.
+        corpora: Name -> a path, or options of the data group (class_path, path, hub_id, ...) that differ; null: the
+            text of the data group alone.
         lengths: Tokens of context [tokens].
         settings: Name -> fields of the memory group that differ; {} is the memory as configured.
         protocol: sliding: every scored token has at least window - stride local tokens before it, the last stride
@@ -45,8 +45,8 @@ class PerplexityGrid(Evaluation):
         windows: Windows scored of a document, spread evenly over what lies beyond the longest length [windows]; for
             reference: the most pieces of a document.
         longer_window: Also score the backbone with a window of as many tokens as window and retrieved chunks together.
-        peers: Name -> another causal language model (name, folder or hub id), given the whole length as plain context as
-            far as it was made for; scored on the same bytes.
+        peers: Name -> another causal language model (name, folder or hub id), given the whole length as plain context
+            as far as it was made for; scored on the same bytes.
         hindsight: Candidates tried one by one by what they do to the scored tokens themselves: an upper bound for
             choosing well at the longest length [chunks]; 0: leave it out.
         seed: Of bootstrap intervals.
@@ -152,22 +152,27 @@ class PerplexityGrid(Evaluation):
 
     def _scorings(self, group: Sequence[Text]) -> list[Window]:
         if self.protocol == "reference":
-            most = [min(self.windows, len(text.tokens) // length) for text in group for length in self.lengths]
-            by_length = [
-                Window(number, tuple((number + 1) * length if len(t.tokens) >= (number + 1) * length else 0 for t in group),
-                       (length,), min(length, self.local))
-                for length in self.lengths for number in range(max(most))
-            ]  # fmt: skip
-            return [w for w in by_length if any(w.ends)]
+            return [w for length in self.lengths for w in self._pieces(group, length)]
         first = max(self.lengths)
         places = [np.linspace(first, len(t.tokens), self.windows).astype(int) for t in group]
-        # Cut down to whole chunks, so that all that lies before a window can be retrieved.
+        # Cut down to whole strides, so that all that lies before a window can be retrieved.
         ends = [np.unique(first + (p - first) // self.stride * self.stride) for p in places]
-        count = max(map(len, ends))
         return [
-            Window(number, tuple(int(e[number]) if number < len(e) else 0 for e in ends), tuple(self.lengths), self.stride)
-            for number in range(count)
-        ]  # fmt: skip
+            Window(tuple(int(e[number]) if number < len(e) else 0 for e in ends), tuple(self.lengths), self.stride)
+            for number in range(max(map(len, ends)))
+        ]
+
+    def _pieces(self, group: Sequence[Text], length: int) -> list[Window]:
+        """Documents cut into pieces of a length, of which the last window is scored whole."""
+        counts = [min(self.windows, len(text.tokens) // length) for text in group]
+        return [
+            Window(
+                tuple((number + 1) * length if number < count else 0 for count in counts),
+                (length,),
+                min(length, self.local),
+            )
+            for number in range(max(counts))
+        ]
 
     def settings_at(self, length: int) -> list[str]:
         """Where the whole context is local there is nothing to retrieve."""

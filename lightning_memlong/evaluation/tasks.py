@@ -107,8 +107,8 @@ def _from_hub(task: Task, key: str) -> dict[str, list[Example]]:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{key}: {task.hub} cannot be loaded from the hub ({type(error).__name__}: {text}). Allowed: a data set that "
-            f"this machine can reach. Fix: check the network, or give a folder of its files as --{key}."
+            f"{key}: {task.hub} cannot be loaded from the hub ({type(error).__name__}: {text}). Allowed: a data set "
+            f"that this machine can reach. Fix: check the network, or give a folder of its files as --{key}."
         ) from error
     return {
         part: [Example(str(row[task.text]).strip(), _label(row, task)) for row in rows if row["label"] >= 0]
