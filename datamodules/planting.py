@@ -65,7 +65,9 @@ def filler_tokens(path: str | None, count: int, tokenizer: Any, key: str) -> np.
     return np.tile(tokens, -(-count // len(tokens)))[:count]
 
 
-def plant(kind: str, length: int, depth: float, sample: int, filler: np.ndarray, tokenizer: Any) -> Probe:
+def plant(
+    kind: str, length: int, depth: float, sample: int, filler: np.ndarray, tokenizer: Any, key: str = "lengths"
+) -> Probe:
     """A document of exactly ``length`` tokens.
 
     What is planted takes the place of filler, so that all other tokens stand where they stand in every probe.
@@ -78,6 +80,7 @@ def plant(kind: str, length: int, depth: float, sample: int, filler: np.ndarray,
         sample: Number of the draw.
         filler: (at least ``length``,) tokens.
         tokenizer: The backbone's.
+        key: The setting that says the length, for messages.
 
     Raises:
         UserError: If the document is too short for it.
@@ -87,7 +90,10 @@ def plant(kind: str, length: int, depth: float, sample: int, filler: np.ndarray,
     planted, asked, told = [_ids(tokenizer, n) for n in needles], _ids(tokenizer, question), _ids(tokenizer, answer)
     room = length - len(asked) - len(told)
     longest = max(map(len, planted))
-    require(room >= 2 * longest * len(planted), "length", length, f"enough for a {kind} probe", "make it longer")
+    least = 2 * longest * len(planted) + len(asked) + len(told)
+    require(
+        length >= least, key, length, f"at least {least} tokens for a {kind} probe", "raise it, or leave the kind out"
+    )
     tokens = np.concatenate([filler[:room], asked, told]).astype(np.int64)
     places = _places(room, [len(p) for p in planted], which, depth)
     for start, ids in zip(places, planted, strict=True):

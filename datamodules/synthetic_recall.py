@@ -63,7 +63,9 @@ class SyntheticRecall(DocumentDataModule):
             samples = range(first, first + self.samples)
             grid = itertools.product(self.kinds, self.lengths, self.depths, samples)
             probes = {
-                f"{kind}-{length}-{depth}-{sample}": plant(kind, length, depth, sample, filler, self._tokenizer)
+                f"{kind}-{length}-{depth}-{sample}": plant(
+                    kind, length, depth, sample, filler, self._tokenizer, "data.lengths"
+                )
                 for kind, length, depth, sample in grid
             }
             windows = Windows(self.window, self.stride, self.batch_size, self._tokenizer.pad_token_id or 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.server import Server
@@ -56,6 +56,21 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator([WORDS], trainers.WordLevelTrainer(special_tokens=["<unk>", "<pad>"]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
     tiny_llama(initializer_range=0.1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a tokenizer that knows every text: a token is a byte."""
+    folder = tmp_path_factory.mktemp("bytes")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=257, special_tokens=["<pad>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([""], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder)
+    tiny_llama(initializer_range=0.1, vocab_size=257, max_position_embeddings=4096).save_pretrained(folder)
     return folder
 
 

@@ -73,8 +73,9 @@ class PerplexityGrid(Evaluation):
             require(value >= 1, f"evaluation.{key}", value, "1 or more", "raise it")
         require(bool(lengths) and min(lengths) >= 2, "evaluation.lengths", lengths, "2 or more tokens each", "raise")
         require(hindsight >= 0, "evaluation.hindsight", hindsight, "0 or more chunks", "raise it")
-        taken = {OFF, LONGER, HINDSIGHT} & {*settings, *peers} | {*settings} & {*peers}
-        require(not taken, "evaluation.settings", sorted(taken), "names of their own", "choose others")
+        names = [*settings, *peers]  # unquoted, YAML reads off as a truth value
+        taken = [n for n in names if n in (OFF, LONGER, HINDSIGHT) or not isinstance(n, str) or names.count(n) > 1]
+        require(not taken, "evaluation.settings", taken, "names of their own, as text", "choose others")
         self.corpora, self.lengths, self.settings, self.protocol = corpora, sorted(set(lengths)), settings, protocol
         self.documents, self.windows, self.longer_window = documents, windows, longer_window
         self.peers, self.hindsight, self.seed = peers, hindsight, seed

@@ -83,7 +83,7 @@ class RecallProbes(Evaluation):
         self._filler = filler_tokens(self.filler, max(self.lengths), subject.tokenizer, "evaluation.filler")
         grid = itertools.product(self.kinds, self.lengths, self.depths, range(self.samples))
         self._cells = [Cell(*values) for values in grid]
-        self._probes = {c: plant(*c, self._filler, subject.tokenizer) for c in self._cells}
+        self._probes = {c: plant(*c, self._filler, subject.tokenizer, "evaluation.lengths") for c in self._cells}
         longest = max(len(p.tokens) - p.question for p in self._probes.values())
         allowed = f"more than the {longest} tokens of the longest question and answer"
         require(window > longest, "data.window", window, allowed, "raise it")

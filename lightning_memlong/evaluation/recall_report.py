@@ -25,8 +25,8 @@ def report(evaluation: Any, rows: Sequence[Row]) -> Report:
         "right: each token of the answer is the most likely one, as greedy decoding would write it; in brackets: 95 % "
         "bootstrap interval over documents.",
         "tokens right: of the answers' tokens, given the true ones before them.",
-        "retrieved: what was planted, or a part of it, is among the chunks retrieved; only documents whose planted text "
-        "lies before the window are counted.",
+        "retrieved: what was planted, or a part of it, is among the chunks retrieved; counted where it lies before the "
+        "window.",
     ]
     figure = draw_recall(data, kinds, settings, evaluation.title)
     return Report(f"Recall: {evaluation.title}", notes, tables, data, {"accuracy": figure})
