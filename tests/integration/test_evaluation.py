@@ -391,7 +391,8 @@ def test_recall_as_a_corpus_scores_answers_alone(byte_backbone: Path, text_folde
     small = tiny(byte_backbone, text_folder, tmp_path / "runs")
     at = small.index("--data.path")
     options = [*small[:at], *small[at + 2 :], "--data", "datamodules.SyntheticRecall", "--data.window", "512",
-               "--data.kinds", "[pass_key, key_value]", "--data.lengths", "[1024, 1600]", "--data.samples", "1", "--data.batch_size", "2"]  # fmt: skip
+               "--data.kinds", "[pass_key, key_value]", "--data.lengths", "[1024, 1600]", "--data.samples", "1",
+               "--data.batch_size", "2", "--memory.capacity", "1024"]  # fmt: skip
     cli = MemLongCLI(options, run=False)
     cli.datamodule.setup("fit")
     stream = cli.datamodule.val_dataloader()
