@@ -26,7 +26,12 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "ckpt_path" not in c and "paper.yaml" not in c])
 def test_commands_run(
-    command: str, tiny_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    tiny_backbone: Path,
+    byte_backbone: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = shlex.split(command)
     if words[0].startswith("PYTHONPATH"):
@@ -35,10 +40,26 @@ def test_commands_run(
         monkeypatch.syspath_prepend(str(tmp_path))
         sys.modules.pop("my_policies", None)
     args = words[words.index("train.py") + 1 :]
-    small = tiny(tiny_backbone, text_folder, tmp_path / "runs")[2:]
+    backbone = byte_backbone if "eval/" in command else tiny_backbone
+    small = tiny(backbone, text_folder, tmp_path / "runs")[2:]
     layers = ["--model.retrieval_layers", "[1,3]"] if "single" in command else []
     monkeypatch.chdir(ROOT)
-    assert main([*args, *small, *layers]) == 0
+    assert main([*args, *small, *layers, *_evaluated_small(command, tmp_path)]) == 0
+
+
+def _evaluated_small(command: str, folder: Path) -> list[str]:
+    """Options that make an evaluation one of seconds."""
+    if "eval/icl" in command:
+        (folder / "train.csv").write_text("".join(f"{i % 2},film {i}\n" for i in range(40)))
+        return ["--evaluation.tasks", f"{{MR: {folder}}}", "--evaluation.context", "[0, 2]", "--evaluation.memory",
+                "[0, 4]", "--evaluation.examples", "3", "--evaluation.seeds", "1"]  # fmt: skip
+    if "eval/recall" in command:
+        return ["--data.window", "384", "--evaluation.kinds", "[pass_key]", "--evaluation.lengths", "[768]",
+                "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
+    if "eval/" in command:
+        return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
+                "--evaluation.documents", "1", "--evaluation.hindsight", "2"]  # fmt: skip
+    return []
 
 
 def test_the_table_of_settings_is_the_configuration() -> None:
