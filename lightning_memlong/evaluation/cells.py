@@ -33,7 +33,7 @@ class Text:
     @cached_property
     def facts(self) -> Row:
         """What it is recognised by: another text under the same name is measured anew."""
-        digest = hashlib.blake2b(np.ascontiguousarray(self.tokens).tobytes(), digest_size=6).hexdigest()
+        digest = hashlib.blake2b(self.tokens.astype(np.int64).tobytes(), digest_size=6).hexdigest()
         return {"corpus": self.corpus, "document": self.name, "text": digest}
 
 
@@ -72,7 +72,8 @@ class Cells:
                 yield from self._rows(setting, length, losses, off, facts)
 
     def _plain(self, local: int) -> Tensor:
-        batch = window_batch(self.subject, self.tokens, Scoring(self.window.ends, local, self.window.scored, local))
+        scoring = Scoring(self.window.ends, local, self.window.scored, local)
+        batch = window_batch(self.subject, self.tokens, scoring, [0] * len(self.texts))
         return self._scored(score(self.subject, batch)[0])
 
     def _scored(self, losses: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class Cells:
                 self._off[wide] = self._plain(wide)
             return self._off[wide], nothing
         scoring = Scoring(self.window.ends, self.grid.local, self.window.scored, length)
-        batch = window_batch(self.subject, self.tokens, scoring)
+        batch = window_batch(self.subject, self.tokens, scoring, [int(t.facts["text"], 16) for t in self.texts])
         if setting == HINDSIGHT:
             memory = choose_with_hindsight(self.subject, batch, self.grid.hindsight, self.grid.retrievals, self.banks)
         else:

@@ -129,11 +129,12 @@ class InContextLearning(Evaluation):
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
         """One draw after the other, each in all ways."""
         todo = [(drawn, [c for c in self.cells() if _row(drawn, c) not in record]) for drawn in self._draws]
-        subject.progress.begin(sum(len(d.asked) * len(cells) * 32 for d, cells in todo), self.name)
+        subject.progress.begin(sum(_tokens(subject, drawn, c) for drawn, cells in todo for c in cells), self.name)
         for drawn, cells in todo:
             banks = {n: self._read(subject, drawn, n) for n in {c.memory for c in cells} - {0}}
             for cell in cells:
                 scores = self._scores(subject, drawn, cell, banks.get(cell.memory))
+                subject.progress.advance(_tokens(subject, drawn, cell))
                 yield _row(drawn, cell) | _judge(scores, drawn, len(TASKS[drawn.task].words))
 
     def _read(self, subject: Subject, drawn: Drawn, count: int) -> MemoryBank:
@@ -172,7 +173,6 @@ class InContextLearning(Evaluation):
             prompts = [before + TASKS[drawn.task].template.format(e.text) for e in asked]
             memory = None if bank is None else self._retrieved(subject, bank, cell, drawn, asked, at)
             scores.append(score_labels(subject, prompts, self._labels[drawn.task], memory))
-            subject.progress.advance(len(asked) * 32)
         return torch.cat(scores)
 
     def _retrieved(
@@ -190,6 +190,14 @@ class InContextLearning(Evaluation):
     def report(self, rows: list[Row]) -> Report:
         """Tables and figures."""
         return report(self, rows)
+
+
+def _tokens(subject: Subject, drawn: Drawn, cell: Cell) -> int:
+    """Tokens of all prompts of a cell."""
+    shown = "".join(_shown(drawn.task, e) for e in drawn.context[: cell.context])
+    asked = [TASKS[drawn.task].template.format(e.text) for e in drawn.asked]
+    counts = [len(ids) for ids in subject.tokenizer([shown, *asked], add_special_tokens=False)["input_ids"]]
+    return counts[0] * len(asked) + sum(counts[1:])
 
 
 def _row(drawn: Drawn, cell: Cell) -> Row:

@@ -72,7 +72,9 @@ class PerplexityGrid(Evaluation):
         for key, value in (("documents", documents), ("windows", windows)):
             require(value >= 1, f"evaluation.{key}", value, "1 or more", "raise it")
         require(bool(lengths) and min(lengths) >= 2, "evaluation.lengths", lengths, "2 or more tokens each", "raise")
-        require(hindsight >= 0, "evaluation.hindsight", hindsight, "0 or more chunks", "raise it")
+        ok = hindsight == 0 or (hindsight > 0 and bool(settings))
+        allowed = "0, or more chunks where there are settings to compare it with"
+        require(ok, "evaluation.hindsight", hindsight, allowed, "raise it, or name settings")
         names = [*settings, *peers]  # unquoted, YAML reads off as a truth value
         taken = [n for n in names if n in (OFF, LONGER, HINDSIGHT) or not isinstance(n, str) or names.count(n) > 1]
         require(not taken, "evaluation.settings", taken, "names of their own, as text", "choose others")

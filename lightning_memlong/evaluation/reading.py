@@ -91,27 +91,36 @@ class Scoring:
     """Tokens up to the end that may be known: those before the window through memory."""
 
 
-def window_batch(subject: Subject, documents: Sequence[np.ndarray], scoring: Scoring) -> dict[str, Any]:
-    """The windows of a scoring, as a DataModule would give them; ``memory_start`` is where memory may begin."""
+def window_batch(
+    subject: Subject, documents: Sequence[np.ndarray], scoring: Scoring, ids: Sequence[int] = (0,)
+) -> dict[str, Any]:
+    """The windows of a scoring, as a DataModule would give them; ``memory_start`` is where memory may begin.
+
+    Args:
+        subject: Whose tokenizer and device.
+        documents: R times (T,).
+        scoring: Which windows.
+        ids: Of each document; random draws depend on it, and not on the row.
+    """
     local, pad = scoring.local, subject.tokenizer.pad_token_id or 0
-    ids = torch.full((len(documents), local), pad)
+    tokens_in = torch.full((len(documents), local), pad)
     labels = torch.full((len(documents), local), -100)
     for row, (tokens, end) in enumerate(zip(documents, scoring.ends, strict=True)):
         if end:
-            ids[row] = torch.from_numpy(tokens[end - local : end].astype(np.int64))
-            labels[row, local - scoring.scored :] = ids[row, local - scoring.scored :]
+            tokens_in[row] = torch.from_numpy(tokens[end - local : end].astype(np.int64))
+            labels[row, local - scoring.scored :] = tokens_in[row, local - scoring.scored :]
     labels[:, 0] = -100
     ends = torch.tensor(scoring.ends)
     real = ends > 0
     facts = {
         "length": real * local,
         "document_start": torch.zeros_like(real),
-        "document_id": torch.where(real, torch.arange(len(ends)), -1),
+        "document_id": torch.where(real, torch.tensor(ids), -1),
         "offset": (ends - local).clamp(min=0),
         "fresh": torch.full_like(ends, local - scoring.scored),
         "memory_start": (ends - scoring.context).clamp(min=0),
     }
-    return _on(subject, {"input_ids": ids, "labels": labels, **facts})
+    return _on(subject, {"input_ids": tokens_in, "labels": labels, **facts})
 
 
 @torch.no_grad()
