@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
@@ -20,6 +21,7 @@ from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
+from lightning_memlong.model import MemLong
 from lightning_memlong.retrieval import seed_of
 from lightning_memlong.retriever import HiddenRetriever
 
@@ -268,14 +270,37 @@ def score_labels(subject: Subject, prompts: Sequence[str], labels: Sequence[Sequ
 
 def _after(subject: Subject, ids: Sequence[Sequence[int]], memory: Any, count: int) -> Tensor:
     """Log-probabilities (B, count, V) at the last ``count`` places of each text, float32 on the CPU."""
-    longest = max(map(len, ids))
-    padded = torch.tensor([[*i, *[0] * (longest - len(i))] for i in ids], device=subject.device)
+    begun = 0 if memory is not None else _common(ids, count)
+    rest = [i[begun:] for i in ids]
+    longest = max(map(len, rest))
+    padded = torch.tensor([[*i, *[0] * (longest - len(i))] for i in rest], device=subject.device)
     with subject.autocast():
-        hidden = subject.model(padded, memory=memory).hidden
-        last = torch.tensor([len(i) - count for i in ids], device=hidden.device)[:, None]
+        if begun:
+            hidden = _continued(subject.model, ids[0][:begun], padded)
+        else:
+            hidden = subject.model(padded, memory=memory).hidden
+        last = torch.tensor([len(i) - count for i in rest], device=hidden.device)[:, None]
         places = last + torch.arange(count, device=hidden.device)
         chosen = hidden[torch.arange(len(ids), device=hidden.device)[:, None], places]
         return subject.model.head.logits(chosen).float().log_softmax(dim=-1).cpu()
+
+
+def _common(ids: Sequence[Sequence[int]], keep: int) -> int:
+    """Tokens that all texts begin with, all but at least ``keep`` of each."""
+    shortest = min(map(len, ids)) - keep
+    return next((n for n in range(shortest) if len({i[n] for i in ids}) > 1), max(0, shortest))
+
+
+def _continued(model: MemLong, begun: Sequence[int], rest: Tensor) -> Tensor:
+    """Last hidden states (B, T, E) of texts that begin alike, which is read once: demonstrations are most of a prompt.
+
+    Not with memory, which is another one for each text from the first token on.
+    """
+    decoder, cache = model.backbone.get_decoder(), DynamicCache(config=model.config)
+    first = [*([] if model.bos is None else [model.bos]), *begun]
+    decoder(input_ids=torch.tensor([first], device=rest.device), past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rest))
+    return decoder(input_ids=rest, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 # ---- demonstrations as entries ----------------------------------------------------------------------------------
