@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.evaluation.icl import _entries, _windows, label_tokens
+from lightning_memlong.evaluation.icl import _entries, _windows
+from lightning_memlong.evaluation.labels import label_tokens
 from lightning_memlong.evaluation.tasks import Example, balanced, load_task
 
 
