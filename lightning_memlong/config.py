@@ -81,9 +81,9 @@ class MemoryConfig:
     query: Query = "previous"
     """What a window retrieves with: previous (the chunks before it; causal) or current (the text of the window
     itself, as the reference code does: it LEAKS the tokens being predicted and is only for comparison)."""
-    query_chunks: int = 4
+    query_chunks: int = 2
     """Chunks before the predicted tokens that ask, for the 'previous' query [chunks]."""
-    query_pooling: QueryPooling = "max"
+    query_pooling: QueryPooling = "mean"
     """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
     of them)."""
     selection: Selection = "similarity"
