@@ -85,7 +85,7 @@ def plant(
     Raises:
         UserError: If the document is too short for it.
     """
-    mixer = random.Random(f"{kind} {sample}")
+    mixer = random.Random(f"{kind} {length} {depth} {sample}")
     needles, which, question, answer = _texts(kind, mixer)
     planted, asked, told = [_ids(tokenizer, n) for n in needles], _ids(tokenizer, question), _ids(tokenizer, answer)
     room = length - len(asked) - len(told)

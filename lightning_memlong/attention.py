@@ -204,7 +204,8 @@ def local_attention(
 ) -> Tensor:
     """Plain causal attention with soft-capped scores, which PyTorch's own function cannot compute."""
     attend = _attend(choose_kernel(backend, query, 1, scores), scores, memo)
-    return attend(query, key, value, mask, mask is None)[0]
+    # One token after others (a cache) sees all of them, and comes without a mask.
+    return attend(query, key, value, mask, mask is None and query.shape[2] == key.shape[2])[0]
 
 
 def _attend(kernel: str, scores: Scores, memo: Memo) -> Attend:

@@ -224,8 +224,12 @@ class MemoryBank:
 
     def last_embeddings(self, count: int, before: Tensor) -> list[Tensor]:
         """For each row the embeddings (<= count, E) of the newest chunks that end at or before ``before`` (R,)."""
+        return [held[-count:] for held in self.embeddings_within(before)]
+
+    def embeddings_within(self, before: Tensor, after: Tensor | None = None) -> list[Tensor]:
+        """For each row the embeddings (n, E) of the chunks that end at or before ``before`` (R,), from ``after`` on."""
         return [
-            ledger.entries.embeddings[self._eligible(ledger, row, before)][-count:]
+            ledger.entries.embeddings[self._eligible(ledger, row, before, after)]
             for row, ledger in enumerate(self._ledgers)
         ]
 

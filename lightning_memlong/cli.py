@@ -136,9 +136,9 @@ class MemLongCLI(LightningCLI):
         if self._evaluates():
             name = str(self.subcommand)
             config = self.config[name]
-            identity = evaluation_identity(plain(self.parser, self.config)[name], config.ckpt_path)
+            self._identity = evaluation_identity(plain(self.parser, self.config)[name], config.ckpt_path)
             kind = config.evaluation.class_path.rpartition(".")[2]
-            continue_in(config, f"{kind}-{identity}")
+            continue_in(config, f"{kind}-{self._identity}")
 
     def _evaluates(self) -> bool:
         return self.subcommand == "test" and self.config[self.subcommand].get("evaluation") is not None
@@ -181,7 +181,7 @@ class MemLongCLI(LightningCLI):
             return open_data(name, options, plain(self.parser, self.config)[subcommand])
 
         evaluation = self._get(self.config_init, "evaluation")
-        measure(self.trainer, self.model, self.datamodule, evaluation, corpus, config.ckpt_path)
+        measure(self.trainer, self.model, self.datamodule, evaluation, corpus, config.ckpt_path, self._identity)
 
     def before_fit(self) -> None:
         """Validate the untrained model, so that every curve has its beginning."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FORMAT = 1
+"""Raised when what is measured changes, so that no table mixes old and new."""
 RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compare_memory_off", "tuning")
 """Of the model group, what has no effect on an evaluation."""
 AROUND = ("num_workers", "retries", "cache", "shuffle", "shuffle_buffer", "batch_size", "on_bad_document")
@@ -23,7 +25,8 @@ def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str
     data = {**config["data"], "init_args": _without(config["data"].get("init_args") or {}, AROUND)}
     facts = {"model": model, "memory": config["memory"], "data": data, "evaluation": config["evaluation"]}
     facts |= {"precision": config["trainer"].get("precision"), "seed": config.get("seed_everything")}
-    facts |= {"weights": _weights(Path(str(model["backbone"]))), "checkpoint": _content(ckpt_path)}
+    named = [model["backbone"], config["memory"]["retriever"]["name"], *_texts(config["evaluation"])]
+    facts |= {"format": FORMAT, "files": [_files(name) for name in named], "checkpoint": _content(ckpt_path)}
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
 
 
@@ -31,11 +34,19 @@ def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, A
     return {k: v for k, v in settings.items() if k not in names}
 
 
-def _weights(folder: Path) -> list[tuple[str, int, int]]:
-    """Files of a backbone's folder; nothing for a name."""
-    if not folder.is_dir():
-        return []
-    return sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file())
+def _texts(settings: Any) -> list[str]:
+    """All texts in nested settings: some of them name files."""
+    if isinstance(settings, str):
+        return [settings]
+    inside = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ()
+    return [text for value in inside for text in _texts(value)]
+
+
+def _files(name: str) -> list[tuple[str, int, int]]:
+    """The files of a folder, or a file, with size and time of change; nothing for any other name."""
+    path = Path(str(name))
+    files = [path] if path.is_file() else sorted(path.rglob("*"))[:10_000] if name and path.is_dir() else []
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 
 def _content(file: str | None) -> str | None:

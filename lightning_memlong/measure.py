@@ -20,9 +20,15 @@ from lightning_memlong.stored import read_checkpoint
 
 
 def measure(
-    trainer: Any, module: Any, datamodule: Any, evaluation: Evaluation, open_data: Callable[..., Any], ckpt_path: Any
+    trainer: Any,
+    module: Any,
+    datamodule: Any,
+    evaluation: Evaluation,
+    open_data: Callable[..., Any],
+    ckpt_path: Any,
+    identity: str,
 ) -> Report:
-    """Evaluate a model; what an earlier run of the same settings has measured is not measured again.
+    """Evaluate a model; what an earlier run of the same ``identity`` has measured is not measured again.
 
     Raises:
         UserError: If it cannot be evaluated; what was measured before is kept.
@@ -45,11 +51,11 @@ def measure(
         folder = run_folder(trainer) or Path(evaluation.name)
         check_writable(folder)
         _note_settings(trainer, module, folder)
-        record = Record(folder / f"{evaluation.name}.jsonl", evaluation.keys)
+        record = Record(folder / f"{evaluation.name}-{identity}.jsonl", evaluation.keys)
         before = f"{record.found:,} measurements found, the rest goes on" if record.found else "as it comes"
         say(f"Results, {before}: {record.file}", flush=True)
         _run(evaluation, subject, record)
-    report = evaluation.report(record.rows)
+    report = evaluation.report(record.of(evaluation.planned()))
     _write(report, evaluation.name, folder, trainer.loggers)
     show_report(report, evaluation.name, folder)
     return report

@@ -3,7 +3,7 @@
 Legend: R rows, G searches of a row, n chunks of a window, Q queries of a search, k chunks retrieved, E embedding size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,16 +37,18 @@ class Asking:
         return F.normalize(torch.cat([asking[:1].expand(missing, -1), asking]), dim=1)
 
 
-def window_queries(bank: MemoryBank, place: Tensor, asking: Asking) -> Tensor:
-    """Queries (R, 1, Q, E) of the last chunks before ``place`` (R,).
+def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Sequence[Tensor]) -> Tensor:
+    """Queries (R, 1, Q, E) of the last chunks before ``place`` (R,); ``known``: of each row, all that can be found.
 
     That is where the tokens begin which are predicted, be it in the middle of a window that overlaps the one before.
     """
     held = bank.last_embeddings(asking.count, place)
-    return torch.stack([asking(last, bank.entries(row).embeddings) for row, last in enumerate(held)])[:, None]
+    return torch.stack([asking(last, all_of_row) for last, all_of_row in zip(held, known, strict=True)])[:, None]
 
 
-def chunk_queries(bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: Tensor, asking: Asking) -> Tensor:
+def chunk_queries(
+    bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: Tensor, asking: Asking, known: Sequence[Tensor]
+) -> Tensor:
     """Queries of each chunk of the window (R, n, Q, E): of the chunks before that chunk.
 
     They lie in the bank, or in the window itself before the chunk, so a token never retrieves with text that comes
@@ -58,6 +60,7 @@ def chunk_queries(bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: T
         offset: (R,) where the window begins in its document [tokens].
         fresh: (R,) how many of its tokens were stored with an earlier window [tokens].
         asking: How chunks ask.
+        known: Of each row (N, E), of all chunks that can be found.
     """
     already = fresh // bank.chunk_size
     stored = bank.last_embeddings(asking.count + int(already.max()), offset + fresh)
@@ -65,8 +68,8 @@ def chunk_queries(bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: T
     for row, held in enumerate(stored):
         line = torch.cat([held, embeddings[row, int(already[row]) :]])
         first = len(held) - int(already[row])  # where the window's first chunk stands in the line
-        known = bank.entries(row).embeddings
-        rows.append(torch.stack([asking(line[: max(0, first + chunk)], known) for chunk in range(embeddings.shape[1])]))
+        asked = [asking(line[: max(0, first + chunk)], known[row]) for chunk in range(embeddings.shape[1])]
+        rows.append(torch.stack(asked))
     return torch.stack(rows)
 
 

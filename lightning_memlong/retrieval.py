@@ -70,7 +70,9 @@ class Retrieval:
                 for c in range(chunks)
             ]
             return None, torch.stack(drawn, dim=1)
-        return search(bank, self._queries(bank, batch), top_k, before, after)
+        # What is rare among chunks (BM25) is counted over those that can be found, not over text yet to come.
+        queries = self._queries(bank, batch, bank.embeddings_within(before, after))
+        return search(bank, queries, top_k, before, after)
 
     def prepare(self, batch: dict[str, Any]) -> None:
         """Embed the window's chunks where queries need them; the rest are embedded when chunks are stored."""
@@ -80,20 +82,19 @@ class Retrieval:
         elif self.config.granularity == "chunk" and self.config.selection == "similarity":
             self._window_embeddings = self.embed(batch, self._new_lengths(batch) > 0)
 
-    def _queries(self, bank: MemoryBank, batch: dict[str, Any]) -> Tensor:
+    def _queries(self, bank: MemoryBank, batch: dict[str, Any], known: list[Tensor]) -> Tensor:
         """(R, G, Q, E): of one search a row, or one a chunk."""
         own, by_chunk, as_query = self._window_embeddings, self.config.granularity == "chunk", self.retriever.as_query
         offset, fresh = batch["offset"].cpu(), batch["fresh"].cpu()
         if self.config.query == "current":
             assert own is not None
-            known = [bank.entries(row).embeddings for row in range(len(own))]
             asked = torch.stack([as_query(o, k) for o, k in zip(own, known, strict=True)])
             return F.normalize(asked if by_chunk else asked.mean(dim=1, keepdim=True), dim=2)[:, :, None]
         asking = Asking(self.config.query_chunks, self.config.query_pooling, as_query)
         if by_chunk:
             assert own is not None
-            return chunk_queries(bank, own, offset, fresh, asking)
-        return window_queries(bank, offset + fresh, asking)
+            return chunk_queries(bank, own, offset, fresh, asking, known)
+        return window_queries(bank, offset + fresh, asking, known)
 
     # ---- after it was read --------------------------------------------------------------------------------
 

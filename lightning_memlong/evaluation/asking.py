@@ -37,8 +37,8 @@ def retrieve_for(retrieval: Retrieval, bank: MemoryBank, embedded: Tensor, befor
         before: Only entries that end here or before [tokens]; None: all.
     """
     asking = Asking(1, "mean", retrieval.retriever.as_query)
-    known = bank.entries(0).embeddings
-    queries = torch.stack([asking(e[None], known) for e in embedded])[None]
     limit = torch.tensor([torch.iinfo(torch.long).max if before is None else before])
+    (known,) = bank.embeddings_within(limit)
+    queries = torch.stack([asking(e[None], known) for e in embedded])[None]
     scores, entries = search(bank, queries, retrieval.config.top_k, limit)
     return bank.gather(entries, scores, count=False)

@@ -117,6 +117,10 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
+    def planned(self) -> list[Row]:
+        """The keys of all measurements there will be, once prepared; others in a record are of other texts."""
+
+    @abstractmethod
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
         """Measure, and give each measurement as soon as it is made; those in the record are not made again."""
 

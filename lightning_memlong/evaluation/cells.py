@@ -86,14 +86,16 @@ class Cells:
         if setting in self.grid.open_peers:
             return self._peer(self.grid.open_peers[setting], length, off), nothing
         if setting == LONGER:
-            wide = min(length, self.grid.local + self.grid.top_k * self.grid.chunk_size)
+            wide = self.grid.wide(length)
             if wide not in self._off:
                 self._off[wide] = self._plain(wide)
             return self._off[wide], nothing
         scoring = Scoring(self.window.ends, self.grid.local, self.window.scored, length)
         batch = window_batch(self.subject, self.tokens, scoring, [int(t.facts["text"], 16) for t in self.texts])
         if setting == HINDSIGHT:
-            memory = choose_with_hindsight(self.subject, batch, self.grid.hindsight, self.grid.retrievals, self.banks)
+            limit = off.sum(1)
+            candidates, ways = self.grid.hindsight, self.grid.retrievals
+            memory = choose_with_hindsight(self.subject, batch, candidates, ways, self.banks, limit)
         else:
             memory = self.grid.retrievals[setting].retrieve(self.banks[setting], batch, count=False)
         # Two settings that choose the same chunks are the same pass.
@@ -115,9 +117,9 @@ class Cells:
         places, scores = memory.positions[mine].flatten(), memory.scores[mine].flatten()
         real = places >= 0
         distances = (int(batch["offset"][row]) - places[real]).tolist()
-        best = int(scores[real].nan_to_num(-1).argmax()) if bool(real.any()) else -1
         facts: Row = {"chunks": len(distances), "distance": float(np.mean(distances)) if distances else None}
-        facts["nearest_distance"] = distances[best] if best >= 0 else None
+        known = bool(real.any()) and not bool(scores[real].isnan().any())  # the controls have no scores
+        facts["nearest_distance"] = distances[int(scores[real].argmax())] if known else None
         if length == max(self.window.lengths):
             facts["mass"] = {layer: round(float(m[row]), 5) for layer, m in mass.items()}
         return facts
@@ -135,8 +137,6 @@ class Cells:
         end, count = self.window.ends[row], self.window.scored
         if not end:
             return {}
-        local = min(min(self.window.lengths), self.grid.local)
-        count -= int(count == local)  # the first token of a window has nothing to be predicted from
         text = self.subject.tokenizer.decode(self.tokens[row][end - count : end], clean_up_tokenization_spaces=False)
         before = self.subject.tokenizer.decode(self.tokens[row][max(0, end - count - 8) : end - count])
         inside = bool(before[-1:].strip()) and bool(text[:1].strip())  # a word that began before
@@ -147,7 +147,7 @@ class Cells:
             if not (end := self.window.ends[row]):
                 continue
             found = {**text.facts, "window": end, "length": length, "setting": setting}
-            better = int((losses[row] < off[row] - 1e-6).sum())
+            better = 0 if setting in self.grid.open_peers else int((losses[row] < off[row] - 1e-6).sum())
             yield {
                 **found, **self.spans[row], "nll": float(losses[row].double().sum()),
                 "nll_off": float(off[row].double().sum()), "improved": better, **facts[row],

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.reading import score
-from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.retrieval import Retrieval, seed_of
 from lightning_memlong.retrieved import Retrieved
 
 
@@ -19,6 +19,7 @@ def choose_with_hindsight(
     candidates: int,
     retrievals: Mapping[str, Retrieval],
     banks: Mapping[str, MemoryBank],
+    limit: Tensor,
 ) -> Retrieved | None:
     """The ``top_k`` chunks that, each on its own, lower the loss of the scored tokens most.
 
@@ -31,6 +32,7 @@ def choose_with_hindsight(
         candidates: Chunks tried for each document.
         retrievals: The settings; ``top_k`` is that of the first.
         banks: Theirs; all hold the same chunks.
+        limit: (R,) loss with memory off; chunks that do not lower it are left out.
     """
     first = next(iter(retrievals))
     top_k, bank = retrievals[first].config.top_k, banks[first]
@@ -41,8 +43,10 @@ def choose_with_hindsight(
         losses = score(subject, batch, memory)[0]
         gains[:, place] = -losses.sum(1)
     gains[pool < 0] = float("-inf")
-    best = gains.topk(min(top_k, pool.shape[1]), dim=1).indices
-    return bank.gather(pool.gather(1, best), count=False)
+    best = gains.topk(min(top_k, pool.shape[1]), dim=1)
+    chosen = pool.gather(1, best.indices)
+    chosen[best.values <= -limit[:, None]] = -1
+    return bank.gather(chosen, count=False)
 
 
 def _pool(
@@ -55,7 +59,8 @@ def _pool(
         rankings.append(retrieval.choose(banks[name], batch)[1][:, 0])
     start, before = batch["memory_start"].cpu(), batch["offset"].cpu()
     bank = next(iter(banks.values()))
-    rankings.append(bank.random(candidates, list(range(len(before))), before, start))
+    places = zip(batch["document_id"].tolist(), before.tolist(), strict=True)
+    rankings.append(bank.random(candidates, [seed_of(*place) for place in places], before, start))
     pool = torch.full((len(before), candidates), -1)
     for row in range(len(before)):
         turns = (int(r[row, i]) for i in range(max(r.shape[1] for r in rankings)) for r in rankings if i < r.shape[1])

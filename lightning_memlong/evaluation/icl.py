@@ -19,6 +19,7 @@ from lightning_memlong.evaluation.asking import embed_texts, retrieve_for
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
+from lightning_memlong.evaluation.reading import roomy_bank
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
 from lightning_memlong.retrieval import seed_of
@@ -54,7 +55,7 @@ class InContextLearning(Evaluation):
 
     Each demonstration in memory is one entry of the bank (more, if it is longer than ``memory.chunk_size``), read in
     windows of ``window`` tokens with the demonstrations before it; an example retrieves ``memory.top_k`` of them by its
-    text, which is known when its label is asked for.
+    text, which is known when its label is asked for: ``memory.query`` and the like have no part in it.
 
     Args:
         tasks: Name -> folder with its files, or null for the hub. Names: SST-2, MR, Subj, SST-5, MPQA.
@@ -125,6 +126,10 @@ class InContextLearning(Evaluation):
             for context in self.context if context in self.memory_context
         ]  # fmt: skip
 
+    def planned(self) -> list[Row]:
+        """All draws, each in all ways."""
+        return [_row(drawn, cell) for drawn in self._draws for cell in self.cells()]
+
     # ---- measuring ----------------------------------------------------------------------------------------
 
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
@@ -144,7 +149,7 @@ class InContextLearning(Evaluation):
         ids = [subject.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         retrieval, size = subject.retrieval(), subject.memory.chunk_size
         entries = sum(-(-len(i) // size) for i in ids)
-        bank = MemoryBank(1, max(2, entries, subject.memory.top_k) * size, size, "none", None, subject.memory.index)
+        bank = roomy_bank(retrieval, 1, entries * size)
         place = 0
         for group in _windows(ids, self.window):
             tokens = [t for i in group for t in ids[i]]

@@ -24,7 +24,8 @@ def report(evaluation: Any, rows: Sequence[Row]) -> Report:
         "Accuracy, calibrated [%]": _table(data, tasks, cells, "calibrated"),
     }
     notes = [
-        "In brackets: 95 % bootstrap interval over examples. demonstrations: in context + in memory.",
+        "In brackets: 95 % bootstrap interval over examples; which demonstrations were drawn is not in it.",
+        "demonstrations: in context + in memory.",
         "majority class: always the most frequent label of the examples asked.",
         "calibrated: batch calibration (arXiv 2309.17249), the mean log-probability of each label over the examples "
         "taken off.",

@@ -28,30 +28,44 @@ class Peer:
             self.model = load_backbone(backbone).eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(str(error).replace("model.backbone=", f"evaluation.peers.{name}=")) from error
-        self.longest: int = text_config(self.model).max_position_embeddings
+        self.longest: int | None = getattr(text_config(self.model), "max_position_embeddings", None)
         self.bos = first_token(self.tokenizer, None)
-        self.device, self._head = device, Head(self.model)
+        self.name, self.device, self._head = name, device, Head(self.model)
+        self._prove()
+
+    @torch.no_grad()
+    def _prove(self) -> None:
+        """Losses are made from hidden states; that is the model's own way only if its logits come out."""
+        ids = torch.arange(8, device=self.device)[None]
+        wanted = self.model(input_ids=ids, use_cache=False).logits.float()
+        made = self._head.logits(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+        if not float((made - wanted).abs().max()) <= 1e-3 * float(wanted.abs().max()):
+            raise UserError(
+                f"evaluation.peers.{self.name}: {type(self.model).__name__} does something to its logits that is not "
+                "known here. Allowed: a linear head, scaled or soft-capped. Fix: leave it out."
+            )
 
     def takes(self, length: int) -> bool:
         """Whether it was made for so many tokens."""
-        return length <= self.longest
+        return self.longest is None or length <= self.longest
 
     @torch.no_grad()
     def loss(self, tokens: np.ndarray, end: int, length: int, scored: int, subject: Subject) -> float:
         """Summed loss of the text of the tokens ``end - scored`` to ``end``, given those from ``end - length`` on.
 
         Both pieces of text are tokenised by the model's own tokenizer, one by one, so the scored bytes are the same.
+
+        Raises:
+            UserError: If the loss is not finite.
         """
-        start = max(0, end - length)
-        if start == end - scored:
-            scored -= 1  # as for the model itself: a text's first token has nothing to be predicted from
-        texts = [
-            subject.tokenizer.decode(part, clean_up_tokenization_spaces=False)
-            for part in (tokens[start : end - scored], tokens[end - scored : end])
-        ]
+        parts = tokens[max(0, end - length) : end - scored], tokens[max(0, end - length) : end]
+        known, whole = (subject.tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts)
+        # Cut out of the whole, since some tokenizers drop the space at the beginning of what they decode.
+        texts = known, whole[len(known) :]
         before, after = (self.tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts)
-        room = self.longest - len(after) - int(self.bos is not None)
-        before = ([] if self.bos is None else [self.bos]) + before[max(0, len(before) - room) :]
+        if self.longest is not None:
+            before = before[max(0, len(before) + len(after) + int(self.bos is not None) - self.longest) :]
+        before = ([] if self.bos is None else [self.bos]) + before
         ids = torch.tensor([before + after], device=self.device)
         labels = ids.clone()
         labels[:, : len(before)] = -100
@@ -60,7 +74,11 @@ class Peer:
             hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, -len(after) - 1 :]
             losses = self._head.loss(hidden, labels[:, -len(after) - 1 :], reduction="none")
         total = float(losses.double().sum())
-        assert math.isfinite(total)
+        if not math.isfinite(total):
+            raise UserError(
+                f"evaluation.peers.{self.name}: the loss of {len(after)} tokens is {total}. Allowed: a model with "
+                "finite losses. Fix: run it in another --trainer.precision, or leave it out."
+            )
         return total
 
 

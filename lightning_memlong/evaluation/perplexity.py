@@ -21,7 +21,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "random": {"selection": "random"},
     "current (LEAKS)": {"query": "current"},
 }
-GOVERNED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_life", "save_keys_values"}
+GOVERNED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_life", "save_keys_values",
+            "index", "dtype", "storage", "storage_folder"}  # fmt: skip
 """Fields a setting cannot change: what is stored is the same in every cell, and all of it is kept."""
 
 
@@ -29,9 +30,10 @@ class PerplexityGrid(Evaluation):
     """Perplexity of the same tokens in every cell: lengths of context by ways of choosing memory.
 
     Of a context of L tokens the last ``data.window`` are local and the rest is memory. Every document is read once,
-    window by window without memory, into a bank that keeps all of it; each setting then chooses among the chunks that
-    lie in its context. Every table also has memory off, and the backbone with a longer plain window of as many tokens
-    as window and retrieved chunks together.
+    window by window without memory, into a bank that keeps all of it (so the first chunks of a context were read with
+    up to a window of the text before it); each setting then chooses among the chunks that lie in its context. Every
+    table also has memory off, and the backbone with a longer plain window of as many tokens as window and retrieved
+    chunks together.
 
     Args:
         corpora: Name -> a path, or options of the data group (class_path, path, hub_id, ...) that differ; null: the
@@ -96,11 +98,14 @@ class PerplexityGrid(Evaluation):
             fixed = sorted(GOVERNED & {*options})
             key = f"evaluation.settings.{name}"
             require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
-            self.retrievals[name] = subject.retrieval(options, key)
+            retrieval = subject.retrieval(options, key)
+            leaks = retrieval.config.query == "current" and retrieval.config.selection == "similarity"
+            self.retrievals[f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name] = retrieval
         self.open_peers = {name: open_peer(name, backbone, subject) for name, backbone in self.peers.items()}
         self._texts = [text for name, data in self._data(subject).items() for text in self._documents(name, data)]
         self.top_k = max((r.config.top_k for r in self.retrievals.values()), default=subject.memory.top_k)
         self._check(subject)
+        self.longest = getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths)
         data = subject.data
         self.title = f"{subject.backbone}, window {data.window}, stride {data.stride}, {self.protocol}"
         self.local, self.stride, self.chunk_size = data.window, data.stride, subject.memory.chunk_size
@@ -131,6 +136,11 @@ class PerplexityGrid(Evaluation):
         require(bool(found), "evaluation.lengths", self.lengths, f"at most {longest} tokens for {corpus}", fix)
         return found
 
+    def planned(self) -> list[Row]:
+        """The cells of all documents."""
+        alone = [([text], window) for text in self._texts for window in self._scorings([text])]
+        return [cell for texts, window in alone for cell in self._cells(texts, window)]
+
     # ---- measuring ----------------------------------------------------------------------------------------
 
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
@@ -160,8 +170,10 @@ class PerplexityGrid(Evaluation):
         places = [np.linspace(first, len(t.tokens), self.windows).astype(int) for t in group]
         # Cut down to whole strides, so that all that lies before a window can be retrieved.
         ends = [np.unique(first + (p - first) // self.stride * self.stride) for p in places]
+        # The first token of a window has nothing to be predicted from, so where windows do not overlap it is left out.
+        scored = self.stride - int(self.stride == self.local)
         return [
-            Window(tuple(int(e[number]) if number < len(e) else 0 for e in ends), tuple(self.lengths), self.stride)
+            Window(tuple(int(e[number]) if number < len(e) else 0 for e in ends), tuple(self.lengths), scored)
             for number in range(max(map(len, ends)))
         ]
 
@@ -172,14 +184,18 @@ class PerplexityGrid(Evaluation):
             Window(
                 tuple((number + 1) * length if number < count else 0 for count in counts),
                 (length,),
-                min(length, self.local),
+                min(length, self.local) - 1,  # the first has nothing to be predicted from
             )
             for number in range(max(counts))
         ]
 
+    def wide(self, length: int) -> int:
+        """Tokens of the longer plain window."""
+        return min(length, self.local + self.top_k * self.chunk_size)
+
     def settings_at(self, length: int) -> list[str]:
         """Where the whole context is local there is nothing to retrieve."""
-        longer = [LONGER] if self.longer_window else []
+        longer = [LONGER] if self.longer_window and self.wide(length) <= self.longest else []
         best = [HINDSIGHT] if self.hindsight and length == max(self.lengths) else []
         beyond = [*longer, *self.retrievals, *best] if length > self.local else []
         return [OFF, *beyond, *(name for name, peer in self.open_peers.items() if peer.takes(length))]

@@ -31,10 +31,13 @@ def report(grid: Any, rows: Sequence[Row]) -> Report:
     notes = [
         f"In brackets: by perplexity with memory off on the same tokens, and its 95 % bootstrap interval over "
         f"{' or '.join(sorted(drawn))}.",
-        "off and recent do not depend on the length once the window, and the chunks, are full.",
-        f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together.",
+        "off and recent do not depend on the length once the window, and the chunks, are full."
+        if grid.protocol == "sliding"
+        else "Lengths have pieces, and scored tokens, of their own: compare within a column.",
+        f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together, where the "
+        "backbone was made for so many.",
     ]
-    if any("LEAKS" in name for name in grid.settings):
+    if any("LEAKS" in name for name in grid.retrievals):
         notes.append(
             "LEAKS: retrieves with the text that is being predicted, as the reference code does; not a fair number."
         )
@@ -130,7 +133,9 @@ def _where(grid: Any, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
                 mass.setdefault(int(layer), []).append(value)
         found[name] = {
             "position": _binned([r["window"] for r in mine], gain),
-            "distance": _binned([r["nearest_distance"] for r in mine], gain),
+            "distance": _binned([r["nearest_distance"] for r in mine], gain)
+            if all(r["nearest_distance"] is not None for r in mine)
+            else [],
             "mass": sorted((layer, float(np.mean(values))) for layer, values in mass.items()),
             "improved": _share(mine),
         }

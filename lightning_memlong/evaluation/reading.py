@@ -37,7 +37,7 @@ def read(
     """
     first = retrievals[0]
     longest = max(map(len, documents))
-    bank = _roomy(first, len(documents), longest)
+    bank = roomy_bank(first, len(documents), longest)
     encoders = {id(r.retriever): r for r in retrievals}
     embedded: dict[int, list[Tensor]] = {name: [] for name in encoders}
     windows = Windows(window, window, len(documents), subject.tokenizer.pad_token_id or 0)
@@ -63,7 +63,7 @@ def read(
     return [banks[id(r.retriever)] for r in retrievals]
 
 
-def _roomy(retrieval: Retrieval, rows: int, tokens: int) -> MemoryBank:
+def roomy_bank(retrieval: Retrieval, rows: int, tokens: int) -> MemoryBank:
     """A bank in which nothing is ever evicted."""
     config, size = retrieval.config, retrieval.config.chunk_size
     slots = max(2, -(-tokens // size), config.top_k)
@@ -102,7 +102,7 @@ def window_batch(
         scoring: Which windows.
         ids: Of each document; random draws depend on it, and not on the row.
     """
-    local, pad = scoring.local, subject.tokenizer.pad_token_id or 0
+    local, pad, chunk = scoring.local, subject.tokenizer.pad_token_id or 0, subject.memory.chunk_size
     tokens_in = torch.full((len(documents), local), pad)
     labels = torch.full((len(documents), local), -100)
     for row, (tokens, end) in enumerate(zip(documents, scoring.ends, strict=True)):
@@ -117,7 +117,8 @@ def window_batch(
         "document_start": torch.zeros_like(real),
         "document_id": torch.where(real, torch.tensor(ids), -1),
         "offset": (ends - local).clamp(min=0),
-        "fresh": torch.full_like(ends, local - scoring.scored),
+        # Queries are made of whole chunks.
+        "fresh": torch.full_like(ends, (local - scoring.scored) // chunk * chunk),
         "memory_start": (ends - scoring.context).clamp(min=0),
     }
     return _on(subject, {"input_ids": tokens_in, "labels": labels, **facts})

@@ -1,6 +1,7 @@
 """Recall probes: something planted at a depth of a long document is asked for at its end."""
 
 import itertools
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -77,9 +78,9 @@ class RecallProbes(Evaluation):
         ok = all(length % chunk == 0 and length >= window for length in self.lengths)
         allowed = f"multiples of memory.chunk_size={chunk}, at least data.window={window}"
         require(ok, "evaluation.lengths", self.lengths, allowed, "change them, or --data.window")
-        options = {"similarity": {}, "recent": {"selection": "recent"}, "random": {"selection": "random"}}
-        # Each probe changes embeddings of a few chunks, which an index that is trained could not follow.
-        self._ways = {s: subject.retrieval({"index": "Flat", **options[s]}) for s in self.selections}
+        # One set of chunks for the answer; each probe changes embeddings, which an index that is trained cannot follow.
+        fixed = {"index": "Flat", "granularity": "window", "query": "previous"}
+        self._ways = {s: subject.retrieval({**fixed, "selection": s}) for s in self.selections}
         self._filler = filler_tokens(self.filler, max(self.lengths), subject.tokenizer, "evaluation.filler")
         grid = itertools.product(self.kinds, self.lengths, self.depths, range(self.samples))
         self._cells = [Cell(*values) for values in grid]
@@ -89,12 +90,16 @@ class RecallProbes(Evaluation):
         require(window > longest, "data.window", window, allowed, "raise it")
         self.title = f"{subject.backbone}, window {window}, top-k {subject.memory.top_k}"
 
+    def planned(self) -> list[Row]:
+        """All probes, each with memory off and each way of choosing."""
+        return [_key(cell, name) for cell in self._cells for name in ("off", *self._ways)]
+
     # ---- measuring ----------------------------------------------------------------------------------------
 
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
         """One probe after the other, with memory off and with each way of choosing."""
         names = ("off", *self._ways)
-        todo = [c for c in self._cells if any({**c._asdict(), "setting": n} not in record for n in names)]
+        todo = [c for c in self._cells if any(_key(c, n) not in record for n in names)]
         window = subject.data.window
         longest = max((c.length for c in todo), default=0)
         passes = len(names) + 2
@@ -112,7 +117,8 @@ class RecallProbes(Evaluation):
     def _measure(self, subject: Subject, cell: Cell, probe: Probe, bank: MemoryBank) -> Iterator[Row]:
         length, scored = len(probe.tokens), len(probe.tokens) - probe.answer
         scoring = Scoring((length,), min(length, subject.data.window), scored, length)
-        batch = window_batch(subject, [probe.tokens], scoring)
+        document = zlib.crc32(repr(cell).encode())  # each probe has a random draw of its own
+        batch = window_batch(subject, [probe.tokens], scoring, [document])
         start = length - scoring.local
         yield self._row(subject, cell, "off", batch, None, probe, start)
         for name, retrieval in self._ways.items():
@@ -148,6 +154,10 @@ class RecallProbes(Evaluation):
     def report(self, rows: list[Row]) -> Report:
         """Tables and figures."""
         return report(self, rows)
+
+
+def _key(cell: Cell, setting: str) -> Row:
+    return {**cell._asdict(), "setting": setting}
 
 
 @contextmanager

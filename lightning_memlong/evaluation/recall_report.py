@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from lightning_memlong.evaluation.base import Report
 from lightning_memlong.evaluation.figures import draw_recall
 from lightning_memlong.evaluation.record import Row
-from lightning_memlong.evaluation.statistics import mean_interval
+from lightning_memlong.evaluation.statistics import LEVEL
 
 
 def report(evaluation: Any, rows: Sequence[Row]) -> Report:
@@ -20,13 +21,13 @@ def report(evaluation: Any, rows: Sequence[Row]) -> Report:
         for kind in kinds for setting in settings for length in evaluation.lengths for depth in evaluation.depths
         if _of(rows, kind, setting, length, depth)
     ]  # fmt: skip
-    tables = {f"{kind}: all depths": _table(evaluation, rows, kind, settings) for kind in kinds}
+    tables = {f"{kind}: planted before the window": _table(evaluation, rows, kind, settings) for kind in kinds}
     notes = [
         "right: each token of the answer is the most likely one, as greedy decoding would write it; in brackets: 95 % "
-        "bootstrap interval over documents.",
+        "Wilson interval.",
         "tokens right: of the answers' tokens, given the true ones before them.",
-        "retrieved: what was planted, or a part of it, is among the chunks retrieved; counted where it lies before the "
-        "window.",
+        "retrieved: what was planted, or a part of it, is among the chunks retrieved.",
+        "The tables leave out documents whose planted text lies in the window; the picture has them.",
     ]
     figure = draw_recall(data, kinds, settings, evaluation.title)
     return Report(f"Recall: {evaluation.title}", notes, tables, data, {"accuracy": figure})
@@ -54,17 +55,21 @@ def _table(evaluation: Any, rows: Sequence[Row], kind: str, settings: Sequence[s
     table = []
     for length in evaluation.lengths:
         for setting in settings:
-            cell = _of(rows, kind, setting, length)
+            cell = [r for r in _of(rows, kind, setting, length) if not r["local"]]
             if not cell:
                 continue
-            right = mean_interval(np.array([r["correct"] for r in cell]))
             found = _summary(cell)
-            hits = [r["hit"] for r in cell if "hit" in r and not r["local"]]
             table.append({
-                "tokens": f"{length:,}", "memory": setting,
-                "right [%]": f"{100 * right.value:.0f} ({100 * right.low:.0f}..{100 * right.high:.0f})",
+                "tokens": f"{length:,}", "memory": setting, "documents": len(cell),
+                "right [%]": _share(sum(r["correct"] for r in cell), len(cell)),
                 "tokens right [%]": f"{100 * found['tokens_right']:.0f}",
                 "loss of a token": f"{found['nll_per_token']:.3f}",
-                "retrieved [%]": f"{100 * np.mean(hits):.0f}" if hits else "",
+                "retrieved [%]": "" if found["retrieved"] is None else f"{100 * found['retrieved']:.0f}",
             })  # fmt: skip
     return table
+
+
+def _share(right: int, count: int) -> str:
+    """A share with its Wilson interval."""
+    interval = binomtest(right, count).proportion_ci(LEVEL, method="wilson")
+    return f"{100 * right / count:.0f} ({100 * interval.low:.0f}..{100 * interval.high:.0f})"

@@ -51,6 +51,11 @@ class Record:
     def __contains__(self, row: Row) -> bool:
         return self._key(row) in self._known
 
+    def of(self, planned: Iterable[Row]) -> list[Row]:
+        """The measurements that are planned."""
+        wanted = {self._key(row) for row in planned}
+        return [row for row in self.rows if self._key(row) in wanted]
+
     def add(self, row: Row) -> None:
         """Keep a measurement."""
         if row in self:

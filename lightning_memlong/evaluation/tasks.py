@@ -103,17 +103,17 @@ def _from_hub(task: Task, key: str) -> dict[str, list[Example]]:
     from datasets import load_dataset
 
     try:
-        found = load_dataset(task.hub)
+        return {
+            part: [Example(str(row[task.text]).strip(), _label(row, task)) for row in rows if row["label"] >= 0]
+            for part, rows in load_dataset(task.hub).items()
+        }
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(
             f"{key}: {task.hub} cannot be loaded from the hub ({type(error).__name__}: {text}). Allowed: a data set "
-            f"that this machine can reach. Fix: check the network, or give a folder of its files as --{key}."
+            f"that this machine can reach, with columns {task.text} and label. Fix: check the network, or give a "
+            f"folder of its files as --{key}."
         ) from error
-    return {
-        part: [Example(str(row[task.text]).strip(), _label(row, task)) for row in rows if row["label"] >= 0]
-        for part, rows in found.items()
-    }
 
 
 def _label(row: Mapping[str, Any], task: Task) -> int:
@@ -123,12 +123,12 @@ def _label(row: Mapping[str, Any], task: Task) -> int:
 
 
 def balanced(examples: list[Example], count: int, labels: int, mixer: random.Random) -> list[Example]:
-    """So many examples, equally many of each label as far as that goes, in random order."""
+    """So many examples, equally many of each label as far as that goes; so are the first few of them."""
     by_label = [
         mixer.sample(same, len(same)) for same in ([e for e in examples if e.label == n] for n in range(labels))
     ]
-    turns = [e for turn in range(max(map(len, by_label), default=0)) for e in _turn(by_label, turn, mixer)]
-    return mixer.sample(turns[:count], min(count, len(turns)))
+    # Turn by turn, so that the first few are as balanced as all of them.
+    return [e for turn in range(max(map(len, by_label), default=0)) for e in _turn(by_label, turn, mixer)][:count]
 
 
 def _turn(by_label: list[list[Example]], turn: int, mixer: random.Random) -> list[Example]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_memlong.evaluation.tasks import load_task
 from tests.integration.helpers import ROOT, tiny
 
 EVAL = ROOT / "conf" / "eval"
+SETTING = "--evaluation.settings"
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_every_cell_scores_the_same_tokens_and_each_of_them_once(options: list[s
     for (document, end), (other, after) in zip(places, places[1:], strict=False):
         assert document != other or after - end >= 32, "scored stretches of 32 tokens do not overlap"
     assert {s for s, length in cells if length == 512} == {
-        "off", "longer window", "retrieved", "recent", "random", "current (LEAKS)"}  # fmt: skip
+        "off", "longer window", "retrieved", "nearest of last 4", "recent", "random", "current (LEAKS)"}  # fmt: skip
     assert {s for s, length in cells if length == 64} == {"off"}
 
 
@@ -169,6 +171,55 @@ def test_tables_figures_and_settings_are_written(options: list[str], capsys: pyt
     assert list(folder.glob("events*"))
 
 
+@pytest.mark.parametrize("more", [[], ["--evaluation.protocol", "reference"]])
+def test_windows_that_do_not_overlap_score_the_same_tokens_too(
+    options: list[str], more: list[str], byte_backbone: Path
+) -> None:
+    """The first token of a window has nothing to be predicted from: then it counts in no cell, however long."""
+    peer = ["--evaluation.peers", json.dumps({"plain": str(byte_backbone)}), "--evaluation.lengths", "[128, 256]"]
+    assert main([*options, "--data.stride", "64", *peer, *more]) == 0
+    rows = rows_of(options)
+    assert {r["tokens"] for r in rows} == {63}
+    by = {key(r): r for r in rows}
+    for name, row in by.items():
+        if row["setting"] == "longer window" and row["length"] == 128:  # 64 + 3 x 16 of 128 tokens
+            assert row["nll"] != by[(*name[:3], "plain")]["nll"]
+    texts = {p.name: p.read_text() for p in Path(options[options.index("--data.path") + 1]).iterdir()}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(byte_backbone), AutoTokenizer.from_pretrained(byte_backbone)
+    for row in [r for r in rows if r["setting"] in ("plain", "longer window", "off")][:12]:
+        wide = {"plain": row["length"], "longer window": min(row["length"], 112), "off": 64}[row["setting"]]
+        ids = torch.tensor([tokenizer(texts[row["document"]])["input_ids"]])[:, row["window"] - wide : row["window"]]
+        with torch.no_grad():
+            log_p = model(ids).logits.log_softmax(-1)[0, :-1]
+        assert row["nll"] == pytest.approx(float(-log_p.gather(1, ids[0, 1:, None])[-63:].sum()), rel=1e-4)
+
+
+def test_a_query_that_leaks_is_named_whatever_it_is_called(options: list[str]) -> None:
+    assert main([*options, "--memory.query", "current", SETTING, "{mine: {}, fair: {query: previous}}"]) == 0
+    assert {r["setting"] for r in rows_of(options)} == {"off", "longer window", "mine (LEAKS)", "fair"}
+    assert "not a fair number" in found_in(options, "perplexity.md").read_text()
+
+
+def test_words_that_come_later_do_not_weigh(options: list[str], tmp_path: Path) -> None:
+    """BM25 counts how rare words are among chunks that can be found, so text after a window changes nothing in it."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    text = " ".join(random.Random(0).choices(["apple", "bear", "cat", "door", "egg", "fox", "gate"], k=400))
+    given = [*options, "--data.path", str(folder), SETTING, "{words: {retriever: {name: bm25}}}",
+             "--evaluation.windows", "8"]  # fmt: skip
+    found = []
+    for rest in ("", " apple" * 60):
+        (folder / "a.txt").write_text(text[:1024] + (rest or text[1024:1384]))
+        main(given)
+        digest = rows_of(options)[-1]["text"]
+        rows = [r for r in rows_of(options) if r["text"] == digest]
+        found.append({r["window"]: r["nll"] for r in rows if r["setting"] == "words" and r["length"] == 512})
+    same = [end for end in found[0] if end <= 1024 and end in found[1]]
+    assert len(same) >= 3
+    for end in same:
+        assert found[0][end] == pytest.approx(found[1][end], rel=1e-6)
+
+
 def test_the_published_protocol(options: list[str]) -> None:
     assert main([*options, "--evaluation.protocol", "reference", "--evaluation.lengths", "[32, 64, 256]"]) == 0
     rows = rows_of(options)
@@ -191,6 +242,8 @@ def test_another_text_under_the_same_name_is_measured_anew(options: list[str], t
     main(given)
     rows = rows_of(options)
     assert len(rows) > before and len({r["text"] for r in rows}) == 2
+    with found_in(options, "perplexity.csv").open() as file:
+        assert {int(r["windows"]) for r in csv.DictReader(file)} == {4}, "the old text has no part in the table"
 
 
 def test_several_corpora_in_one_table(options: list[str], text_folder: Path) -> None:
@@ -199,9 +252,6 @@ def test_several_corpora_in_one_table(options: list[str], text_folder: Path) -> 
     rows = rows_of(options)
     assert {r["document"] for r in rows if r["corpus"] == "one"} == {"document-03.txt"}
     assert len({r["document"] for r in rows if r["corpus"] == "all"}) == 3
-
-
-SETTING = "--evaluation.settings"
 
 
 @pytest.mark.parametrize(
@@ -335,6 +385,8 @@ def test_recall(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     assert len(rows) == 2 * 2 * 3 * 4
     asked = [r for r in rows if r["kind"] == "pass_key" and r["setting"] == "similarity" and not r["local"]]
     assert len(asked) == 4 and all(r["hit"] == 1 for r in asked), "the one place that speaks of a pass key is found"
+    drawn = [r["nll"] for r in rows if r["setting"] == "random" and r["length"] == 2048]
+    assert len(set(drawn)) == len(drawn)
     assert all(r["local"] for r in rows if r["depth"] == 1 and r["kind"] == "pass_key")
     folder = found_in(options, "recall.md").parent
     assert (folder / "recall-accuracy.png").exists() and "retrieved [%]" in (folder / "recall.md").read_text()

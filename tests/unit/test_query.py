@@ -13,6 +13,7 @@ from lightning_memlong.lexical import SATURATION, BM25Retriever
 from lightning_memlong.query import Asking, chunk_queries, search, window_queries
 
 ROWS, CHUNK, CHUNKS, SIZE = 2, 4, 3, 6
+NOTHING = [torch.empty(0, SIZE)] * ROWS
 
 
 def units(count: int) -> torch.Tensor:
@@ -41,16 +42,18 @@ def test_each_chunk_asks_with_the_chunks_before_it(count: int, overlap: int) -> 
         for row in range(ROWS)
     ]
     offset, fresh = torch.full((ROWS,), begin * CHUNK), torch.full((ROWS,), overlap * CHUNK)
-    queries = chunk_queries(bank_with(stored), window, offset, fresh, Asking(count))[:, :, 0]
+    queries = chunk_queries(bank_with(stored), window, offset, fresh, Asking(count), NOTHING)[:, :, 0]
     torch.testing.assert_close(queries, torch.stack([torch.stack(row) for row in expected]))
-    whole = window_queries(bank_with(stored), offset, Asking(count))[:, 0, 0]
+    whole = window_queries(bank_with(stored), offset, Asking(count), NOTHING)[:, 0, 0]
     torch.testing.assert_close(whole, queries[:, 0], msg="the first chunk asks what the window would")
 
 
 def test_the_first_window_of_a_document_asks_with_itself_from_its_second_chunk_on() -> None:
     bank, window = bank_with(units(2)), units(CHUNKS)
     bank.reset()
-    queries = chunk_queries(bank, window, torch.zeros(ROWS).long(), torch.zeros(ROWS).long(), Asking(1))[:, :, 0]
+    queries = chunk_queries(bank, window, torch.zeros(ROWS).long(), torch.zeros(ROWS).long(), Asking(1), NOTHING)[
+        :, :, 0
+    ]
     assert (queries[:, 0] == 0).all()
     torch.testing.assert_close(queries[:, 1:], window[:, :-1])
 
@@ -81,7 +84,7 @@ def test_the_nearest_of_several_queries_counts(overlap: int) -> None:
     bank = bank_with(stored)
     place = torch.full((ROWS,), (9 - overlap) * CHUNK)
     before = torch.full((ROWS,), 6 * CHUNK)
-    queries = window_queries(bank, place, Asking(3, "max"))
+    queries = window_queries(bank, place, Asking(3, "max"), NOTHING)
     scores, entries = search(bank, queries, top_k=4, before=before)
     for row in range(ROWS):
         asking = stored[row, 9 - overlap - 3 : 9 - overlap]
@@ -94,7 +97,7 @@ def test_the_nearest_of_several_queries_counts(overlap: int) -> None:
 def test_fewer_chunks_than_queries_ask_all_the_same() -> None:
     bank = bank_with(units(2))
     place = torch.full((ROWS,), 2 * CHUNK)
-    queries = window_queries(bank, place, Asking(5, "max"))
+    queries = window_queries(bank, place, Asking(5, "max"), NOTHING)
     assert queries.shape == (ROWS, 1, 5, SIZE)
     scores, entries = search(bank, queries, top_k=3, before=place)
     assert sorted(entries[0, 0].tolist()) == [0, 1] and scores.shape == (ROWS, 1, 2)
