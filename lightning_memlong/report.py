@@ -108,7 +108,7 @@ def markdown(report: Report) -> str:
 @rank_zero_only
 def show_report(report: Report, name: str, folder: Path) -> None:
     """The tables of an evaluation, how to read them, and where they are."""
-    out = console()
+    out = Console(width=max(150, Console().width))
     for title, rows in report.tables.items():
         if not rows:
             continue

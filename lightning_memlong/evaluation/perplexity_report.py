@@ -24,6 +24,7 @@ def report(grid: Any, rows: Sequence[Row]) -> Report:
         drawn |= {r["drawn"] for r in found}
         tables[f"{corpus}: perplexity"] = _pivot(grid, found, _cell)
         tables[f"{corpus}: at {max(grid.lengths)} tokens"] = _details(grid, found)
+        tables[f"{corpus}: at {max(grid.lengths)} tokens, against the controls"] = _against(grid, of_corpus)
     where = {corpus: _where(grid, [r for r in rows if r["corpus"] == corpus]) for corpus in corpora}
     figures = {"perplexity": draw_grid(data, grid.title, grid.local, OFF)}
     if any(any(facts.values()) for facts in where.values()):
@@ -34,6 +35,7 @@ def report(grid: Any, rows: Sequence[Row]) -> Report:
         "off and recent do not depend on the length once the window, and the chunks, are full."
         if grid.protocol == "sliding"
         else "Lengths have pieces, and scored tokens, of their own: compare within a column.",
+        "against the controls: perplexity by that of the control on the same tokens, paired; below 1: choosing pays.",
         f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together, where the "
         "backbone was made for so many.",
     ]
@@ -115,6 +117,29 @@ def _details(grid: Any, found: Sequence[Row]) -> list[Row]:
         }
         for r in found if r["length"] == max(grid.lengths)
     ]  # fmt: skip
+
+
+def _against(grid: Any, rows: Sequence[Row]) -> list[Row]:
+    """Each way of choosing by the controls, on the same tokens: does it matter which chunks are chosen?"""
+    longest = [r for r in rows if r["length"] == max(grid.lengths)]
+    by: dict[str, dict[tuple[str, int], Row]] = {}
+    for row in longest:
+        by.setdefault(row["setting"], {})[row["document"], row["window"]] = row
+    selections = {name: retrieval.config.selection for name, retrieval in grid.retrievals.items() if name in by}
+    controls = [name for name, selection in selections.items() if selection != "similarity"]
+    chosen = [name for name in by if selections.get(name, "similarity") == "similarity" and by[name]]
+    shown = [name for name in chosen if name not in (OFF, LONGER, *grid.peers)]
+    return [{"memory": n, **{f"/ {c}": _by(grid, by[n], by[c]) for c in controls}} for n in shown] if controls else []
+
+
+def _by(grid: Any, one: dict[tuple[str, int], Row], other: dict[tuple[str, int], Row]) -> str:
+    places = sorted(one.keys() & other.keys())
+    nll, control, tokens = (
+        np.array([source[p][k] for p in places], dtype=float)
+        for source, k in ((one, "nll"), (other, "nll"), (one, "tokens"))
+    )
+    groups, _ = draws([document for document, _ in places], [window for _, window in places])
+    return str(paired_ratio(nll, control, tokens, groups, grid.seed))
 
 
 # ---- where it helps -------------------------------------------------------------------------------------------
