@@ -119,7 +119,7 @@ def draw_where(where: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str)
             axes.grid(alpha=0.3)
         for axes in grid[row, :2]:
             axes.axhline(1.0, color="0.4", linewidth=1)
-            axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:g}k")
+            axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.3g}k")
         grid[row, 0].set_ylabel(f"{corpus}\nperplexity / memory off")
         grid[row, 2].set_ylabel("attention on memory")
         grid[row, 3].set_yticks(range(len(settings)), list(settings), fontsize=8)

@@ -152,14 +152,15 @@ class InContextLearning(Evaluation):
         bank = roomy_bank(retrieval, 1, entries * size)
         place = 0
         for group in _windows(ids, self.window):
-            tokens = [t for i in group for t in ids[i]]
-            batch = torch.tensor([tokens], device=subject.device)
+            # Another demonstration before them: the first token that is read is a sink of attention, and is not kept.
+            begun, tokens = ids[group[0] - 1], [t for i in group for t in ids[i]]
+            batch = torch.tensor([[*begun, *tokens]], device=subject.device)
             with torch.no_grad(), subject.autocast():
                 output = subject.model(batch, logits_to_keep=1)
             starts, lengths, owners = _entries([len(ids[i]) for i in group], size)
-            keys, values = (_cut(t, starts, lengths, size) for t in (output.keys, output.values))
+            keys, values = (_cut(t[..., len(begun) :, :], starts, lengths, size) for t in (output.keys, output.values))
             if isinstance(retrieval.retriever, HiddenRetriever):
-                states = output.memory_hidden[0].float().cpu()
+                states = output.memory_hidden[0, len(begun) :].float().cpu()
                 pooled = [states[s : s + n].mean(0) for s, n in zip(starts, lengths, strict=True)]
                 embeddings = F.normalize(torch.stack(pooled), dim=1)
             else:

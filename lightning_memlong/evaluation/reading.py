@@ -24,13 +24,16 @@ def read(
 ) -> list[MemoryBank]:
     """Read documents window by window, without memory, into a bank that holds all of them.
 
+    Windows overlap by a chunk, and the first chunk of a window is stored with the window before: the first token of
+    whatever a decoder reads gathers attention (a sink), and would go on doing so out of memory.
+
     Every way of choosing chunks then finds the same keys and values; they are computed once.
 
     Args:
         subject: Whose model.
         retrievals: Ways of choosing; those of one encoder share a bank.
         documents: R times (T,).
-        window: Tokens read at once; windows do not overlap.
+        window: Tokens read at once.
 
     Returns:
         A bank for each way of choosing; their keys and values are the same tensors.
@@ -40,14 +43,16 @@ def read(
     bank = roomy_bank(first, len(documents), longest)
     encoders = {id(r.retriever): r for r in retrievals}
     embedded: dict[int, list[Tensor]] = {name: [] for name in encoders}
-    windows = Windows(window, window, len(documents), subject.tokenizer.pad_token_id or 0)
-    for offset in range(0, longest, window):
+    stride = reading_stride(window, first.config.chunk_size)
+    windows = Windows(window, stride, len(documents), subject.tokenizer.pad_token_id or 0)
+    for offset in windows.offsets(longest):
         places = [
             Place(row, offset, tokens[offset : offset + window]) if offset < len(tokens) else None
             for row, tokens in enumerate(documents)
         ]
         batch = _on(subject, windows.batch(places))
         batch["offset"] = torch.full_like(batch["offset"], offset)
+        batch["fresh"] = torch.full_like(batch["fresh"], window - stride if offset else 0)
         with subject.autocast():
             output = subject.model(batch["input_ids"], logits_to_keep=1)
             stored = {"keys": output.keys, "values": output.values}
@@ -58,9 +63,15 @@ def read(
     banks = {id(first.retriever): bank}
     for name in encoders:
         if name not in banks:
-            chunks = torch.cat(embedded[name], dim=1)
+            again = (window - stride) // first.config.chunk_size
+            chunks = torch.cat([e[:, again if number else 0 :] for number, e in enumerate(embedded[name])], dim=1)
             banks[name] = bank.found_by([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
     return [banks[id(r.retriever)] for r in retrievals]
+
+
+def reading_stride(window: int, chunk_size: int) -> int:
+    """Tokens from one reading window to the next; a window of one chunk cannot overlap."""
+    return window - chunk_size if window >= 2 * chunk_size else window
 
 
 def roomy_bank(retrieval: Retrieval, rows: int, tokens: int) -> MemoryBank:

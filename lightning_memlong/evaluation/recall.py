@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from datamodules.planting import KINDS, Probe, filler_tokens, plant
+from datamodules.windows import window_offsets
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.asking import embed_texts, retrieve_for
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
-from lightning_memlong.evaluation.reading import Scoring, read, score, window_batch
+from lightning_memlong.evaluation.reading import Scoring, read, reading_stride, score, window_batch
 from lightning_memlong.evaluation.recall_report import report
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.retrieval import Retrieval
@@ -165,10 +166,10 @@ def planted(
     subject: Subject, retrieval: Retrieval, bank: MemoryBank, probe: Probe, filler: np.ndarray, window: int
 ) -> Iterator[None]:
     """The bank as if the probe's document had been read instead of its filler; then as it was."""
-    touched = sorted({at // window for span in probe.changed for at in (span[0], span[1] - 1)})
     document = np.concatenate([probe.tokens[: probe.question], filler[probe.question :]])
-    read_once = sum(bank.entries(0).lengths.tolist())
-    offsets = [at * window for at in touched if at * window < read_once]
+    stride = reading_stride(window, bank.chunk_size)
+    every = window_offsets(sum(bank.entries(0).lengths.tolist()), window, stride)
+    offsets = [at for at in every if any(start < at + window and at < end for start, end in probe.changed)]
     for offset in offsets:
         _write(subject, retrieval, bank, document, offset, window)
     try:
@@ -182,7 +183,7 @@ def planted(
 def _write(
     subject: Subject, retrieval: Retrieval, bank: MemoryBank, tokens: np.ndarray, offset: int, window: int
 ) -> None:
-    """Read one window and put its keys, values and embeddings where the bank has that window's chunks."""
+    """Read one window and put its keys, values and embeddings where the bank has the chunks it stored."""
     held = bank.entries(0)
     end = min(offset + window, int((held.positions + held.lengths).max()))
     ids = torch.from_numpy(tokens[offset:end].astype(np.int64))[None].to(subject.device)
@@ -192,6 +193,7 @@ def _write(
         output = subject.model(padded, logits_to_keep=1)
         keys, values = output.keys[..., 0, :, :, :], output.values[..., 0, :, :, :]
     positions = torch.arange(offset, end, size)
+    positions[: (window - reading_stride(window, size)) // size if offset else 0] = -1  # stored with the window before
     bank.rewrite(0, keys, values, positions)
     batch = {"input_ids": padded, "length": torch.tensor([ids.shape[1]])}
     embeddings: Tensor = retrieval.embed(batch, hidden=output.memory_hidden)[0]
