@@ -181,7 +181,9 @@ def draw_recall(data: Sequence[Mapping[str, Any]], kinds: Sequence[str], setting
                 for x, length in enumerate(lengths):
                     if (cell := found.get((depth, length))) is not None:
                         mark = "" if cell["retrieved"] is None else f"\n{100 * cell['retrieved']:.0f} %"
-                        axes.text(x, y, f"{100 * cell['tokens_right']:.0f}{mark}", ha="center", va="center", fontsize=6)
+                        ink = "black" if 0.15 < cell["tokens_right"] < 0.85 else "white"
+                        label = f"{100 * cell['tokens_right']:.0f}{mark}"
+                        axes.text(x, y, label, ha="center", va="center", fontsize=7, color=ink)
             axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
             axes.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
             axes.set_title(f"{kind}: {setting}", fontsize=9)
