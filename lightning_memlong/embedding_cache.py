@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class CachedRetriever:
         self.retriever.to(device)
         return self
 
-    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+    def as_query(self, asking: Tensor, known: Callable[[], Tensor]) -> Tensor:
         """See :class:`lightning_memlong.retriever.Retriever`."""
         return self.retriever.as_query(asking, known)
 

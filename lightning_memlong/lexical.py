@@ -1,5 +1,7 @@
 """Retrieval by words: BM25 (Robertson and Zaragoza, 2009) as an inner product, so that any index finds by it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,10 +30,11 @@ class BM25Retriever:
         counts = torch.from_numpy(self._vectorizer.transform(texts).toarray()).float()
         return counts * (SATURATION + 1) / (counts + SATURATION)
 
-    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
+    def as_query(self, asking: Tensor, known: Callable[[], Tensor]) -> Tensor:
         """The words of the chunks that ask (n, size), each with its weight among the known chunks (N, size)."""
-        frequency = (known > 0).sum(dim=0)
-        rarity = torch.log1p((len(known) - frequency + 0.5) / (frequency + 0.5))
+        chunks = known()
+        frequency = (chunks > 0).sum(dim=0)
+        rarity = torch.log1p((len(chunks) - frequency + 0.5) / (frequency + 0.5))
         return (asking > 0) * rarity
 
     def to(self, device: torch.device) -> "BM25Retriever":

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
 
+Known = Callable[[], Tensor]
+"""Gives the embeddings (N, E) of all chunks of a row that can be found: a copy, so only made for who asks."""
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -22,10 +25,10 @@ class Asking:
     pooling: str = "mean"
     """``mean``: they ask together, with their mean; ``max``: each asks for itself, and an entry is as similar as it is
     to the nearest."""
-    as_query: Callable[[Tensor, Tensor], Tensor] = lambda asking, known: asking
-    """Turns what is stored of the chunks that ask (n, E), given that of all chunks of the row (N, E), into queries."""
+    as_query: Callable[[Tensor, Known], Tensor] = lambda asking, known: asking
+    """Turns what is stored of the chunks that ask (n, E) into queries; may ask for what is stored of all chunks."""
 
-    def __call__(self, held: Tensor, known: Tensor) -> Tensor:
+    def __call__(self, held: Tensor, known: Known) -> Tensor:
         """Queries (Q, E) of the last chunks of ``held`` (n, E); zeros where there is none."""
         queries = 1 if self.pooling == "mean" else self.count
         if not len(held):
@@ -37,7 +40,7 @@ class Asking:
         return F.normalize(torch.cat([asking[:1].expand(missing, -1), asking]), dim=1)
 
 
-def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Sequence[Tensor]) -> Tensor:
+def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Sequence[Known]) -> Tensor:
     """Queries (R, 1, Q, E) of the last chunks before ``place`` (R,); ``known``: of each row, all that can be found.
 
     That is where the tokens begin which are predicted, be it in the middle of a window that overlaps the one before.
@@ -47,7 +50,7 @@ def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Seque
 
 
 def chunk_queries(
-    bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: Tensor, asking: Asking, known: Sequence[Tensor]
+    bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: Tensor, asking: Asking, known: Sequence[Known]
 ) -> Tensor:
     """Queries of each chunk of the window (R, n, Q, E): of the chunks before that chunk.
 
@@ -60,7 +63,7 @@ def chunk_queries(
         offset: (R,) where the window begins in its document [tokens].
         fresh: (R,) how many of its tokens were stored with an earlier window [tokens].
         asking: How chunks ask.
-        known: Of each row (N, E), of all chunks that can be found.
+        known: Of each row, all that can be found.
     """
     already = fresh // bank.chunk_size
     stored = bank.last_embeddings(asking.count + int(already.max()), offset + fresh)

@@ -4,6 +4,7 @@ Legend: R rows, G searches of a row (1, or one a chunk), n chunks of a window, k
 """
 
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig
-from lightning_memlong.query import Asking, chunk_queries, search, window_queries
+from lightning_memlong.query import Asking, Known, chunk_queries, search, window_queries
 from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.retriever import HiddenRetriever, Retriever
 
@@ -71,7 +72,9 @@ class Retrieval:
             ]
             return None, torch.stack(drawn, dim=1)
         # What is rare among chunks (BM25) is counted over those that can be found, not over text yet to come.
-        queries = self._queries(bank, batch, bank.embeddings_within(before, after))
+        within = cache(lambda: bank.embeddings_within(before, after))
+        known: list[Known] = [partial(lambda row: within()[row], row) for row in range(bank.rows)]
+        queries = self._queries(bank, batch, known)
         return search(bank, queries, top_k, before, after)
 
     def prepare(self, batch: dict[str, Any]) -> None:
@@ -82,7 +85,7 @@ class Retrieval:
         elif self.config.granularity == "chunk" and self.config.selection == "similarity":
             self._window_embeddings = self.embed(batch, self._new_lengths(batch) > 0)
 
-    def _queries(self, bank: MemoryBank, batch: dict[str, Any], known: list[Tensor]) -> Tensor:
+    def _queries(self, bank: MemoryBank, batch: dict[str, Any], known: list[Known]) -> Tensor:
         """(R, G, Q, E): of one search a row, or one a chunk."""
         own, by_chunk, as_query = self._window_embeddings, self.config.granularity == "chunk", self.retriever.as_query
         offset, fresh = batch["offset"].cpu(), batch["fresh"].cpu()

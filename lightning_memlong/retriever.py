@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -27,14 +28,16 @@ class Retriever(Protocol):
     def encode(self, texts: list[str]) -> Tensor:
         """Unit vectors (n, size), float32, on the CPU."""
 
-    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
-        """What stored embeddings (n, size) ask with, given those of all chunks of their row (N, size)."""
+    def as_query(self, asking: Tensor, known: Callable[[], Tensor]) -> Tensor:
+        """What stored embeddings (n, size) ask with; ``known`` gives those of all chunks of their row (N, size)."""
+        return asking
 
     def to(self, device: torch.device) -> "Retriever":
         """Move to a device."""
+        return self
 
 
-class HashingRetriever:
+class HashingRetriever(Retriever):
     """Bag of words through a hash: deterministic, needs no model, and still finds repeated words.
 
     Args:
@@ -53,16 +56,8 @@ class HashingRetriever:
         vectors[vectors.norm(dim=1) == 0, 0] = 1.0
         return vectors
 
-    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
-        """As they are."""
-        return asking
 
-    def to(self, device: torch.device) -> "HashingRetriever":
-        """Nothing to move."""
-        return self
-
-
-class HiddenRetriever:
+class HiddenRetriever(Retriever):
     """Mean hidden states of the frozen memory layer, which come with the keys and values: free of a second model.
 
     Args:
@@ -76,16 +71,8 @@ class HiddenRetriever:
         """There is nothing to encode before a window was read; settings that would need it are refused."""
         raise AssertionError("embeddings of retriever hidden come with the model's output")
 
-    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
-        """As they are."""
-        return asking
 
-    def to(self, device: torch.device) -> "HiddenRetriever":
-        """Nothing to move."""
-        return self
-
-
-class SentenceRetriever:
+class SentenceRetriever(Retriever):
     """A sentence-transformers encoder.
 
     Texts longer than the encoder takes are embedded in pieces; the mean over pieces, weighted by their tokens
@@ -131,10 +118,6 @@ class SentenceRetriever:
         """Move the encoder."""
         self._encoder.to(device)
         return self
-
-    def as_query(self, asking: Tensor, known: Tensor) -> Tensor:
-        """As they are."""
-        return asking
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """Retrieval for a text that is given, not for a place in a document: a question, or an example to be classified."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def retrieve_for(retrieval: Retrieval, bank: MemoryBank, embedded: Tensor, befor
     """
     asking = Asking(1, "mean", retrieval.retriever.as_query)
     limit = torch.tensor([torch.iinfo(torch.long).max if before is None else before])
-    (known,) = bank.embeddings_within(limit)
+    known = cache(lambda: bank.embeddings_within(limit)[0])
     queries = torch.stack([asking(e[None], known) for e in embedded])[None]
     scores, entries = search(bank, queries, retrieval.config.top_k, limit)
     return bank.gather(entries, scores, count=False)
