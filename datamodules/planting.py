@@ -86,7 +86,7 @@ def plant(
         UserError: If the document is too short for it.
     """
     mixer = random.Random(f"{kind} {length} {depth} {sample}")
-    needles, which, question, answer = _texts(kind, mixer)
+    needles, question, answer = _texts(kind, mixer)
     planted, asked, told = [_ids(tokenizer, n) for n in needles], _ids(tokenizer, question), _ids(tokenizer, answer)
     room = length - len(asked) - len(told)
     longest = max(map(len, planted))
@@ -95,43 +95,40 @@ def plant(
         length >= least, key, length, f"at least {least} tokens for a {kind} probe", "raise it, or leave the kind out"
     )
     tokens = np.concatenate([filler[:room], asked, told]).astype(np.int64)
-    places = _places(room, [len(p) for p in planted], which, depth)
+    places = _places(room, [len(p) for p in planted], depth)
     for start, ids in zip(places, planted, strict=True):
         tokens[start : start + len(ids)] = ids
     spans = tuple((start, start + len(ids)) for start, ids in zip(places, planted, strict=True))
-    return Probe(tokens, spans[which], spans, room, room + len(asked))
+    return Probe(tokens, spans[0], spans, room, room + len(asked))
 
 
-def _texts(kind: str, mixer: random.Random) -> tuple[list[str], int, str, str]:
-    """What is planted, which of it is asked for, the question and the answer."""
+def _texts(kind: str, mixer: random.Random) -> tuple[list[str], str, str]:
+    """What is planted, first what is asked for, the question and the answer."""
     if kind == "pass_key":
         number = mixer.randrange(10_000, 100_000)
         text = f" The pass key is {number}. Remember it. {number} is the pass key."
-        return [text], 0, " What is the pass key? The pass key is", f" {number}"
+        return [text], " What is the pass key? The pass key is", f" {number}"
     if kind == "key_value":
         words = mixer.sample(WORDS, PAIRS)
         numbers = [mixer.randrange(10_000, 100_000) for _ in words]
         pairs = [f" The number of the {w} is {n}. Remember the {w}: {n}." for w, n in zip(words, numbers, strict=True)]
-        return pairs, 0, f" What is the number of the {words[0]}? The number of the {words[0]} is", f" {numbers[0]}"
+        return pairs, f" What is the number of the {words[0]}? The number of the {words[0]} is", f" {numbers[0]}"
     words = [mixer.choice(WORDS) for _ in range(96)]
     passage = " ".join(words)
-    return [f" {passage}."], 0, " " + " ".join(words[:48]), " " + " ".join(words[48:]) + "."
+    return [f" {passage}."], " " + " ".join(words[:48]), " " + " ".join(words[48:]) + "."
 
 
-def _places(room: int, lengths: list[int], which: int, depth: float) -> list[int]:
-    """Where each needle begins: the asked one at its depth, the others evenly over what is left, none on another."""
-    start = round(depth * (room - lengths[which]))
-    free = [(0, start), (start + lengths[which], room)]
-    places = {which: start}
-    for number, length in enumerate(lengths):
-        if number == which:
-            continue
+def _places(room: int, lengths: list[int], depth: float) -> list[int]:
+    """Where each needle begins: the first at its depth, the others in the middle of what is left, none on another."""
+    places = [round(depth * (room - lengths[0]))]
+    free = [(0, places[0]), (places[0] + lengths[0], room)]
+    for length in lengths[1:]:
         begin, end = max(free, key=lambda gap: gap[1] - gap[0])
         free.remove((begin, end))
         middle = (begin + end - length) // 2
-        places[number] = middle
+        places.append(middle)
         free += [(begin, middle), (middle + length, end)]
-    return [places[number] for number in range(len(lengths))]
+    return places
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -2,8 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,8 +33,8 @@ class SyntheticRecall(DocumentDataModule):
     def __init__(
         self,
         kinds: list[str] = list(KINDS),  # noqa: B006  (shown as the default by --help)
-        lengths: list[int] = [1024, 4096],  # noqa: B006
-        depths: list[float] = [0.0, 0.25, 0.5, 0.75, 1.0],  # noqa: B006
+        lengths: list[int] = [1024, 4096],  # noqa: B006  (likewise)
+        depths: list[float] = [0.0, 0.25, 0.5, 0.75, 1.0],  # noqa: B006  (likewise)
         samples: int = 4,
         filler: str | None = None,
         **kwargs: Any,
@@ -70,7 +69,7 @@ class SyntheticRecall(DocumentDataModule):
             }
             windows = Windows(self.window, self.stride, self.batch_size, self._tokenizer.pad_token_id or 0)
             seed = self.seed if part == "train" and self.shuffle else None
-            self._streams[part] = _Answers(_Held(probes), list(range(len(probes))), windows, seed)
+            self._streams[part] = _Answers(cast(Any, _Held(probes)), list(range(len(probes))), windows, seed)
 
 
 class _Held:
@@ -91,9 +90,6 @@ class _Answers(CachedStream):
     """Batches whose labels are the answers alone."""
 
     cache: Any
-
-    def __init__(self, cache: Any, documents: Sequence[int], windows: Windows, seed: int | None) -> None:
-        super().__init__(cache, documents, windows, seed)
 
     def __getitem__(self, number: int) -> Batch:
         """One batch of the epoch that was begun last."""

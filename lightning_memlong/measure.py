@@ -1,6 +1,5 @@
 """Runs an evaluation as a user sees it: progress, a record to go on with, and tables and figures in the run folder."""
 
-import csv
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
-from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.report import markdown, show_report
-from lightning_memlong.runs import RunRecord, check_writable, run_folder
-from lightning_memlong.stored import read_checkpoint
+from lightning_memlong.evaluation.record import Record
+from lightning_memlong.report import markdown, show_report, write_csv
+from lightning_memlong.runs import check_writable, note_settings, run_folder
+from lightning_memlong.stored import load_weights
 
 
 def measure(
@@ -36,9 +35,7 @@ def measure(
     allowed = "1: cells are measured one after the other"
     require(trainer.world_size == 1, "trainer.devices", trainer.world_size, allowed, "use one device")
     if ckpt_path is not None:
-        checkpoint = read_checkpoint(Path(ckpt_path), ckpt_path)
-        module.check_checkpoint(checkpoint, complete=False)
-        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        load_weights(module, ckpt_path, complete=False)
     module = trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device).eval()
     callback = trainer.memory_callback()
     require(callback is not None, "memory.enabled", False, "true: memory off is one of the cells", "leave it out")
@@ -50,7 +47,8 @@ def measure(
         evaluation.prepare(subject)
         folder = run_folder(trainer) or Path(evaluation.name)
         check_writable(folder)
-        _note_settings(trainer, module, folder)
+        if not (folder / "run_test.json").exists():  # one that goes on has the same settings
+            note_settings(trainer, module)
         record = Record(folder / f"{evaluation.name}-{identity}.jsonl", evaluation.keys)
         before = f"{record.found:,} measurements found, the rest goes on" if record.found else "as it comes"
         say(f"Results, {before}: {record.file}", flush=True)
@@ -70,13 +68,6 @@ def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:
         raise SystemExit(130) from None
 
 
-def _note_settings(trainer: Any, module: Any, folder: Path) -> None:
-    """What made the numbers, once: an evaluation that goes on has the same settings."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, RunRecord) and not (folder / "run_test.json").exists():
-            callback.save_config(trainer, module, "test")
-
-
 def _write(report: Report, name: str, folder: Path, loggers: list[Any]) -> None:
     """``name.md``, ``name.csv``, ``name-figure.png``, and the same in TensorBoard."""
     text = markdown(report)
@@ -90,14 +81,6 @@ def _write(report: Report, name: str, folder: Path, loggers: list[Any]) -> None:
             for title, figure in report.figures.items():
                 logger.experiment.add_figure(f"{name}/{title}", figure, close=False)
             logger.experiment.flush()
-
-
-def write_csv(file: Path, rows: list[Row]) -> None:
-    """Rows of the same columns as a file."""
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class _Bar:

@@ -1,5 +1,6 @@
 """What the command line tells a person: tables, and where things are."""
 
+import csv
 import os
 import sys
 from pathlib import Path
@@ -92,6 +93,14 @@ def show_layers(rows: list[dict[str, Any]], title: str, folder: Path) -> Figure:
     out.print(shown)
     out.print(f"Memory off: {off:.3f}. Written: {folder}/layers.csv, layers.md, layers.png", soft_wrap=True)
     return figure
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows of the same columns as a file."""
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def markdown(report: Report) -> str:

@@ -31,14 +31,17 @@ class Retrieval:
         self.config, self.retriever, self.tokenizer = config, retriever, tokenizer
         self._window_embeddings: Tensor | None = None
 
-    def new_bank(self, rows: int) -> MemoryBank:
-        """An empty bank as the settings say."""
+    def new_bank(self, rows: int, everything: int | None = None) -> MemoryBank:
+        """An empty bank as the settings say; or one that holds ``everything`` [tokens] and evicts nothing."""
         c = self.config
+        capacity, policy, arguments = c.capacity, c.policy, c.policy_args
+        if everything is not None:
+            slots = max(2, -(-everything // c.chunk_size), c.top_k)
+            capacity, policy, arguments = slots * c.chunk_size, "none", {}
         dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
         return MemoryBank(
-            rows, c.capacity, c.chunk_size, c.policy, c.policy_args, c.index, dtype,
-            c.half_life, c.storage, c.storage_folder,
-        )  # fmt: skip
+            rows, capacity, c.chunk_size, policy, arguments, c.index, dtype, c.half_life, c.storage, c.storage_folder
+        )
 
     # ---- before a window is read --------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ class Retrieval:
         size = self.config.chunk_size
         if isinstance(self.retriever, HiddenRetriever):
             assert hidden is not None
-            return _pooled(hidden, self._chunks(batch)[1], size)
+            return pooled(hidden, self._chunks(batch)[1], size)
         rows, tokens = batch["input_ids"].shape
         chunks = batch["input_ids"].cpu().view(rows * tokens // size, size)
         lengths = self._chunks(batch)[1].flatten()
@@ -158,7 +161,7 @@ class Retrieval:
         return embeddings.view(rows, tokens // size, -1)
 
 
-def _pooled(hidden: Tensor, lengths: Tensor, size: int) -> Tensor:
+def pooled(hidden: Tensor, lengths: Tensor, size: int) -> Tensor:
     """Mean hidden states (R, n, E) over the real tokens of each chunk, of length one; zeros for empty chunks."""
     chunks = hidden.detach().float().cpu().unflatten(1, (-1, size))
     real = torch.arange(size) < lengths[:, :, None]

@@ -87,6 +87,13 @@ class RunRecord(SaveConfigCallback):
         return suffix
 
 
+def note_settings(trainer: Any, module: L.LightningModule) -> None:
+    """Write what makes the run, for what Lightning has no loop of its own for and so does not set up."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, RunRecord):
+            callback.save_config(trainer, module, callback.subcommand)
+
+
 def run_folder(trainer: L.Trainer) -> Path | None:
     """What ``trainer.log_dir`` gives, without asking the other processes, which may not be listening."""
     if not trainer.loggers:

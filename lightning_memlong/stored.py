@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.module import CHECKPOINT_FORMAT
+from lightning_memlong.module import CHECKPOINT_FORMAT, MemLongModule
 from lightning_memlong.parsing import flat
 
 log = logging.getLogger("lightning_memlong")
@@ -44,6 +44,22 @@ def read_checkpoint(path: Path, given: str) -> dict[str, Any]:
             "that wrote it, or train again."
         )
     return checkpoint
+
+
+def load_weights(module: MemLongModule, path: str, complete: bool) -> None:
+    """Give a module the trained weights of a checkpoint.
+
+    Args:
+        module: The module.
+        path: The file.
+        complete: Whether it must hold all that the module trains.
+
+    Raises:
+        UserError: If it cannot be read, or belongs to another backbone or other settings.
+    """
+    checkpoint = read_checkpoint(Path(path), path)
+    module.check_checkpoint(checkpoint, complete)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

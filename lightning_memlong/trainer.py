@@ -1,6 +1,5 @@
 """Lightning's Trainer with our subcommands; each is a method, as ``fit`` and ``test`` are."""
 
-import csv
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from lightning_memlong.exported import export
 from lightning_memlong.layers import LayerIndex
 from lightning_memlong.model import SOURCES, MemLong
 from lightning_memlong.module import MemLongModule
-from lightning_memlong.report import show_layers
-from lightning_memlong.runs import RunRecord, check_writable, run_folder
-from lightning_memlong.stored import read_checkpoint
+from lightning_memlong.report import show_layers, write_csv
+from lightning_memlong.runs import check_writable, note_settings, run_folder
+from lightning_memlong.stored import load_weights
 
 
 class Trainer(L.Trainer):
@@ -39,9 +38,7 @@ class Trainer(L.Trainer):
             datamodule: Not used.
         """
         if ckpt_path is not None:
-            checkpoint = read_checkpoint(Path(ckpt_path), ckpt_path)
-            model.check_checkpoint(checkpoint, complete=True)
-            model.load_state_dict(checkpoint["state_dict"], strict=False)
+            load_weights(model, ckpt_path, complete=True)
         callback = self.memory_callback()
         memory = None if callback is None else asdict(callback.config)
         folder = export(model.model, output, model.tokenizer, memory)
@@ -89,16 +86,14 @@ class Trainer(L.Trainer):
             off = off or float(self.callback_metrics["val/perplexity_memory_off"])
             return float(self.callback_metrics["val/perplexity"])
 
-        for callback in self.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunRecord):
-                callback.save_config(self, model, "validate")
+        note_settings(self, model)
         loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
         scores: dict[Cell, float] = {}
         seen: set[object] = set()
         try:
             for cell, value in sweep_layers(backbone, cells, score, position, bos):
                 scores[cell] = value
-                _write(folder / "layers.csv", table(scores, off))
+                write_csv(folder / "layers.csv", table(scores, off))
                 if cell.layers not in seen:
                     seen.add(cell.layers)
                     where = f"{cell.source}, memory layer {cell.memory_layer}, read in {cell.readers}"
@@ -111,10 +106,3 @@ class Trainer(L.Trainer):
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("layers/ratio", figure)
-
-
-def _write(file: Path, rows: list[dict[str, object]]) -> None:
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

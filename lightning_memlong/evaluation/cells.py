@@ -73,7 +73,7 @@ class Cells:
 
     def _plain(self, local: int) -> Tensor:
         scoring = Scoring(self.window.ends, local, self.window.scored, local)
-        batch = window_batch(self.subject, self.tokens, scoring, [0] * len(self.texts))
+        batch = window_batch(self.subject, self.tokens, scoring)
         return self._scored(score(self.subject, batch)[0])
 
     def _scored(self, losses: Tensor) -> Tensor:

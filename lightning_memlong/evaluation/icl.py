@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
-from lightning_memlong.config import require
+from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.asking import embed_texts, retrieve_for
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
-from lightning_memlong.evaluation.reading import roomy_bank
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
-from lightning_memlong.retrieval import seed_of
+from lightning_memlong.retrieval import pooled, seed_of
 from lightning_memlong.retriever import HiddenRetriever
 
 HUB: dict[str, str | None] = dict.fromkeys(TASKS)
@@ -74,10 +72,10 @@ class InContextLearning(Evaluation):
 
     def __init__(
         self,
-        tasks: dict[str, str | None] = HUB,  # noqa: B006  (shown as the default by --help)
-        context: list[int] = [0, 4, 20],  # noqa: B006
-        memory: list[int] = [0, 200],  # noqa: B006
-        selections: list[str] = ["similarity", "random"],  # noqa: B006
+        tasks: dict[str, str | None] = HUB,
+        context: list[int] = [0, 4, 20],  # noqa: B006  (never changed; shown as the default by --help)
+        memory: list[int] = [0, 200],  # noqa: B006  (likewise)
+        selections: list[str] = ["similarity", "random"],  # noqa: B006  (likewise)
         memory_context: list[int] | None = None,
         examples: int = 200,
         seeds: int = 3,
@@ -85,14 +83,13 @@ class InContextLearning(Evaluation):
         batch_size: int = 8,
     ) -> None:
         for name in tasks:
-            require(name in TASKS, "evaluation.tasks", name, "one of " + ", ".join(TASKS), "correct the name")
+            require_choice("evaluation.tasks", name, TASKS)
         for key, value in (("examples", examples), ("seeds", seeds), ("batch_size", batch_size), ("window", window)):
             require(value >= 1, f"evaluation.{key}", value, "1 or more", "raise it")
         for key, values in (("context", context), ("memory", memory)):
             require(bool(values) and min(values) >= 0, f"evaluation.{key}", values, "0 or more each", "raise them")
         for name in selections:
-            ok = name in ("similarity", "random")
-            require(ok, "evaluation.selections", name, "similarity and random", "correct the name")
+            require_choice("evaluation.selections", name, ("similarity", "random"))
         self.tasks, self.context, self.memory, self.selections = tasks, context, memory, selections
         self.memory_context = context if memory_context is None else memory_context
         self.examples, self.seeds, self.window, self.batch_size = examples, seeds, window, batch_size
@@ -134,13 +131,16 @@ class InContextLearning(Evaluation):
 
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
         """One draw after the other, each in all ways."""
-        todo = [(drawn, [c for c in self.cells() if _row(drawn, c) not in record]) for drawn in self._draws]
-        subject.progress.begin(sum(_tokens(subject, drawn, c) for drawn, cells in todo for c in cells), self.name)
+        todo = [
+            (drawn, {c: _tokens(subject, drawn, c) for c in self.cells() if _row(drawn, c) not in record})
+            for drawn in self._draws
+        ]
+        subject.progress.begin(sum(tokens for _, cells in todo for tokens in cells.values()), self.name)
         for drawn, cells in todo:
             banks = {n: self._read(subject, drawn, n) for n in {c.memory for c in cells} - {0}}
-            for cell in cells:
+            for cell, tokens in cells.items():
                 scores = self._scores(subject, drawn, cell, banks.get(cell.memory))
-                subject.progress.advance(_tokens(subject, drawn, cell))
+                subject.progress.advance(tokens)
                 yield _row(drawn, cell) | _judge(scores, drawn, len(TASKS[drawn.task].words))
 
     def _read(self, subject: Subject, drawn: Drawn, count: int) -> MemoryBank:
@@ -149,7 +149,7 @@ class InContextLearning(Evaluation):
         ids = [subject.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         retrieval, size = subject.retrieval(), subject.memory.chunk_size
         entries = sum(-(-len(i) // size) for i in ids)
-        bank = roomy_bank(retrieval, 1, entries * size)
+        bank = retrieval.new_bank(1, entries * size)
         place = 0
         for group in _windows(ids, self.window):
             # Another demonstration before them: the first token that is read is a sink of attention, and is not kept.
@@ -160,9 +160,8 @@ class InContextLearning(Evaluation):
             starts, lengths, owners = _entries([len(ids[i]) for i in group], size)
             keys, values = (_cut(t[..., len(begun) :, :], starts, lengths, size) for t in (output.keys, output.values))
             if isinstance(retrieval.retriever, HiddenRetriever):
-                states = output.memory_hidden[0, len(begun) :].float().cpu()
-                pooled = [states[s : s + n].mean(0) for s, n in zip(starts, lengths, strict=True)]
-                embeddings = F.normalize(torch.stack(pooled), dim=1)
+                states = _cut(output.memory_hidden[:, len(begun) :], starts, lengths, size)
+                embeddings = pooled(states, torch.tensor(lengths)[None], size)[0]
             else:
                 each = retrieval.retriever.encode([drawn.memory[i].text for i in group])
                 embeddings = each[torch.tensor(owners)]

@@ -20,12 +20,15 @@ class Peer:
         name: For messages.
         backbone: Its name, folder or hub id.
         device: Where to put it.
+
+    Raises:
+        UserError: If it cannot be loaded, or its logits cannot be made from its hidden states.
     """
 
     def __init__(self, name: str, backbone: str, device: torch.device) -> None:
         try:
             self.tokenizer: Any = load_tokenizer(backbone)
-            self.model = load_backbone(backbone).eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
+            self.model = load_backbone(backbone).eval().requires_grad_(False).to(device)  # type: ignore[arg-type]  # stub of `to`
         except UserError as error:
             raise UserError(str(error).replace("model.backbone=", f"evaluation.peers.{name}=")) from error
         self.longest: int | None = getattr(text_config(self.model), "max_position_embeddings", None)
@@ -80,12 +83,3 @@ class Peer:
                 "finite losses. Fix: run it in another --trainer.precision, or leave it out."
             )
         return total
-
-
-def open_peer(name: str, backbone: str, subject: Subject) -> Peer:
-    """Load it.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    return Peer(name, backbone, subject.device)

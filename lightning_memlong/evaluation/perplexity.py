@@ -8,7 +8,7 @@ import numpy as np
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.cells import HINDSIGHT, LONGER, OFF, Cells, Text, Window
-from lightning_memlong.evaluation.peers import open_peer
+from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.perplexity_report import report
 from lightning_memlong.evaluation.reading import read
 from lightning_memlong.evaluation.record import Record, Row
@@ -60,13 +60,13 @@ class PerplexityGrid(Evaluation):
     def __init__(
         self,
         corpora: dict[str, str | dict[str, Any]] | None = None,
-        lengths: list[int] = [1024, 2048, 4096, 8192, 16384, 32768, 65536],  # noqa: B006  (shown as the default)
-        settings: dict[str, dict[str, Any]] = CONTROLS,  # noqa: B006
+        lengths: list[int] = [1024, 2048, 4096, 8192, 16384, 32768, 65536],  # noqa: B006  (never changed; shown)
+        settings: dict[str, dict[str, Any]] = CONTROLS,
         protocol: Protocol = "sliding",
         documents: int = 4,
         windows: int = 8,
         longer_window: bool = True,
-        peers: dict[str, str] = {},  # noqa: B006
+        peers: dict[str, str] = {},  # noqa: B006  (likewise)
         hindsight: int = 0,
         seed: int = 0,
     ) -> None:
@@ -101,7 +101,7 @@ class PerplexityGrid(Evaluation):
             retrieval = subject.retrieval(options, key)
             leaks = retrieval.config.query == "current" and retrieval.config.selection == "similarity"
             self.retrievals[f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name] = retrieval
-        self.open_peers = {name: open_peer(name, backbone, subject) for name, backbone in self.peers.items()}
+        self.open_peers = {name: Peer(name, backbone, subject.device) for name, backbone in self.peers.items()}
         self._texts = [text for name, data in self._data(subject).items() for text in self._documents(name, data)]
         self.top_k = max((r.config.top_k for r in self.retrievals.values()), default=subject.memory.top_k)
         self._check(subject)

@@ -40,7 +40,7 @@ def read(
     """
     first = retrievals[0]
     longest = max(map(len, documents))
-    bank = roomy_bank(first, len(documents), longest)
+    bank = first.new_bank(len(documents), longest)
     encoders = {id(r.retriever): r for r in retrievals}
     embedded: dict[int, list[Tensor]] = {name: [] for name in encoders}
     stride = reading_stride(window, first.config.chunk_size)
@@ -72,16 +72,6 @@ def read(
 def reading_stride(window: int, chunk_size: int) -> int:
     """Tokens from one reading window to the next; a window of one chunk cannot overlap."""
     return window - chunk_size if window >= 2 * chunk_size else window
-
-
-def roomy_bank(retrieval: Retrieval, rows: int, tokens: int) -> MemoryBank:
-    """A bank in which nothing is ever evicted."""
-    config, size = retrieval.config, retrieval.config.chunk_size
-    slots = max(2, -(-tokens // size), config.top_k)
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    return MemoryBank(
-        rows, slots * size, size, "none", None, config.index, dtype, None, config.storage, config.storage_folder
-    )
 
 
 def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:

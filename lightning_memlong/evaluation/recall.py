@@ -54,11 +54,11 @@ class RecallProbes(Evaluation):
     def __init__(
         self,
         kinds: list[str] = list(KINDS),  # noqa: B006  (shown as the default by --help)
-        lengths: list[int] = [1024, 4096, 16384, 65536],  # noqa: B006
-        depths: list[float] = [0.0, 0.25, 0.5, 0.75, 1.0],  # noqa: B006
+        lengths: list[int] = [1024, 4096, 16384, 65536],  # noqa: B006  (likewise)
+        depths: list[float] = [0.0, 0.25, 0.5, 0.75, 1.0],  # noqa: B006  (likewise)
         samples: int = 3,
         filler: str | None = None,
-        selections: list[str] = ["similarity", "random"],  # noqa: B006
+        selections: list[str] = ["similarity", "random"],  # noqa: B006  (likewise)
     ) -> None:
         for kind in kinds:
             require_choice("evaluation.kinds", kind, KINDS)

@@ -22,11 +22,6 @@ class Ratio(NamedTuple):
         return f"{self.value:.3f}, {self.low:.3f}..{self.high:.3f}"
 
 
-def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
-    """Token-weighted: exp of the summed losses by the summed tokens."""
-    return float(np.exp(nll.sum() / tokens.sum()))
-
-
 def draws(documents: Sequence[str], windows: Sequence[int]) -> tuple[np.ndarray, str]:
     """Which measurements are drawn together, as a number each, and what that is called."""
     names = list(dict.fromkeys(documents))
@@ -36,8 +31,20 @@ def draws(documents: Sequence[str], windows: Sequence[int]) -> tuple[np.ndarray,
     return np.array([places.index(p) for p in zip(documents, windows, strict=True)]), "windows"
 
 
-def _sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    return np.bincount(groups, weights=values)
+def weighted_mean(totals: np.ndarray, weights: np.ndarray, groups: np.ndarray, seed: int = 0) -> Ratio:
+    """Sum of totals (N,) by sum of weights (N,), with a bootstrap interval over groups (N,): what is drawn together."""
+    total, weight = (np.bincount(groups, weights=values.astype(float)) for values in (totals, weights))
+    value = float(total.sum() / weight.sum())
+    if len(total) < 2:
+        return Ratio(value, float("nan"), float("nan"))
+    found = bootstrap(
+        (total, weight),
+        lambda t, w, axis=-1: t.sum(axis) / w.sum(axis),
+        paired=True, vectorized=True, method="percentile", n_resamples=2000, confidence_level=LEVEL,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    interval = found.confidence_interval
+    return Ratio(value, float(interval.low), float(interval.high))
 
 
 def paired_ratio(nll: np.ndarray, other: np.ndarray, tokens: np.ndarray, groups: np.ndarray, seed: int = 0) -> Ratio:
@@ -50,34 +57,9 @@ def paired_ratio(nll: np.ndarray, other: np.ndarray, tokens: np.ndarray, groups:
         groups: (N,) what is drawn together.
         seed: Of the draws.
     """
-    difference, weight = _sums(nll - other, groups), _sums(tokens.astype(float), groups)
-    value = float(np.exp(difference.sum() / weight.sum()))
-    if len(difference) < 2:
-        return Ratio(value, float("nan"), float("nan"))
-    found = bootstrap(
-        (difference, weight),
-        lambda d, w, axis=-1: np.exp(d.sum(axis) / w.sum(axis)),
-        paired=True, vectorized=True, method="percentile", n_resamples=2000, confidence_level=LEVEL,
-        rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    interval = found.confidence_interval
-    return Ratio(value, float(interval.low), float(interval.high))
+    return Ratio(*np.exp(weighted_mean(nll - other, tokens, groups, seed)).tolist())
 
 
-def mean_interval(values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> Ratio:
-    """A mean with a bootstrap interval over groups, over single values if there are none."""
-    groups = np.arange(len(values)) if groups is None else groups
-    totals, counts = _sums(values.astype(float), groups), np.bincount(groups).astype(float)
-    value = float(totals.sum() / counts.sum())
-    if len(totals) < 2:
-        return Ratio(value, float("nan"), float("nan"))
-    if np.ptp(totals / counts) == 0:
-        return Ratio(value, value, value)
-    found = bootstrap(
-        (totals, counts),
-        lambda t, c, axis=-1: t.sum(axis) / c.sum(axis),
-        paired=True, vectorized=True, method="percentile", n_resamples=2000, confidence_level=LEVEL,
-        rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    interval = found.confidence_interval
-    return Ratio(value, float(interval.low), float(interval.high))
+def mean_interval(values: np.ndarray) -> Ratio:
+    """A mean with a bootstrap interval over its values (N,)."""
+    return weighted_mean(values, np.ones(len(values)), np.arange(len(values)))
