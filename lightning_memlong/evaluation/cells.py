@@ -54,7 +54,7 @@ class Cells:
     ) -> None:
         self.grid, self.subject, self.texts, self.window = grid, subject, texts, window
         self.banks = dict(zip(grid.retrievals, banks, strict=bool(banks)))
-        self.tokens = [text.tokens for text in texts]
+        self.tokens, self.ids = [text.tokens for text in texts], [int(text.facts["text"], 16) for text in texts]
         self._known: dict[str, tuple[Tensor, Any]] = {}
         self._off: dict[int, Tensor] = {}
         self.spans = [self._span(row) for row in range(len(texts))]
@@ -73,7 +73,7 @@ class Cells:
 
     def _plain(self, local: int) -> Tensor:
         scoring = Scoring(self.window.ends, local, self.window.scored, local)
-        batch = window_batch(self.subject, self.tokens, scoring)
+        batch = window_batch(self.subject, self.tokens, scoring, self.ids)
         return self._scored(score(self.subject, batch)[0])
 
     def _scored(self, losses: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Cells:
                 self._off[wide] = self._plain(wide)
             return self._off[wide], nothing
         scoring = Scoring(self.window.ends, self.grid.local, self.window.scored, length)
-        batch = window_batch(self.subject, self.tokens, scoring, [int(t.facts["text"], 16) for t in self.texts])
+        batch = window_batch(self.subject, self.tokens, scoring, self.ids)
         if setting == HINDSIGHT:
             limit = off.sum(1)
             candidates, ways = self.grid.hindsight, self.grid.retrievals

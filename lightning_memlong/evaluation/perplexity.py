@@ -1,6 +1,7 @@
 """Perplexity over lengths of context and ways of choosing memory, with controls on the same tokens."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -146,8 +147,8 @@ class PerplexityGrid(Evaluation):
     def run(self, subject: Subject, record: Record) -> Iterator[Row]:
         """One group of documents after the other; of each window all cells, so that no window is half measured."""
         rows = subject.data.batch_size
-        groups = [self._texts[i : i + rows] for i in range(0, len(self._texts), rows)]
-        groups = [g for group in groups for g in _of_one_corpus(group)]
+        corpora = [list(texts) for _, texts in groupby(self._texts, lambda text: text.corpus)]
+        groups = [texts[i : i + rows] for texts in corpora for i in range(0, len(texts), rows)]
         todo = [(g, [s for s in self._scorings(g) if any(r not in record for r in self._cells(g, s))]) for g in groups]
         todo = [(group, scorings) for group, scorings in todo if scorings]
         subject.progress.begin(sum(self._work(*item) for item in todo), self.name)
@@ -211,7 +212,3 @@ class PerplexityGrid(Evaluation):
     def report(self, rows: list[Row]) -> Report:
         """Tables and figures."""
         return report(self, rows)
-
-
-def _of_one_corpus(group: Sequence[Text]) -> list[list[Text]]:
-    return [[t for t in group if t.corpus == name] for name in dict.fromkeys(t.corpus for t in group)]

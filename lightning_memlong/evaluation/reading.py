@@ -93,7 +93,7 @@ class Scoring:
 
 
 def window_batch(
-    subject: Subject, documents: Sequence[np.ndarray], scoring: Scoring, ids: Sequence[int] = (0,)
+    subject: Subject, documents: Sequence[np.ndarray], scoring: Scoring, ids: Sequence[int]
 ) -> dict[str, Any]:
     """The windows of a scoring, as a DataModule would give them; ``memory_start`` is where memory may begin.
 
@@ -103,26 +103,17 @@ def window_batch(
         scoring: Which windows.
         ids: Of each document; random draws depend on it, and not on the row.
     """
-    local, pad, chunk = scoring.local, subject.tokenizer.pad_token_id or 0, subject.memory.chunk_size
-    tokens_in = torch.full((len(documents), local), pad)
-    labels = torch.full((len(documents), local), -100)
-    for row, (tokens, end) in enumerate(zip(documents, scoring.ends, strict=True)):
-        if end:
-            tokens_in[row] = torch.from_numpy(tokens[end - local : end].astype(np.int64))
-            labels[row, local - scoring.scored :] = tokens_in[row, local - scoring.scored :]
-    labels[:, 0] = -100
-    ends = torch.tensor(scoring.ends)
-    real = ends > 0
-    facts = {
-        "length": real * local,
-        "document_start": torch.zeros_like(real),
-        "document_id": torch.where(real, torch.tensor(ids), -1),
-        "offset": (ends - local).clamp(min=0),
-        # Queries are made of whole chunks.
-        "fresh": torch.full_like(ends, (local - scoring.scored) // chunk * chunk),
-        "memory_start": (ends - scoring.context).clamp(min=0),
-    }
-    return _on(subject, {"input_ids": tokens_in, "labels": labels, **facts})
+    local, scored, chunk = scoring.local, scoring.scored, subject.memory.chunk_size
+    places = [
+        Place(number, end - local, tokens[end - local : end]) if end else None
+        for number, tokens, end in zip(ids, documents, scoring.ends, strict=True)
+    ]
+    batch = Windows(local, scored, len(documents), subject.tokenizer.pad_token_id or 0).batch(places)
+    batch["labels"][:, : local - scored] = -100  # of the window that begins a document, too
+    # Queries are made of whole chunks.
+    batch["fresh"] = torch.full_like(batch["fresh"], (local - scored) // chunk * chunk)
+    batch["memory_start"] = (torch.tensor(scoring.ends) - scoring.context).clamp(min=0)
+    return _on(subject, batch)
 
 
 @torch.no_grad()

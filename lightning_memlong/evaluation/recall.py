@@ -20,6 +20,7 @@ from lightning_memlong.evaluation.reading import Scoring, read, reading_stride, 
 from lightning_memlong.evaluation.recall_report import report
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.retrieved import Retrieved
 
 
 class Cell(NamedTuple):
@@ -103,7 +104,7 @@ class RecallProbes(Evaluation):
         todo = [c for c in self._cells if any(_key(c, n) not in record for n in names)]
         window = subject.data.window
         longest = max((c.length for c in todo), default=0)
-        passes = len(names) + 2
+        passes = len(names) + 1
         subject.progress.begin(longest + len(todo) * passes * window, self.name)
         if not todo:
             return
@@ -170,20 +171,23 @@ def planted(
     stride = reading_stride(window, bank.chunk_size)
     every = window_offsets(sum(bank.entries(0).lengths.tolist()), window, stride)
     offsets = [at for at in every if any(start < at + window and at < end for start, end in probe.changed)]
-    for offset in offsets:
-        _write(subject, retrieval, bank, document, offset, window)
+    was = [_write(subject, retrieval, bank, document, offset, window) for offset in offsets]
     try:
         yield
     finally:
-        for offset in offsets:
-            _write(subject, retrieval, bank, filler, offset, window)
+        for chunks in was:
+            _put_back(bank, *chunks)
 
 
 @torch.no_grad()
 def _write(
     subject: Subject, retrieval: Retrieval, bank: MemoryBank, tokens: np.ndarray, offset: int, window: int
-) -> None:
-    """Read one window and put its keys, values and embeddings where the bank has the chunks it stored."""
+) -> tuple[Retrieved, Tensor]:
+    """Read one window and put its keys, values and embeddings where the bank has the chunks it stored.
+
+    Returns:
+        What was there: the record of those chunks, and their embeddings.
+    """
     held = bank.entries(0)
     end = min(offset + window, int((held.positions + held.lengths).max()))
     ids = torch.from_numpy(tokens[offset:end].astype(np.int64))[None].to(subject.device)
@@ -194,8 +198,17 @@ def _write(
         keys, values = output.keys[..., 0, :, :, :], output.values[..., 0, :, :, :]
     positions = torch.arange(offset, end, size)
     positions[: (window - reading_stride(window, size)) // size if offset else 0] = -1  # stored with the window before
+    match = (positions[:, None] == held.positions[None]).nonzero()
+    was = bank.gather(match[None, :, 1], count=False)
+    assert was is not None
+    before = held.embeddings[match[:, 1]]
     bank.rewrite(0, keys, values, positions)
     batch = {"input_ids": padded, "length": torch.tensor([ids.shape[1]])}
-    embeddings: Tensor = retrieval.embed(batch, hidden=output.memory_hidden)[0]
-    match = (positions[:, None] == held.positions[None]).nonzero()
-    held.embeddings[match[:, 1]] = embeddings[match[:, 0]]
+    held.embeddings[match[:, 1]] = retrieval.embed(batch, hidden=output.memory_hidden)[0, match[:, 0]]
+    return was, before
+
+
+def _put_back(bank: MemoryBank, was: Retrieved, embeddings: Tensor) -> None:
+    """Undo :func:`_write`."""
+    bank.rewrite(0, was.keys[..., 0, :, :, :], was.values[..., 0, :, :, :], was.positions[0])
+    bank.entries(0).embeddings[was.entries[0]] = embeddings
