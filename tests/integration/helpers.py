@@ -11,6 +11,7 @@ import torch
 
 CONFIG = "conf/memlong.yaml"
 ROOT = Path(__file__).parents[2]
+EVAL = ROOT / "conf" / "eval"
 
 
 def tiny(backbone: Path, text: Path, runs: Path) -> list[str]:
@@ -92,3 +93,14 @@ def recorded(file: Path, rank: int = 0) -> list[dict[str, Any]]:
 def recording(file: Path) -> list[str]:
     """Options that add a Recorder."""
     return ["--trainer.callbacks+=tests.integration.helpers.Recorder", f"--trainer.callbacks.file={file}"]
+
+
+def rows_of(options: list[str]) -> list[dict[str, Any]]:
+    """What an evaluation measured."""
+    return [json.loads(line) for line in found_in(options, "*.jsonl").read_text().splitlines()]
+
+
+def found_in(options: list[str], pattern: str) -> Path:
+    """The newest file of a run folder."""
+    runs = Path(options[options.index("--trainer.logger.save_dir") + 1])
+    return max(runs.glob(f"memlong/*/{pattern}"), key=lambda f: f.stat().st_mtime)
