@@ -14,6 +14,7 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.logging import RichHandler
 
 from callbacks.memory_bank import MemoryBankCallback
@@ -26,10 +27,19 @@ from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.exported import exported_settings
 from lightning_memlong.identity import evaluation_identity
 from lightning_memlong.measure import measure
+from lightning_memlong.metrics_csv import MetricsCSV
 from lightning_memlong.module import MemLongModule
 from lightning_memlong.parsing import Parser, config_files, insert_config, open_data, plain
 from lightning_memlong.report import show_parameters, show_perplexity
-from lightning_memlong.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
+from lightning_memlong.runs import (
+    RunRecord,
+    check_writable,
+    continue_in,
+    last_checkpoint,
+    run_folder,
+    runs_root,
+    write_results,
+)
 from lightning_memlong.stored import note_differences, read_checkpoint, stored_settings
 from lightning_memlong.trainer import Trainer
 
@@ -154,6 +164,7 @@ class MemLongCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         # First in line, so that observers find the retrieved record in the batch.
         trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
+        trainer.loggers += [MetricsCSV(logger) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -210,6 +221,7 @@ class MemLongCLI(LightningCLI):
         self._report("Test perplexity (same weights, same tokens)", {"": _metrics(self.trainer, "test")})
 
     def _report(self, title: str, rows: dict[str, dict[str, float]]) -> None:
+        write_results(self.trainer, self.subcommand, rows)
         memory = self._get(self.config_init, "memory")
         on = "memory on" + (" (LEAKING query: current)" if memory.query == "current" else "")
         show_perplexity(title, rows, on if memory.enabled else None, run_folder(self.trainer))

@@ -70,8 +70,9 @@ class MemLongModule(L.LightningModule):
     ) -> None:
         super().__init__()
         # What the network is goes into the checkpoint, as plain values; the recipe belongs to a run.
-        self.save_hyperparameters(ignore=["tuning", "optimizer", "scheduler"])
-        self.save_hyperparameters({"tuning": asdict(tuning)})
+        # The command line logs them, with those of memory and data beside them.
+        self.save_hyperparameters(ignore=["tuning", "optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters({"tuning": asdict(tuning)}, logger=False)
         self.backbone_name = backbone
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
         self.model = MemLong(

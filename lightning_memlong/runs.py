@@ -14,11 +14,17 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.errors import UserError
+from lightning_memlong.parsing import flat, plain
 
 PACKAGES = ("torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
             "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
+
+OUTCOMES = ("val/perplexity", "val/perplexity_memory_off", "val/perplexity_ratio", "train/loss",
+            "cost/tokens_per_second")  # fmt: skip
+"""Columns of TensorBoard's HParams tab beside the settings."""
 
 
 def git_commit() -> str:
@@ -78,6 +84,8 @@ class RunRecord(SaveConfigCallback):
             (folder / f"run{suffix}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
         except OSError as error:
             raise _cannot_write(folder, error) from error
+        if self.subcommand == "fit":
+            note_hyperparameters(trainer, plain(self.parser, self.config))
 
     @staticmethod
     def _free_suffix(folder: Path, stage: str) -> str:
@@ -85,6 +93,42 @@ class RunRecord(SaveConfigCallback):
         while (folder / f"config{(suffix := stage + (f'_{number}' if number > 1 else ''))}.yaml").exists():
             number += 1
         return suffix
+
+
+def note_hyperparameters(trainer: L.Trainer, config: dict[str, Any]) -> None:
+    """Fill TensorBoard's HParams tab: every setting that says what is learned, and what became of it.
+
+    Args:
+        trainer: Its loggers are written to.
+        config: Of ``fit``, as plain values.
+    """
+    data = config["data"]
+    settings = {"seed": config["seed_everything"], "data": data["class_path"].rpartition(".")[2]}
+    groups = {"model": config["model"], "memory": config["memory"], "data": data.get("init_args") or {}}
+    for key, value in flat(groups).items():
+        settings[key.replace("init_args.", "")] = value if isinstance(value, bool | int | float | str) else str(value)
+    settings |= {f"trainer.{key}": str(config["trainer"][key]) for key in ("max_steps", "precision", "devices")}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.hparams.update(settings)
+            for summary in hparams(settings, dict.fromkeys(OUTCOMES, 0.0)):
+                logger.experiment._get_file_writer().add_summary(summary)
+
+
+def write_results(trainer: L.Trainer, subcommand: str, rows: dict[str, dict[str, float]]) -> None:
+    """Write the last numbers of a run as ``results.json`` (``results_test.json`` and so on): that it has ended.
+
+    Args:
+        trainer: Of the run.
+        subcommand: What was run.
+        rows: What is measured when -> metrics.
+    """
+    if (folder := run_folder(trainer)) is None or not trainer.is_global_zero:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / ".results"
+    unfinished.write_text(json.dumps({"steps": trainer.global_step, **rows}, indent=2) + "\n")
+    unfinished.replace(folder / f"results{'' if subcommand == 'fit' else f'_{subcommand}'}.json")
 
 
 def note_settings(trainer: Any, module: L.LightningModule) -> None:
