@@ -232,7 +232,7 @@ def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
+def calm() -> Iterator[None]:
     """Our own log lines, and no advice that does not apply here."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False, show_time=False)], force=True)
     log.setLevel(logging.INFO)
@@ -254,7 +254,7 @@ def _calm() -> Iterator[None]:
         yield
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """The UserError behind an error, if there is one: the parser wraps what constructors raise."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
@@ -267,11 +267,11 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0, or 2 after a mistake that a person can fix, told without a traceback.
     """
-    with _calm():
+    with calm():
         try:
             MemLongCLI(args)
         except ValueError as error:
-            told = _user_error(error)
+            told = user_error(error)
             if told is None:
                 raise
             sys.stderr.write(f"error: {told}\n")

@@ -23,10 +23,9 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the message with suggestions and exit with status 2."""
-        unknown = re.search(r"(?:option|[Kk]ey) '([\w.]+)'|[Uu]nrecognized arguments: -*([\w.]+)", message)
+        unknown = re.search(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'|[Uu]nrecognized arguments: -*([\w.]+)", message)
         if unknown:
-            key = (unknown[1] or unknown[2]).removeprefix("init_args.")
-            near = difflib.get_close_matches(key, self.known_keys(), n=3, cutoff=0.5)
+            near = self._nearest((unknown[1] or unknown[2]).removeprefix("init_args."))
             message += f" Nearest known: {', '.join(near)}." if near else ""
             message += " Fix: correct the key; --help lists all of them."
         sys.stderr.write(f"error: {message}\n")
@@ -44,6 +43,15 @@ class Parser(LightningArgumentParser):
         options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
         title = "Options of the default --data, datamodules.LocalText (of others: --data.help datamodules.BookCorpus)"
         return f"{text}\n{title}:\n{options.format_help()}"
+
+    def _nearest(self, key: str) -> list[str]:
+        known = self.known_keys()
+        if any(name.startswith("data") for name in known):  # a class to be chosen hides its options
+            known += [f"data.{name}" for c in (LocalText, DocumentDataModule) for name in _parameters(c)]
+        last = {name.rpartition(".")[2]: name for name in known}  # messages may leave out the groups
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+        near += [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=2, cutoff=0.7)]
+        return list(dict.fromkeys(near or difflib.get_close_matches(key.partition(".")[0], known, n=3, cutoff=0.6)))[:3]
 
     def known_keys(self) -> list[str]:
         """Dotted names of all options, subcommands' included."""
@@ -77,6 +85,11 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
 
 
+def _parameters(corpus: Any) -> set[str]:
+    """Names of the options of a DataModule's own."""
+    return set(inspect.signature(corpus.__init__).parameters) - {"self", "kwargs"}
+
+
 def open_data(name: str, options: str | Mapping[str, Any], config: Mapping[str, Any]) -> DocumentDataModule:
     """Another corpus beside that of a configuration, set up for testing.
 
@@ -99,8 +112,7 @@ def open_data(name: str, options: str | Mapping[str, Any], config: Mapping[str, 
         pass  # told below, with what would be right
     ok = isinstance(corpus, type) and issubclass(corpus, DocumentDataModule)
     require(ok, f"{key}.class_path", class_path, "a class of datamodules, such as datamodules.PG19", "correct it")
-    known = {n for c in (corpus, DocumentDataModule) for n in inspect.signature(c.__init__).parameters}
-    known -= {"self", "kwargs"}
+    known = _parameters(corpus) | _parameters(DocumentDataModule)
     for option, value in given.items():
         require(option in known, f"{key}.{option}", value, "one of " + ", ".join(sorted(known)), "correct the name")
     shared = {k: v for k, v in config["data"]["init_args"].items() if k in known and k != "path"}
