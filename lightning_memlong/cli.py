@@ -221,7 +221,7 @@ class MemLongCLI(LightningCLI):
         self._report("Test perplexity (same weights, same tokens)", {"": _metrics(self.trainer, "test")})
 
     def _report(self, title: str, rows: dict[str, dict[str, float]]) -> None:
-        write_results(self.trainer, self.subcommand, rows)
+        write_results(self.trainer, str(self.subcommand), rows)
         memory = self._get(self.config_init, "memory")
         on = "memory on" + (" (LEAKING query: current)" if memory.query == "current" else "")
         show_perplexity(title, rows, on if memory.enabled else None, run_folder(self.trainer))

@@ -13,7 +13,7 @@ from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
-from lightning_memlong.report import markdown, show_report, write_csv
+from lightning_memlong.report import show_report, write_report
 from lightning_memlong.runs import check_writable, note_settings, run_folder
 from lightning_memlong.stored import load_weights
 
@@ -54,8 +54,9 @@ def measure(
         say(f"Results, {before}: {record.file}", flush=True)
         _run(evaluation, subject, record)
     report = evaluation.report(record.of(evaluation.planned()))
-    _write(report, evaluation.name, folder, trainer.loggers)
-    show_report(report, evaluation.name, folder)
+    writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    write_report(report, evaluation.name, folder, writers)
+    show_report(report, evaluation.name, folder, folder.parent)
     return report
 
 
@@ -66,21 +67,6 @@ def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:
     except KeyboardInterrupt:
         say(f"\nInterrupted. {len(record.rows):,} measurements are kept; the same command goes on from there.")
         raise SystemExit(130) from None
-
-
-def _write(report: Report, name: str, folder: Path, loggers: list[Any]) -> None:
-    """``name.md``, ``name.csv``, ``name-figure.png``, and the same in TensorBoard."""
-    text = markdown(report)
-    (folder / f"{name}.md").write_text(text)
-    write_csv(folder / f"{name}.csv", report.data)
-    for title, figure in report.figures.items():
-        figure.savefig(folder / f"{name}-{title}.png", dpi=110)
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(f"{name}/tables", text)
-            for title, figure in report.figures.items():
-                logger.experiment.add_figure(f"{name}/{title}", figure, close=False)
-            logger.experiment.flush()
 
 
 class _Bar:

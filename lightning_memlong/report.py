@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_memlong.evaluation.base import Report
 from lightning_memlong.evaluation.figures import draw_layers
@@ -103,20 +104,36 @@ def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def markdown(report: Report) -> str:
-    """A report as a Markdown file."""
+def markdown(report: Report, name: str) -> str:
+    """A report as a Markdown file, with the figures that lie beside it as ``name-figure.png``."""
     lines = [f"# {report.title}", ""]
     for title, rows in report.tables.items():
         if rows:
             lines += [f"## {title}", "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
             lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
             lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in report.notes)]) + "\n"
+    lines += [f"- {note}" for note in report.notes]
+    lines += [line for title in report.figures for line in ("", f"![{title}]({name}-{title}.png)")]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(report: Report, name: str, folder: Path, writers: list[SummaryWriter]) -> None:
+    """Write ``name.md``, ``name.csv``, ``name-figure.png``, and the same into TensorBoard."""
+    text = markdown(report, name)
+    (folder / f"{name}.md").write_text(text)
+    write_csv(folder / f"{name}.csv", report.data)
+    for title, figure in report.figures.items():
+        figure.savefig(folder / f"{name}-{title}.png", dpi=110)
+    for writer in writers:
+        writer.add_text(f"{name}/tables", text)
+        for title, figure in report.figures.items():
+            writer.add_figure(f"{name}/{title}", figure, close=False)
+        writer.flush()
 
 
 @rank_zero_only
-def show_report(report: Report, name: str, folder: Path) -> None:
-    """The tables of an evaluation, how to read them, and where they are."""
+def show_report(report: Report, name: str, folder: Path, logdir: Path) -> None:
+    """The tables of a report, how to read them, where they are, and what to open TensorBoard on."""
     out = Console(width=max(150, Console().width))
     for title, rows in report.tables.items():
         if not rows:
@@ -131,7 +148,7 @@ def show_report(report: Report, name: str, folder: Path) -> None:
         out.print(note, soft_wrap=True)
     files = ", ".join([f"{name}.md", f"{name}.csv", *(f"{name}-{title}.png" for title in report.figures)])
     out.print(f"Written: {folder}/: {files}", soft_wrap=True)
-    out.print(f"Look at it: {_tensorboard()} --logdir {folder.parent}", soft_wrap=True)
+    out.print(f"Look at it: {_tensorboard()} --logdir {logdir}", soft_wrap=True)
 
 
 def _tensorboard() -> str:

@@ -4,7 +4,6 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, set_parsing_settings

@@ -100,8 +100,9 @@ def execute(run: Run, watch: Watch | None = None) -> Outcome:
 def _process(words: list[str], log: IO[str], lock: IO[str], look: Callable[[], Any]) -> int:
     """Run a process to its end and return its status."""
     # It inherits the lock, which so outlives this process if that is killed.
-    process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()],
-                               start_new_session=True)  # so that Ctrl-C reaches it once, from here
+    process = subprocess.Popen(
+        words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()], start_new_session=True
+    )  # so that Ctrl-C reaches it once, from here
     try:
         while True:
             try:

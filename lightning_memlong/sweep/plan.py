@@ -56,6 +56,18 @@ class Cell:
         return files + [word for choice in self.choices.values() for word in as_arguments(choice.options)]
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where a cell stands on an axis."""
+
+    axis: str
+    value: Any
+    """Of the axis' option, or the label of a file or of several options."""
+    others: str
+    """What the cell's other axes are set to."""
+    cell: Cell
+
+
 @dataclass
 class Run:
     """One run of a cell."""
@@ -139,6 +151,7 @@ class Plan:
             fix = "leave it out, or change the sweep's file"
             require(not word.startswith("--") or option not in varied, option, word, "what the sweep varies", fix)
         self.cells: list[Cell] = []
+        self.points: list[Point] = []
         for cell in () if sweep.search else _cells(sweep):
             self.add(cell)
 
@@ -153,6 +166,9 @@ class Plan:
             allowed = "values whose names differ"
             require(not taken, "axes", cell.name, allowed, "name the file, or the option's value, differently")
             self.cells.append(cell)
+        for axis, chosen in cell.choices.items():
+            others = ",".join(c.label for a, c in cell.choices.items() if a != axis)
+            self.points.append(Point(axis, chosen.options.get(axis, chosen.label), others, same or cell))
         return same or cell
 
     def runs(self, cells: list[Cell] | None = None) -> list[Run]:
@@ -162,7 +178,9 @@ class Plan:
 
     def _run(self, cell: Cell, seed: int) -> Run:
         folder = self.folder / f"{cell.name},seed={seed}"
-        own = {"seed_everything": seed} | ({} if cell.steps is None else {"trainer.max_steps": cell.steps})
+        own: dict[str, Any] = {"seed_everything": seed} | (
+            {} if cell.steps is None else {"trainer.max_steps": cell.steps}
+        )
         own |= {"trainer.logger.save_dir": self.sweep.output, "trainer.logger.name": self.name,
                 "trainer.logger.version": folder.name}  # fmt: skip
         arguments = [*self._shared, *cell.arguments(), *as_arguments(own)]

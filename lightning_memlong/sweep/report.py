@@ -1,1 +1,162 @@
-def write_report(plan): ...
+"""The report of a sweep: one table and one figure an axis, paired with the baseline seed by seed."""
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_memlong import report as shown
+from lightning_memlong.distributed import say
+from lightning_memlong.evaluation.base import Report
+from lightning_memlong.sweep.execute import results
+from lightning_memlong.sweep.figures import draw_axis
+from lightning_memlong.sweep.plan import BASELINE, Cell, Plan, Run
+
+COLUMNS = ("perplexity", "perplexity_memory_off", "perplexity_ratio")
+Found = dict[int, dict[str, float]]
+"""Seed -> what its run measured."""
+
+
+@dataclass
+class Measured:
+    """What the finished runs of a sweep have measured."""
+
+    plan: Plan
+    found: dict[str, Found]
+    """Cell -> seed -> numbers."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Measured":
+        """Read the run folders."""
+        found: dict[str, Found] = {cell.name: {} for cell in plan.cells}
+        for run in plan.runs():
+            if (numbers := results(run)) is not None:
+                found[run.cell.name][run.seed] = numbers | _speed(run.folder)
+        return cls(plan, found)
+
+    def changes(self, cell: Cell) -> list[float]:
+        """Perplexity by the baseline's of the same seed, less 1 [%], of each seed that both have."""
+        mine, base = self.found[cell.name], self.found.get(BASELINE, {})
+        return [100 * (mine[s]["perplexity"] / base[s]["perplexity"] - 1) for s in mine if s in base]
+
+    def values(self, cell: Cell, column: str) -> list[float]:
+        """A number of each seed, where it was measured."""
+        return [numbers[column] for numbers in self.found[cell.name].values() if column in numbers]
+
+    def row(self, label: str, cell: Cell) -> dict[str, str]:
+        """A row of a table."""
+        changes, seeds = self.changes(cell), len(self.found[cell.name])
+        leaks = " (LEAKS)" if cell.settings["memory.query"] == "current" and cell.settings["memory.enabled"] else ""
+        mine = " (baseline)" if cell.name == BASELINE and label != BASELINE else ""
+        return {
+            "": label + mine + leaks,
+            "perplexity": spread(self.values(cell, "perplexity"), 3),
+            "change [%]": "" if cell.name == BASELINE else spread(changes, 2, sign="+"),
+            "better": ""
+            if cell.name == BASELINE or not changes
+            else f"{sum(c < 0 for c in changes)} of {len(changes)}",
+            "memory off": spread(self.values(cell, "perplexity_memory_off"), 3),
+            "on / off": spread(self.values(cell, "perplexity_ratio"), 4),
+            "tokens/s": spread(self.values(cell, "tokens_per_second"), 0),
+            "runs": f"{seeds} of {len(self.plan.sweep.seeds)}",
+        }
+
+
+def spread(values: list[float], digits: int, sign: str = "") -> str:
+    """Mean and standard deviation, as text."""
+    if not values:
+        return "-"
+    mean = f"{fmean(values):{sign},.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {stdev(values):,.{digits}f}"
+
+
+def _speed(folder: Path) -> dict[str, float]:
+    """Median tokens a second of a run's training steps, where they were logged."""
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return {}
+    with file.open(newline="") as stream:
+        speeds = [row.get("cost/tokens_per_second") for row in csv.DictReader(stream)]
+    return {"tokens_per_second": median(float(s) for s in speeds if s)} if any(speeds) else {}
+
+
+def _data(measured: Measured) -> list[dict[str, Any]]:
+    """One row a run."""
+    varied = sorted(
+        {option for point in measured.plan.points for c in point.cell.choices.values() for option in c.options}
+    )
+    rows = []
+    for run in measured.plan.runs():
+        numbers = measured.found[run.cell.name].get(run.seed)
+        settings = {o: run.settings.get(o.replace("data.", "data.init_args."), run.settings.get(o)) for o in varied}
+        state = "finished" if numbers is not None else "not finished"
+        row = {"cell": run.cell.name, "seed": run.seed, "state": state, **settings, "steps": run.cell.steps}
+        rows.append(row | {c: (numbers or {}).get(c) for c in (*COLUMNS, "tokens_per_second")})
+    return rows
+
+
+def make_report(plan: Plan) -> Report:
+    """Tables, numbers and figures of what has finished."""
+    measured = Measured.of(plan)
+    baseline = next((cell for cell in plan.cells if cell.name == BASELINE), None)
+    tables, figures = {}, {}
+    for axis in dict.fromkeys(point.axis for point in plan.points):
+        points = [point for point in plan.points if point.axis == axis]
+        on_axis = [point.cell for point in points]
+        rows = [(f"{_text(p.value)}{', ' * bool(p.others)}{p.others}", p.cell) for p in points]
+        if plan.sweep.search:  # the best first
+            rows.sort(key=lambda row: fmean(measured.values(row[1], "perplexity") or [math.inf]))
+        if baseline is not None and baseline not in on_axis:
+            rows.insert(0, (BASELINE, baseline))
+        tables[axis] = [measured.row(*row) for row in rows]
+        drawn = [(p.value, p.others, measured.changes(p.cell) if baseline else measured.values(p.cell, "perplexity"))
+                 for p in points]  # fmt: skip
+        if any(values for *_, values in drawn):
+            figures[axis.replace("/", "-")] = draw_axis(axis, drawn, relative=baseline is not None)
+    return Report(f"Sweep {plan.name}", _notes(plan, measured), tables, _data(measured), figures)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _notes(plan: Plan, measured: Measured) -> list[str]:
+    finished = [run for run in plan.runs() if run.seed in measured.found[run.cell.name]]
+    after = "after training on " + (f"{plan.sweep.tokens:,} tokens" if plan.sweep.tokens else "trainer.max_steps steps")
+    notes = [
+        f"Perplexity of the validation text {after if plan.sweep.subcommand == 'fit' else 'without training'}; "
+        f"mean ± standard deviation over seeds {', '.join(map(str, plan.sweep.seeds))}.",
+        "change: by the perplexity of the baseline with the same seed, so that what a seed does to both drops out; "
+        "better: in how many seeds it is lower. With few seeds neither is a test.",
+        "memory off: the same weights and tokens without memory.",
+        f"{len(finished)} of {len(plan.runs())} runs have finished.",
+    ]
+    if any(run.cell.settings["memory.query"] == "current" for run in finished):
+        notes.append("LEAKS: the query sees the text that is predicted; no fair number.")
+    commits = sorted({_commit(run) for run in finished})
+    if len(commits) > 1:
+        notes.append(f"Made with several versions of the code: {', '.join(commits)}.")
+    return notes
+
+
+def _commit(run: Run) -> str:
+    suffix = "" if run.subcommand == "fit" else f"_{run.subcommand}"
+    return str(json.loads((run.folder / f"run{suffix}.json").read_text())["git_commit"])
+
+
+def write_report(plan: Plan) -> None:
+    """Write and print the report of what has finished; a report that is there is replaced."""
+    report = make_report(plan)
+    if not any(row["state"] == "finished" for row in report.data):
+        say(f"No run of {plan.name} has finished; there is nothing to report.")
+        return
+    shutil.rmtree(plan.folder / "report", ignore_errors=True)  # TensorBoard would show every old one as well
+    with SummaryWriter(str(plan.folder / "report")) as writer:
+        shown.write_report(report, "report", plan.folder, [writer])
+    shown.show_report(report, "report", plan.folder, plan.folder)

@@ -52,7 +52,10 @@ def search(plan: Plan, launch: Callable[[list[Run]], None]) -> None:
         else:
             study.tell(trial, fmean(found))
             best = study.best_trial
-            say(f"Trial {trial.number}: {cell.name}: {fmean(found):.3f}; best {best.value:.3f}: {best.params}", flush=True)
+            say(
+                f"Trial {trial.number}: {cell.name}: {fmean(found):.3f}; best {best.value:.3f}: {best.params}",
+                flush=True,
+            )
 
 
 def _cell(params: Mapping[str, Any]) -> Cell:

@@ -28,7 +28,12 @@ class Search:
         require(self.trials >= 1, "search.trials", self.trials, "1 or more", "raise it")
         require(bool(self.space), "search.space", self.space, "at least one option", "name one")
         for option, values in self.space.items():
-            range_given = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}
+            range_given = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {
+                "low",
+                "high",
+                "log",
+                "step",
+            }
             allowed = "a list of values, or low and high, with log or step"
             ok = range_given or (isinstance(values, list) and bool(values))
             require(ok, f"search.space.{option}", values, allowed, "write [2, 4, 8] or {low: 1.0e-5, high: 1.0e-3}")
