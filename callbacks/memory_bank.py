@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -43,11 +44,13 @@ class MemoryBankCallback(L.Callback):
         self._saved: Mapping[str, Any] | None = None
         self._retriever: Retriever | None = None
         self._retrieval: Retrieval | None = None
+        self._profile: Any = nullcontext
 
     # ---- stages -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Load the retriever and check the settings against the data's."""
+        self._profile = trainer.profiler.profile  # type: ignore[attr-defined]
         self.check(getattr(trainer, "datamodule", None), pl_module, stage)
         self.load_retriever(pl_module)
         if self.config.query == "current":
@@ -184,7 +187,7 @@ class MemoryBankCallback(L.Callback):
         if self._retrieval is None or self._retrieval.tokenizer is not pl_module.tokenizer:
             self.load_retriever(pl_module)
             assert self._retriever is not None
-            self._retrieval = Retrieval(self.config, self._retriever, pl_module.tokenizer)
+            self._retrieval = Retrieval(self.config, self._retriever, pl_module.tokenizer, self._profile)
         return self._retrieval
 
     # ---- logging and checkpoints --------------------------------------------------------------------------

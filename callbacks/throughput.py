@@ -9,7 +9,9 @@ import torch
 
 
 class Throughput(L.Callback):
-    """Logs ``cost/tokens_per_second`` (also on the progress bar) and ``cost/peak_memory_gb`` while training.
+    """Logs ``cost/tokens_per_second`` (also on the progress bar) and peak memory while training.
+
+    ``cost/host_memory_gb`` is the process's, ``cost/device_memory_gb`` that of its GPU, if it has one.
 
     Args:
         window: Steps the speed is averaged over [steps].
@@ -37,15 +39,24 @@ class Throughput(L.Callback):
         speed = (after - before) / max(now - start, 1e-9)
         self.log("cost/tokens_per_second", speed)
         self.log("tok/s", speed, prog_bar=True, logger=False)
-        self.log("cost/peak_memory_gb", peak_memory_gb())
+        self.log("cost/host_memory_gb", host_memory_gb())
+        if _on_gpu():
+            self.log("cost/device_memory_gb", peak_memory_gb())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Time spent validating is not training time."""
         self._marks = [(time.perf_counter(), self._tokens)]
 
 
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def host_memory_gb() -> float:
+    """Peak memory of the process so far [GB]."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 def peak_memory_gb() -> float:
     """Peak memory so far [GB]: of the GPU if there is one in use, else of the process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return torch.cuda.max_memory_allocated() / 1e9 if _on_gpu() else host_memory_gb()

@@ -5,6 +5,7 @@ import itertools
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from datamodules import splits
 from datamodules.cached import CachedStream
@@ -87,15 +88,22 @@ class _Held:
 
 
 class _Answers(CachedStream):
-    """Batches whose labels are the answers alone."""
+    """Batches whose labels are the answers alone.
+
+    ``planted`` (R, 2) says where in its document that stands which a window asks for [tokens]; -1: it asks for nothing.
+    """
 
     cache: Any
 
     def __getitem__(self, number: int) -> Batch:
         """One batch of the epoch that was begun last."""
         batch = super().__getitem__(number)
+        batch["planted"] = torch.full((len(batch["offset"]), 2), -1)
         for row, (document, offset) in enumerate(zip(batch["document_id"], batch["offset"], strict=True)):
             if document >= 0:
-                answer = self.cache.probes[int(document)].answer - int(offset)
+                probe = self.cache.probes[int(document)]
+                answer = probe.answer - int(offset)
                 batch["labels"][row, : max(0, answer)] = -100
+                if answer < self.windows.window:
+                    batch["planted"][row] = torch.tensor(probe.planted)
         return batch

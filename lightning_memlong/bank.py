@@ -74,6 +74,8 @@ class MemoryBank:
         self._storage: ChunkStorage | None = None
         self._one_layer = True
         self.insertions = self.evictions = 0
+        self.evicted: list[Entries] = []
+        """What the last insertion dropped, of each row where it dropped something; for observers."""
         self._reader: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, Tensor]] | None = None
 
@@ -104,12 +106,14 @@ class MemoryBank:
         # A policy may refuse: then nothing has happened yet in any row.
         wanted = [int((lengths[row] > 0).sum()) for row in range(self.rows)]
         drops = [self._drops(ledger, count) for ledger, count in zip(self._ledgers, wanted, strict=True)]
+        self.evicted = []
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         for row, ledger in enumerate(self._ledgers):
             if not wanted[row]:
                 continue
             if len(drops[row]):
+                self.evicted.append(ledger.entries.take(drops[row]))
                 ledger.drop(drops[row])
                 self.evictions += len(drops[row])
             real = lengths[row].nonzero().flatten()
@@ -260,6 +264,10 @@ class MemoryBank:
     def entries(self, row: int) -> Entries:
         """What a row knows of its entries, oldest first."""
         return self._ledgers[row].entries
+
+    def ages(self, row: int) -> Tensor:
+        """(N,) insertions into a row since each of its entries was stored; 0 is the newest."""
+        return self._ledgers[row].ages
 
     def state_dict(self, keys_values: bool = True) -> dict[str, Any]:
         """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU.

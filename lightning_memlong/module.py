@@ -149,24 +149,26 @@ class MemLongModule(L.LightningModule):
         count = count.clamp(min=1)
         return loss * (scored * self.trainer.world_size / count), total / count
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score one validation window."""
         return self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score one test window."""
         return self._evaluate("test", batch)
 
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
         output = self(batch)
         assert output.loss is not None
         scored = (batch["labels"][:, 1:] != -100).sum()
         self.nll[stage].update(output.loss, scored)
+        seen = {"memory_on": output}  # observers may ask it for losses token by token
         if self.compare_memory_off and "memory" in batch:
             # Where nothing was retrieved, memory off is the same pass.
             off = output if batch["memory"] is None else self.model(batch["input_ids"], batch["labels"])
             self.nll[f"{stage}_off"].update(off.loss, scored)
-        return _to_store(output, batch)
+            seen["memory_off"] = off
+        return {**_to_store(output, batch), **seen}
 
     def _begin(self, stage: str) -> None:
         # Made anew each time: a metric reset in inference mode cannot be updated outside it.

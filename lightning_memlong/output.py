@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -37,6 +38,16 @@ class MemLongOutput:
     def logits(self) -> Tensor:
         """(B, T or logits_to_keep, vocabulary)."""
         return self._to_logits(self.hidden)
+
+    def token_losses(self, labels: Tensor, block: int = 256) -> Tensor:
+        """(B, T) next-token losses, float32; 0 where ``labels`` (B, T) are -100. A block of positions at a time."""
+        losses = torch.zeros(labels.shape, device=self.hidden.device)
+        for start in range(0, labels.shape[1] - 1, block):
+            wanted = labels[:, 1:][:, start : start + block]
+            logits = self._to_logits(self.hidden[:, start : start + wanted.shape[1]]).float()
+            found = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+            losses[:, start + 1 : start + 1 + wanted.shape[1]] = found.view_as(wanted)
+        return losses
 
     @cached_property
     def _stored(self) -> tuple[Tensor, Tensor]:

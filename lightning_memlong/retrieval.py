@@ -3,7 +3,8 @@
 Legend: R rows, G searches of a row (1, or one a chunk), n chunks of a window, k chunks retrieved, E embedding size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from lightning_memlong.query import Asking, Known, chunk_queries, search, window
 from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.retriever import HiddenRetriever, Retriever
 
+Profile = Callable[[str], AbstractContextManager[Any]]
+
 
 class Retrieval:
     """Embeds, searches, gathers and stores (paper, section 2), for batches as :mod:`datamodules.documents` makes them.
@@ -25,10 +28,13 @@ class Retrieval:
         config: The memory settings.
         retriever: The frozen encoder.
         tokenizer: Turns chunks back into text for it.
+        profile: Measures ``memory.retriever``, ``memory.search``, ``memory.gather`` and ``memory.insert``.
     """
 
-    def __init__(self, config: MemoryConfig, retriever: Retriever, tokenizer: Any) -> None:
-        self.config, self.retriever, self.tokenizer = config, retriever, tokenizer
+    def __init__(
+        self, config: MemoryConfig, retriever: Retriever, tokenizer: Any, profile: Profile = nullcontext
+    ) -> None:
+        self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
         self._window_embeddings: Tensor | None = None
 
     def new_bank(self, rows: int, everything: int | None = None) -> MemoryBank:
@@ -57,8 +63,10 @@ class Retrieval:
         self.prepare(batch)
         if bank.insertions == 0:
             return None
-        scores, entries = self.choose(bank, batch)
-        return bank.gather(entries, scores, count)
+        with self._profile("memory.search"):
+            scores, entries = self.choose(bank, batch)
+        with self._profile("memory.gather"):
+            return bank.gather(entries, scores, count)
 
     def choose(self, bank: MemoryBank, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
         """Scores (R, G, k), None for the controls, and places (R, G, k) of what a window retrieves."""
@@ -122,7 +130,8 @@ class Retrieval:
         if embeddings is None:
             embeddings = self.embed(batch, lengths > 0, outputs.get("hidden"))
         positions = batch["offset"].cpu()[:, None] + self._chunks(batch)[0]
-        bank.insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
+        with self._profile("memory.insert"):
+            bank.insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
 
     def _new_lengths(self, batch: dict[str, Any]) -> Tensor:
         """Real tokens (R, n) of the window's chunks; 0 for those that were stored with an earlier window."""
@@ -157,7 +166,8 @@ class Retrieval:
                 [chunks[i, : lengths[i]] for i in which.nonzero().flatten()], clean_up_tokenization_spaces=False
             )
             self.retriever.to(batch["input_ids"].device)
-            embeddings[which] = self.retriever.encode(texts)
+            with self._profile("memory.retriever"):
+                embeddings[which] = self.retriever.encode(texts)
         return embeddings.view(rows, tokens // size, -1)
 
 

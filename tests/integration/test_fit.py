@@ -42,7 +42,7 @@ def test_fit_validate_test(options: list[str], tmp_path: Path, capsys: pytest.Ca
     found = scalars(run)
     for tag in ("train/loss", "train/perplexity", "val/perplexity", "val/perplexity_memory_off", "memory/fill",
                 "memory/insertions", "memory/evictions", "memory/score", "memory/distance_tokens",
-                "cost/tokens_per_second", "cost/peak_memory_gb", "attention/memory_mass_layer_1",
+                "cost/tokens_per_second", "cost/host_memory_gb", "attention/memory_mass_layer_1",
                 "attention/memory_mass_layer_3"):  # fmt: skip
         assert tag in found, tag
     assert len(found["val/perplexity"]) == 2 and len(found["train/loss"]) == 4

@@ -1,0 +1,204 @@
+"""Observer: TensorBoard dashboards of the memory. It reads what is there and changes nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from callbacks.memory_bank import MemoryBankCallback
+from callbacks.validation_record import ValidationRecord
+from lightning_memlong.bank import MemoryBank, Retrieved
+from lightning_memlong.config import require
+from lightning_memlong.evaluation.figures import draw_heads
+from lightning_memlong.profiler import PARTS, StepProfiler
+
+
+def _chart(*tags: str) -> list[Any]:
+    return ["Multiline", list(tags)]
+
+
+LAYOUT = {
+    "Learning": {
+        "loss": _chart("train/loss", "val/loss"),
+        "perplexity of validation text": _chart("val/perplexity$", "val/perplexity_memory_off"),
+        "perplexity, memory on / off": _chart("val/perplexity_ratio"),
+    },
+    "Memory": {
+        "fill": _chart("memory/fill"),
+        "insertions and evictions": _chart("memory/insertions", "memory/evictions"),
+        "entries never retrieved": _chart("memory/never_retrieved"),
+        "evicted entries: times they were retrieved": _chart("memory/evicted_retrievals"),
+        "evicted entries: share never retrieved": _chart("memory/evicted_unused"),
+    },
+    "Retrieval": {
+        "similarity": _chart("memory/score"),
+        "distance [tokens]": _chart("memory/distance_tokens"),
+        "share also retrieved by the window before": _chart("retrieval/overlap"),
+        "planted passages found": _chart("retrieval/hit_rate"),
+    },
+    "Attention": {
+        "share that goes to memory, by layer": _chart("attention/memory_mass_layer_.*"),
+        "gates, by layer": _chart("gates/layer_.*"),
+    },
+    "Cost": {
+        "tokens a second": _chart("cost/tokens_per_second"),
+        "milliseconds a step": _chart(*(f"cost/{part}_ms" for part in PARTS.values())),
+        "peak memory [GB]": _chart("cost/host_memory_gb", "cost/device_memory_gb"),
+    },
+}
+"""TensorBoard's Custom Scalars tab; tags are regular expressions."""
+
+
+class Dashboard(L.Callback):
+    """Writes what the memory does to TensorBoard: curves, histograms, a map and texts of each validation.
+
+    Milliseconds of a step's parts need ``trainer.profiler: lightning_memlong.profiler.StepProfiler``.
+
+    Args:
+        every_n_steps: Optimiser steps between two looks at the bank [steps].
+        figures: Draw, at each validation, where each window's memory was retrieved from, how much each head attends to
+            it, and the windows that gained and lost most by it, with what they retrieved.
+    """
+
+    def __init__(self, every_n_steps: int = 10, figures: bool = True) -> None:
+        require(every_n_steps >= 1, "trainer.callbacks.every_n_steps", every_n_steps, "1 or more steps", "raise it")
+        self.every_n_steps, self.figures = every_n_steps, figures
+        self._record: ValidationRecord | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._evicted: list[Tensor] = []
+        self._overlaps: list[float] = []
+        self._hits: list[float] = []
+        self._before: dict[int, tuple[int, set[int]]] = {}  # row -> its document, and what it retrieved last
+        self._windows = 0
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lay out the Custom Scalars tab."""
+        self._begin()
+        _take(trainer, 1)
+        for writer in _writers(trainer):
+            writer.add_custom_scalars(LAYOUT)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Any], batch_idx: int
+    ) -> None:
+        """Take notes; every so many steps, write them."""
+        self._windows += 1
+        bank = _bank(trainer, "train")
+        if bank is not None:
+            self._evicted += [dropped.counters for dropped in bank.evicted]
+            self._watch(batch)
+        if trainer.global_step % self.every_n_steps or not _ends_step(trainer):
+            return
+        numbers = {f"cost/{part}_ms": spent for part, spent in _take(trainer, self._windows).items()}
+        numbers |= self._numbers()
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step - 1)
+        for writer in _writers(trainer):
+            self._histograms(writer, trainer.global_step - 1, bank, batch.get("memory"))
+        self._evicted, self._overlaps, self._hits, self._windows = [], [], [], 0
+
+    def _watch(self, batch: Mapping[str, Any]) -> None:
+        """Overlap with the window before, and whether what was planted was found."""
+        memory: Retrieved | None = batch.get("memory")
+        rows = len(batch["document_id"])
+        groups = 1 if memory is None else len(memory.positions) // rows
+        for row, document in enumerate(batch["document_id"].tolist()):
+            places = [] if memory is None else memory.positions[row * groups : (row + 1) * groups].flatten().tolist()
+            found = {place for place in places if place >= 0}
+            earlier, last = self._before.get(row, (document, set()))
+            if found and last and earlier == document:
+                self._overlaps.append(len(found & last) / len(found))
+            self._before[row] = (document, found)
+            start, stop = batch["planted"][row].tolist() if "planted" in batch else (-1, -1)
+            if start >= 0 and memory is not None:
+                size = memory.mask.shape[1] // memory.positions.shape[1]
+                self._hits.append(float(any(place < stop and start < place + size for place in found)))
+
+    def _numbers(self) -> dict[str, float]:
+        numbers = {}
+        for name, values in (("overlap", self._overlaps), ("hit_rate", self._hits)):
+            if values:
+                numbers[f"retrieval/{name}"] = sum(values) / len(values)
+        if self._evicted:
+            counters = torch.cat(self._evicted)
+            numbers["memory/evicted_retrievals"] = float(counters.mean())
+            numbers["memory/evicted_unused"] = float((counters == 0).double().mean())
+        return numbers
+
+    def _histograms(self, writer: SummaryWriter, step: int, bank: MemoryBank | None, memory: Retrieved | None) -> None:
+        if bank is not None and bank.insertions:
+            held = [(bank.entries(row).counters, bank.ages(row)) for row in range(bank.rows)]
+            for name, values in zip(("times_retrieved", "age_in_insertions"), zip(*held, strict=True), strict=True):
+                if len(together := torch.cat(values)):
+                    writer.add_histogram(f"memory/{name}", together, step)
+        if self._evicted:
+            writer.add_histogram("memory/evicted_times_retrieved", torch.cat(self._evicted), step)
+        if memory is not None and bool((real := memory.scores.isfinite()).any()):
+            writer.add_histogram("retrieval/scores", memory.scores[real], step)
+
+    # ---- validation ---------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Begin a record of this validation."""
+        self._record = ValidationRecord() if self.figures and _writers(trainer) and not pl_module._sharded else None
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what a window retrieved and gained."""
+        if self._record is not None and "memory" in batch:
+            self._record.add(batch, outputs)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Draw the map, the heads and the texts."""
+        record, self._record = self._record, None
+        _take(trainer, 1)  # time spent validating is no part of a training step
+        if record is None:
+            return
+        step = trainer.global_step
+        for writer in _writers(trainer):
+            if (figure := record.map()) is not None:
+                writer.add_figure("retrieval/map", figure, step)
+            if record.mass:
+                writer.add_figure("attention/memory_mass", draw_heads(record.mean_mass(), "share on memory [%]"), step)
+            if pl_module.model.gates:
+                gates = {int(k): gate.detach().float().cpu().flatten() for k, gate in pl_module.model.gates.items()}
+                writer.add_figure("attention/gates", draw_heads(gates, "gate"), step)
+            for name, text in record.texts(pl_module.tokenizer).items():
+                writer.add_text(name, text, step)
+
+
+def _ends_step(trainer: L.Trainer) -> bool:
+    """Whether the batch that was just read ended an optimiser step."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+
+
+def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _bank(trainer: L.Trainer, stage: str) -> MemoryBank | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    memory = next((c for c in callbacks if isinstance(c, MemoryBankCallback)), None)
+    return None if memory is None else memory.banks.get(stage)
+
+
+def _take(trainer: L.Trainer, windows: int) -> dict[str, float]:
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    return profiler.take(max(1, windows)) if isinstance(profiler, StepProfiler) else {}

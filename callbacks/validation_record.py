@@ -1,0 +1,152 @@
+"""What one validation saw, for its pictures and texts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_memlong.bank import Retrieved
+from lightning_memlong.evaluation.figures import draw_map
+from lightning_memlong.output import MemLongOutput
+
+TOKENS_SHOWN = 12
+"""Rows of the table of tokens that gained most."""
+BEFORE = 12
+"""Tokens shown before each of them."""
+EXCERPT = 400
+"""Characters shown of a window's end and of a chunk."""
+
+
+@dataclass
+class Sample:
+    """A window, what it retrieved, and its losses with memory and without."""
+
+    gain: float
+    """Mean loss without memory, less that with memory [nats]."""
+    row: int
+    batch: Mapping[str, Any]
+    on: MemLongOutput
+    off: MemLongOutput
+    chunks: list[tuple[int, float, list[int]]]
+    """Of each chunk it retrieved: place [tokens], similarity, token ids; most similar first."""
+
+
+class ValidationRecord:
+    """Filled window by window; keeps the outputs of two windows only."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, list[tuple[int, int, float]]] = {}
+        """Document -> (where it was read, where a chunk was retrieved from, similarity)."""
+        self.mass: dict[int, list[Tensor]] = {}
+        """Layer -> shares of its attention on memory, (H,) a window."""
+        self._text: dict[int, list[int]] = {}
+        self._best: Sample | None = None
+        self._worst: Sample | None = None
+        self._size = 0
+
+    def add(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Note a batch of windows."""
+        memory: Retrieved | None = batch["memory"]
+        rows = len(batch["document_id"])
+        for row in range(rows):
+            self._read(batch, row)
+        if memory is None:
+            return
+        self._size = memory.mask.shape[1] // memory.positions.shape[1]
+        for layer, mass in outputs["memory_on"].attention_mass.items():
+            self.mass.setdefault(layer, []).append(mass.float().mean(dim=0).cpu())
+        groups = len(memory.positions) // rows
+        step = batch["input_ids"].shape[1] // groups
+        for row, document in enumerate(batch["document_id"].tolist()):
+            for group in range(groups):
+                place, at = int(batch["offset"][row]) + group * step, row * groups + group
+                found = zip(memory.positions[at].tolist(), memory.scores[at].tolist(), strict=True)
+                self.places.setdefault(document, []).extend((place, p, s) for p, s in found if p >= 0)
+        if rows == 1 and "memory_off" in outputs:
+            self._choose(batch, outputs, memory)
+
+    def _read(self, batch: Mapping[str, Any], row: int) -> None:
+        """Keep the text, to show what is retrieved from it later."""
+        read = self._text.setdefault(int(batch["document_id"][row]), [])
+        del read[int(batch["offset"][row]) :]
+        read += batch["input_ids"][row, : int(batch["length"][row])].tolist()
+
+    def _choose(self, batch: Mapping[str, Any], outputs: Mapping[str, Any], memory: Retrieved) -> None:
+        on, off = outputs["memory_on"], outputs["memory_off"]
+        gain = float(off.loss - on.loss)
+        best = self._best is None or gain > self._best.gain
+        worst = self._worst is None or gain < self._worst.gain
+        if not (best or worst):
+            return
+        text = self._text[int(batch["document_id"][0])]
+        scores: dict[int, float] = {}
+        for place, score in zip(memory.positions.flatten().tolist(), memory.scores.flatten().tolist(), strict=True):
+            if place >= 0:
+                scores[place] = max(score, scores.get(place, score))
+        chunks = [(p, s, text[p : p + self._size]) for p, s in sorted(scores.items(), key=lambda item: -item[1])]
+        kept = {k: v for k, v in batch.items() if k != "memory"}  # the keys and values are not shown
+        sample = Sample(gain, 0, kept, on, off, chunks)
+        self._best, self._worst = sample if best else self._best, sample if worst else self._worst
+
+    # ---- what is shown ------------------------------------------------------------------------------------
+
+    def map(self) -> Figure | None:
+        """Where the windows of the longest document retrieved from."""
+        if not self.places:
+            return None
+        document = max(self.places, key=lambda d: len(self.places[d]))
+        return draw_map(self.places[document], f"document {document}", self._size)
+
+    def mean_mass(self) -> dict[int, Tensor]:
+        """Layer -> (H,) mean over windows [%]."""
+        return {layer: 100 * torch.stack(found).mean(dim=0) for layer, found in sorted(self.mass.items())}
+
+    @torch.no_grad()
+    def texts(self, tokenizer: Any) -> dict[str, str]:
+        """Markdown about the window that gained most by memory, and the one that lost most."""
+        found = {"memory/window_that_gained_most": self._best, "memory/window_that_lost_most": self._worst}
+        if self._best is self._worst:
+            found.pop("memory/window_that_lost_most")
+        return {name: _markdown(sample, tokenizer) for name, sample in found.items() if sample is not None}
+
+
+def _markdown(sample: Sample, tokenizer: Any) -> str:
+    batch = sample.batch
+    labels, ids = batch["labels"], batch["input_ids"][0].tolist()
+    on, off = sample.on.token_losses(labels)[0].cpu(), sample.off.token_losses(labels)[0].cpu()
+    offset, length = int(batch["offset"][0]), int(batch["length"][0])
+    lines = [
+        f"**Document {int(batch['document_id'][0])}, tokens {offset:,} to {offset + length:,}**: perplexity "
+        f"{float(sample.on.loss.exp()):.2f} with memory, {float(sample.off.loss.exp()):.2f} without.",  # type: ignore[union-attr]
+        "", "Its end:", "", _quoted(tokenizer, ids[:length], end=True), "", "### What it retrieved", "",
+        "| place [tokens] | similarity | text |", "|---|---|---|",
+    ]  # fmt: skip
+    lines += [f"| {place:,} | {score:.3f} | {_cell(tokenizer, chunk)} |" for place, score, chunk in sample.chunks[:8]]
+    lines += ["", "### Tokens that gained most", "", "| before it | token | loss without | with | gained |",
+              "|---|---|---|---|---|"]  # fmt: skip
+    for place in (off - on).argsort(descending=True)[:TOKENS_SHOWN].tolist():
+        before = _cell(tokenizer, ids[max(0, place - BEFORE) : place], end=True)
+        gained = float(off[place] - on[place])
+        lines.append(f"| {before} | **{_cell(tokenizer, ids[place : place + 1])}** | {float(off[place]):.2f} | "
+                     f"{float(on[place]):.2f} | {gained:.2f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _text(tokenizer: Any, ids: list[int], end: bool) -> str:
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text[-EXCERPT:] if end else text[:EXCERPT]
+
+
+def _quoted(tokenizer: Any, ids: list[int], end: bool = False) -> str:
+    return "\n".join(f"    {line}" for line in _text(tokenizer, ids, end).splitlines())
+
+
+def _cell(tokenizer: Any, ids: list[int], end: bool = False) -> str:
+    """Text that cannot break a Markdown table."""
+    text = _text(tokenizer, ids, end).replace("\n", "⏎ ")
+    for sign in "\\`*_|<>[]":
+        text = text.replace(sign, f"&#{ord(sign)};")
+    return text.strip() or "␣"
