@@ -90,7 +90,8 @@ class _Held:
 class _Answers(CachedStream):
     """Batches whose labels are the answers alone.
 
-    ``planted`` (R, 2) says where in its document that stands which a window asks for [tokens]; -1: it asks for nothing.
+    ``planted`` (R, 2) says where in its document that stands which a window asks for and does not hold
+    [tokens]; -1: there is nothing of the kind.
     """
 
     cache: Any
@@ -104,6 +105,6 @@ class _Answers(CachedStream):
                 probe = self.cache.probes[int(document)]
                 answer = probe.answer - int(offset)
                 batch["labels"][row, : max(0, answer)] = -100
-                if answer < self.windows.window:
+                if answer < self.windows.window and probe.planted[0] < int(offset):
                     batch["planted"][row] = torch.tensor(probe.planted)
         return batch

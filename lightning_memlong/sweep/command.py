@@ -100,14 +100,14 @@ def _sweep(sweep: Sweep, name: str, typed: list[str], dry: bool) -> int:
     if dry:
         for run in plan.runs():
             print(shlex.join(command(run)))
-        if sweep.search:
+        if sweep.search.space:
             print(f"# then {sweep.search.trials} trials of {', '.join(sweep.search.space)}, as Optuna chooses")
         return 0
     check_writable(plan.folder)
     for run in plan.runs():
         check_folder(run)
     failed: list[Outcome] = []
-    if sweep.search:
+    if sweep.search.space:
         search(plan, lambda runs: failed.extend(_launch(plan, runs)))
     else:
         failed = _launch(plan, plan.runs())

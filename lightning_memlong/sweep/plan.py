@@ -145,14 +145,15 @@ class Plan:
         require(ok, "baseline", sweep.baseline, "a mapping of options, or a file", "write {memory.top_k: 4}")
         files = [word for file in (*sweep.base, *base.files) for word in ("--config", file)]
         self._shared = [*files, *as_arguments(sweep.overrides), *as_arguments(base.options), *typed]
-        varied = {*sweep.axes, *sweep.grid, *(sweep.search.space if sweep.search else ())}
+        varied = {*sweep.axes, *sweep.grid, *sweep.search.space}
         for word in typed:
             option = word.removeprefix("--").partition("=")[0]
             fix = "leave it out, or change the sweep's file"
             require(not word.startswith("--") or option not in varied, option, word, "what the sweep varies", fix)
         self.cells: list[Cell] = []
         self.points: list[Point] = []
-        for cell in () if sweep.search else _cells(sweep):
+        self._resolver: _Resolved | None = None
+        for cell in () if sweep.search.space else _cells(sweep):
             self.add(cell)
 
     def add(self, cell: Cell) -> Cell:
@@ -191,8 +192,8 @@ class Plan:
         told = io.StringIO()
         try:
             with redirect_stderr(told):
-                parsed = _Resolved(arguments)
-            config = plain(parsed.parser, parsed.config)[self.sweep.subcommand]
+                self._resolver = self._resolver or _Resolved(arguments)
+                config = self._resolver.resolve(arguments)[self.sweep.subcommand]
             memory = dict(config["memory"])
             MemoryConfig(**memory | {"retriever": RetrieverConfig(**memory["retriever"])})
         except (SystemExit, ValueError) as error:
@@ -206,6 +207,13 @@ class Plan:
 
 class _Resolved(MemLongCLI):
     """The command line up to its configuration; nothing is built."""
+
+    def resolve(self, arguments: list[str]) -> dict[str, Any]:
+        """The configuration that arguments give; the parser, which is slow to make, is kept."""
+        self._argv = list(arguments)
+        self.config = self.parser.parse_args(arguments)
+        self._parse_ckpt_path()
+        return plain(self.parser, self.config)
 
     def _set_seed(self) -> None: ...
 

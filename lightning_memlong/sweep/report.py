@@ -110,7 +110,7 @@ def make_report(plan: Plan) -> Report:
         points = [point for point in plan.points if point.axis == axis]
         on_axis = [point.cell for point in points]
         rows = [(f"{_text(p.value)}{', ' * bool(p.others)}{p.others}", p.cell) for p in points]
-        if plan.sweep.search:  # the best first
+        if plan.sweep.search.space:  # the best first
             rows.sort(key=lambda row: fmean(measured.values(row[1], "perplexity") or [math.inf]))
         if baseline is not None and baseline not in on_axis:
             rows.insert(0, (BASELINE, baseline))

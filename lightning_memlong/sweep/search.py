@@ -22,15 +22,15 @@ def search(plan: Plan, launch: Callable[[list[Run]], None]) -> None:
         launch: Makes runs, those that are not made yet.
     """
     settings = plan.sweep.search
-    assert settings is not None
     optuna = extra("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan.folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(plan.folder / "optuna.log"))
     )
-    sampler = optuna.samplers.TPESampler(seed=settings.seed)
-    study = optuna.create_study(storage=storage, sampler=sampler, study_name=plan.name, load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=plan.name, load_if_exists=True)
+    # A sampler of the same seed would begin again with the trials that are made.
+    study.sampler = optuna.samplers.TPESampler(seed=settings.seed + len(study.trials))
     noted = study.user_attrs.get("space")
     allowed = f"{noted}, with which this study was begun"
     require(noted in (None, settings.space), "search.space", settings.space, allowed, "give another --name")

@@ -19,14 +19,13 @@ class Search:
     trials: int = 20
     """Trials in all, those of an interrupted search included."""
     space: dict[str, Any] = field(default_factory=dict)
-    """Option -> a list of values to choose from, or {low, high}, with log: true or a step."""
+    """Option -> a list of values to choose from, or {low, high}, with log: true or a step; empty: no search."""
     seed: int = 0
     """Seed of the sampler (TPE)."""
 
     def __post_init__(self) -> None:
         """Check the space."""
         require(self.trials >= 1, "search.trials", self.trials, "1 or more", "raise it")
-        require(bool(self.space), "search.space", self.space, "at least one option", "name one")
         for option, values in self.space.items():
             range_given = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {
                 "low",
@@ -61,7 +60,7 @@ class Sweep:
     """Axis -> values, all combinations."""
     cells: list[Any] = field(default_factory=list)
     """Single cells: each a mapping of options or a file."""
-    search: Search | None = None
+    search: Search = field(default_factory=Search)
     """A search, instead of axes, grid and cells."""
     seeds: list[int] = field(default_factory=lambda: [0, 1])
     """Every cell is run with each of these seeds."""
@@ -86,9 +85,9 @@ class Sweep:
         require(ok, "launcher_args", self.launcher_args, "nothing for launcher local", "leave it out, or set launcher")
         ok = bool(self.seeds) and len(set(self.seeds)) == len(self.seeds)
         require(ok, "seeds", self.seeds, "at least one, each once", "correct the list")
-        planned = bool(self.axes or self.grid or self.cells)
-        allowed = "axes, grid and cells, or search"
-        require(planned != (self.search is not None), "axes", self.axes, allowed, "give one of the two")
+        planned, searched = bool(self.axes or self.grid or self.cells), bool(self.search.space)
+        allowed = "axes, grid or cells, or else search.space"
+        require(planned != searched, "axes", self.axes, allowed, "give one of the two")
         for group in ("axes", "grid"):
             for axis, values in getattr(self, group).items():
                 ok = isinstance(values, list) and bool(values)

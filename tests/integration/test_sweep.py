@@ -1,0 +1,267 @@
+"""Sweeps as a user runs them: planned, interrupted, gone on with, reported."""
+
+import fcntl
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from lightning_memlong.cli import main as train
+from lightning_memlong.sweep import execute as execution
+from lightning_memlong.sweep.command import main, read
+from lightning_memlong.sweep.launchers import LAUNCHERS
+from lightning_memlong.sweep.plan import Plan
+from lightning_memlong.sweep.report import make_report
+from tests.conftest import tiny_llama
+from tests.integration.helpers import ROOT, tiny
+
+SHIPPED = sorted((ROOT / "conf" / "sweeps").glob("*.yaml"))
+
+
+@pytest.fixture
+def options(tiny_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of every run, and where they go; what was typed wins over them."""
+    monkeypatch.chdir(ROOT)
+    small = tiny(tiny_backbone, text_folder, tmp_path)[2:]
+    at = small.index("--trainer.logger.save_dir")
+    small = [*small[:at], *small[at + 2 :], "--validate_first", "false"]
+    at = small.index("--memory.top_k")
+    return ["--output", str(tmp_path / "sweeps"), *small[:at], *small[at + 2 :]]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Runs are made in this process, which is faster; the commands they were made with."""
+    made: list[list[str]] = []
+
+    def process(words: list[str], log: Any, lock: Any, look: Callable[[], Any]) -> int:
+        made.append(words[2:])
+        look()
+        return train(words[2:])
+
+    monkeypatch.setattr(execution, "_process", process)
+    return made
+
+
+def write(folder: Path, **sweep: Any) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump({"seeds": [0], **sweep}, sort_keys=False))
+    return str(file)
+
+
+def plan_of(*arguments: str) -> Plan:
+    return Plan(*read(list(arguments))[:3])
+
+
+# ---- planning ---------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_commands_that_hold_what_differs(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, grid={"memory.top_k": [1, 2], "memory.policy": ["fifo", "lru"]}, seeds=[3, 4])
+    at = options.index("--trainer.max_steps")
+    assert main([file, "--dry_run", "--tokens", "640", *options[:at], *options[at + 2 :]]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("python")]
+    assert len(commands) == (1 + 4) * 2 and not (tmp_path / "sweeps").exists()
+    named = {c[c.index("--trainer.logger.version") + 1]: c for c in commands}
+    command = named["top_k=2,policy=fifo,seed=4"]
+    given = dict(zip(command[:-1], command[1:], strict=True))
+    assert (given["--memory.top_k"], given["--memory.policy"], given["--seed_everything"]) == ("2", "fifo", "4")
+    assert given["--trainer.max_steps"] == str(640 // 64) and command[1].endswith("train.py")
+
+
+def test_cells_with_the_same_settings_are_one(options: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path, axes={"memory.top_k": [3, 1], "memory.policy": ["fifo", "retrieval_frequency"]})
+    plan = plan_of(file, *options)
+    assert [cell.name for cell in plan.cells] == ["baseline", "top_k=1", "policy=fifo"]
+    on_axis = {(point.axis, point.value): point.cell.name for point in plan.points}
+    assert on_axis["memory.top_k", 3] == on_axis["memory.policy", "retrieval_frequency"] == "baseline"
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.stem)
+def test_every_shipped_sweep_is_planned_and_takes_a_step(
+    file: Path, text_folder: Path, tiny_backbone: Path, tmp_path: Path, in_process: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    content = yaml.safe_load(file.read_text())
+    assert set(content) <= {"baseline", "axes", "grid", "search", "seeds"}, "a sweep holds only what differs"
+    deep = tmp_path / "deep"
+    tiny_llama(num_hidden_layers=30, max_position_embeddings=1024).save_pretrained(deep)
+    AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(deep)
+    run = {"model.backbone": deep, "data.path": text_folder, "data.min_document_tokens": 64,
+           "data.validation_fraction": 0.2, "trainer.accelerator": "cpu", "trainer.max_steps": 1,
+           "trainer.limit_val_batches": 1, "validate_first": "false", "memory.retriever.name": "hashing"}  # fmt: skip
+    if file.stem == "retriever":
+        run.pop("memory.retriever.name")
+    args = [word for key, value in run.items() for word in (f"--{key}", str(value))]
+    plan = plan_of(str(file), "--output", str(tmp_path / "sweeps"), "--seeds", "[0]", *args)
+    if plan.sweep.search.space:
+        assert main([str(file), "--output", str(tmp_path / "sweeps"), "--search.trials", "1", *args]) == 0
+        return
+    assert len(plan.cells) >= 2
+    assert execution.execute(plan.runs()[-1]).state == "finished"
+
+
+# ---- running ----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_goes_on_past_a_failure_and_tries_only_that_again_as_a_job_array(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "my_policies.py"
+    mine.write_text("raise ImportError('not yet')\n")
+    file = write(tmp_path, axes={"memory.policy": ["my_policies.oldest"]})
+    words = [sys.executable, "-m", "lightning_memlong.sweep", file, *options]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    first = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "finished  baseline,seed=0" in first.stdout and "failed  policy=my_policies.oldest" in first.stdout
+    assert (
+        "memory.policy='my_policies.oldest' is unknown" in first.stdout and "1 of 2 runs are not done" in first.stdout
+    )
+    folder = tmp_path / "sweeps" / "mine"
+    before = (folder / "baseline,seed=0" / "results.json").stat().st_mtime_ns
+    mine.write_text("import torch\ndef oldest(counters): return torch.tensor([0, 1, 2, 3])\n")
+    words += ["--launcher", "slurm", "--launcher_args", "{cluster: local, timeout_min: 5}"]
+    second = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "1 of them finished already" in second.stdout
+    assert (folder / "baseline,seed=0" / "results.json").stat().st_mtime_ns == before
+    for name in ("report.md", "report.csv", "report-memory.policy.png", "policy=my_policies.oldest,seed=0/metrics.csv"):
+        assert (folder / name).exists(), name
+    assert list((folder / "report").glob("events*"))
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
+    options: list[str], tmp_path: Path, in_process: list[list[str]]
+) -> None:
+    file = write(tmp_path, cells=[{"memory.top_k": 1}])
+    assert main([file, *options]) == 0 and len(in_process) == 2
+    run = tmp_path / "sweeps" / "mine" / "top_k=1,seed=0"
+    finished = json.loads((run / "results.json").read_text())
+    (run / "results.json").unlink()
+    assert main([file, *options]) == 0 and len(in_process) == 3, "what is finished is not made again"
+    assert in_process[-1][-2:] == ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    assert json.loads((run / "results.json").read_text())["after training"] == finished["after training"]
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(
+    options: list[str], tmp_path: Path, in_process: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, cells=[{"memory.top_k": 1}])
+    folder = tmp_path / "sweeps" / "mine" / "top_k=1,seed=0"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main([file, *options]) == 1
+    assert len(in_process) == 1 and "another process is at it" in capsys.readouterr().out
+
+
+def test_runs_share_the_cache_of_tokens(options: list[str], tmp_path: Path, in_process: list[list[str]],
+                                        capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert main([write(tmp_path, cells=[{"memory.top_k": 1}, {"memory.top_k": 2}]), *options]) == 0
+    assert capsys.readouterr().out.count("Tokens are kept in") <= 1
+
+
+def test_runs_on_a_ray_cluster(options: list[str], tmp_path: Path) -> None:
+    cut = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
+    run = plan_of(write(tmp_path, cells=[{"memory.top_k": 1}]), *options, *cut).runs()[1]
+    outcomes = list(LAUNCHERS["ray"]([run], {"num_cpus": 1}, tmp_path, lambda run: lambda steps: None))
+    assert [o.state for o in outcomes] == ["finished"] and (run.folder / "results.json").exists()
+
+
+def test_a_search_goes_on_and_names_the_best(
+    options: list[str], tmp_path: Path, in_process: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"memory.top_k": [1, 2, 3], "model.optimizer.init_args.lr": {"low": 1e-4, "high": 0.1, "log": True}}
+    file = write(tmp_path, search={"trials": 2, "space": space})
+    at = options.index("--model.optimizer.lr")
+    options = [*options[:at], *options[at + 2 :], "--trainer.limit_val_batches", "2"]
+    assert main([file, *options]) == 0 and len(in_process) == 2
+    assert main([file, *options, "--search.trials", "3"]) == 0 and len(in_process) == 3
+    found = [json.loads(f.read_text())["after training"]["perplexity"]
+             for f in (tmp_path / "sweeps" / "mine").glob("*/results.json")]  # fmt: skip
+    assert len(found) == 3 and f"best {min(found):.3f}" in capsys.readouterr().out.replace("\n", " ")
+
+
+# ---- reporting --------------------------------------------------------------------------------------------
+
+
+def test_the_report_pairs_seeds(options: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path, axes={"memory.top_k": [1, 3]}, cells=[{"memory.query": "current"}], seeds=[0, 1])
+    plan = plan_of(file, *options)
+    found = {("baseline", 0): 10.0, ("baseline", 1): 20.0, ("top_k=1", 0): 11.0, ("top_k=1", 1): 21.0,
+             ("query=current", 0): 5.0}  # fmt: skip
+    for run in plan.runs():
+        run.folder.mkdir(parents=True)
+        if (run.cell.name, run.seed) in found:
+            measured = {"perplexity": found[run.cell.name, run.seed], "perplexity_memory_off": 40.0}
+            (run.folder / "results.json").write_text(json.dumps({"after training": measured}))
+            (run.folder / "sweep.json").write_text(json.dumps(run.settings, default=str))
+            (run.folder / "run.json").write_text(json.dumps({"git_commit": f"commit {run.seed}"}))
+            execution.check_folder(run)
+    report = make_report(plan)
+    one, base = report.tables["memory.top_k"]
+    assert base[""] == "3 (baseline)" and base["perplexity"] == "15.000 ± 7.071" and base["change [%]"] == ""
+    assert one["change [%]"] == "+7.50 ± 3.54" and one["better"] == "0 of 2" and one["memory off"] == "40.000 ± 0.000"
+    leaking = report.tables["cells"][1]
+    assert leaking[""].endswith("(LEAKS)") and leaking["runs"] == "1 of 2" and leaking["change [%]"] == "-50.00"
+    assert set(report.figures) == {"memory.top_k", "cells"}
+    assert [row["state"] for row in report.data].count("finished") == 5
+    assert any("several versions" in note for note in report.notes) and any("LEAKS" in note for note in report.notes)
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "unknown key": ({"axs": {"memory.top_k": [1]}}, [], ["axes"]),
+    "unknown option": ({"axes": {"memory.topk": [1]}}, [], ["cell topk=1", "memory.top_k"]),
+    "impossible value": ({"axes": {"memory.top_k": [4000]}}, [], ["cell top_k=4000", "memory.capacity"]),
+    "nothing to do": ({"tokens": 100}, [], ["axes", "search"]),
+    "tokens and steps": ({"axes": {"memory.top_k": [1]}, "tokens": 9, "overrides": {"trainer.max_steps": 3}}, [],
+                         ["tokens", "max_steps"]),
+    "an axis that is typed": ({"axes": {"memory.top_k": [1]}}, ["--memory.top_k", "2"], ["what the sweep varies"]),
+    "a file that is not there": ({"cells": ["nowhere.yaml"]}, [], ["nowhere.yaml"]),
+    "same seeds": ({"cells": [{"memory.top_k": 1}], "seeds": [0, 0]}, [], ["seeds"]),
+    "a search without space": ({"search": {"trials": 3}}, [], ["axes", "search.space"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sweep", "more", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_before_anything_runs(
+    sweep: dict[str, Any], more: list[str], told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    try:
+        status = main([write(tmp_path, **sweep), "--output", str(tmp_path / "sweeps"), *more])
+    except SystemExit as stop:
+        status = stop.code
+    message = capsys.readouterr().err
+    assert status == 2 and not (tmp_path / "sweeps").exists()
+    assert all(word in message for word in told) and "Traceback" not in message, message
+
+
+def test_a_folder_of_other_settings_is_refused(
+    options: list[str], tmp_path: Path, in_process: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, cells=[{"memory.top_k": 1}])
+    assert main([file, *options]) == 0
+    assert main([file, *options, "--model.optimizer.lr", "0.5"]) == 2
+    message = capsys.readouterr().err
+    assert "model.optimizer.init_args.lr: 0.01 there, 0.5 here" in message and "--name" in message
+
+
+def test_no_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry_run"]) == 2 and "conf/sweeps/" in capsys.readouterr().err
+    assert main(["conf/sweeps/nothing.yaml"]) == 2
