@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.memory_bank import MemoryBankCallback
 from callbacks.validation_record import ValidationRecord
+from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.evaluation.figures import draw_heads
@@ -21,6 +22,7 @@ def _chart(*tags: str) -> list[Any]:
     return ["Multiline", list(tags)]
 
 
+PLANTED, GATES = "planted passages found", "gates, by layer"
 LAYOUT = {
     "Learning": {
         "loss": _chart("train/loss", "val/loss"),
@@ -38,11 +40,11 @@ LAYOUT = {
         "similarity": _chart("memory/score"),
         "distance [tokens]": _chart("memory/distance_tokens"),
         "share also retrieved by the window before": _chart("retrieval/overlap"),
-        "planted passages found": _chart("retrieval/hit_rate"),
+        PLANTED: _chart("retrieval/hit_rate"),
     },
     "Attention": {
         "share that goes to memory, by layer": _chart("attention/memory_mass_layer_.*"),
-        "gates, by layer": _chart("gates/layer_.*"),
+        GATES: _chart("gates/layer_.*"),
     },
     "Cost": {
         "tokens a second": _chart("cost/tokens_per_second"),
@@ -79,12 +81,15 @@ class Dashboard(L.Callback):
 
     # ---- training -----------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lay out the Custom Scalars tab."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Lay out the Custom Scalars tab, without the charts that would stay empty."""
         self._begin()
         _take(trainer, 1)
+        hidden = set() if pl_module.model.gates else {GATES}
+        hidden |= set() if isinstance(trainer.datamodule, SyntheticRecall) else {PLANTED}  # type: ignore[attr-defined]
+        layout = {group: {k: v for k, v in charts.items() if k not in hidden} for group, charts in LAYOUT.items()}
         for writer in _writers(trainer):
-            writer.add_custom_scalars(LAYOUT)
+            writer.add_custom_scalars(layout)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Any], batch_idx: int

@@ -102,17 +102,22 @@ def note_hyperparameters(trainer: L.Trainer, config: dict[str, Any]) -> None:
         trainer: Its loggers are written to.
         config: Of ``fit``, as plain values.
     """
-    data = config["data"]
-    settings = {"seed": config["seed_everything"], "data": data["class_path"].rpartition(".")[2]}
-    groups = {"model": config["model"], "memory": config["memory"], "data": data.get("init_args") or {}}
-    for key, value in flat(groups).items():
-        settings[key.replace("init_args.", "")] = value if isinstance(value, bool | int | float | str) else str(value)
-    settings |= {f"trainer.{key}": str(config["trainer"][key]) for key in ("max_steps", "precision", "devices")}
+    settings = hyperparameters(flat(config))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(settings)
             for summary in hparams(settings, dict.fromkeys(OUTCOMES, 0.0)):
                 logger.experiment._get_file_writer().add_summary(summary)
+
+
+def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings as the HParams tab has them, of a configuration with dotted keys; those that are null are left out."""
+    groups = ("seed_everything", "model.", "memory.", "data.", "trainer.max_steps", "trainer.precision")
+    return {
+        key.replace("init_args.", ""): value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in config.items()
+        if key.startswith(groups) and value is not None and value != {}
+    }
 
 
 def write_results(trainer: L.Trainer, subcommand: str, rows: dict[str, dict[str, float]]) -> None:

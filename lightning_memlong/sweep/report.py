@@ -3,17 +3,18 @@
 import csv
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong import report as shown
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Report
+from lightning_memlong.runs import OUTCOMES, hyperparameters
 from lightning_memlong.sweep.execute import results
 from lightning_memlong.sweep.figures import draw_axis
 from lightning_memlong.sweep.plan import BASELINE, Cell, Plan, Run
@@ -156,7 +157,18 @@ def write_report(plan: Plan) -> None:
     if not any(row["state"] == "finished" for row in report.data):
         say(f"No run of {plan.name} has finished; there is nothing to report.")
         return
-    shutil.rmtree(plan.folder / "report", ignore_errors=True)  # TensorBoard would show every old one as well
-    with SummaryWriter(str(plan.folder / "report")) as writer:
+    for old in plan.folder.glob("events.out.tfevents.*"):  # TensorBoard would show every old one as well
+        old.unlink()
+    # In the sweep's own folder: TensorBoard takes the columns of its HParams tab from the first folder that says some.
+    with SummaryWriter(str(plan.folder)) as writer:
+        writer._get_file_writer().add_summary(hparams(_varied(plan), dict.fromkeys(OUTCOMES, 0.0))[0])
         shown.write_report(report, "report", plan.folder, [writer])
     shown.show_report(report, "report", plan.folder, plan.folder)
+
+
+def _varied(plan: Plan) -> dict[str, Any]:
+    """The settings in which cells differ, with a value each."""
+    cells = [hyperparameters(cell.settings) for cell in plan.cells]
+    keys = sorted({key for cell in cells for key in cell})
+    differ = [key for key in keys if len({str(cell.get(key)) for cell in cells}) > 1]
+    return {"seed_everything": 0} | {key: next(c[key] for c in cells if key in c) for key in differ}

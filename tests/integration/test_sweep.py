@@ -139,7 +139,7 @@ def test_a_sweep_goes_on_past_a_failure_and_tries_only_that_again_as_a_job_array
     assert (folder / "baseline,seed=0" / "results.json").stat().st_mtime_ns == before
     for name in ("report.md", "report.csv", "report-memory.policy.png", "policy=my_policies.oldest,seed=0/metrics.csv"):
         assert (folder / name).exists(), name
-    assert list((folder / "report").glob("events*"))
+    assert len(list(folder.glob("events*"))) == 1
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
