@@ -36,15 +36,11 @@ def main() -> None:
         profiler.start("[Strategy]SingleDeviceStrategy.training_step")
         profiler.stop("[Strategy]SingleDeviceStrategy.training_step")
     watch = (time.perf_counter() - begun) / 10_000
-    step = sum(steps) / STEPS
+    step, mean, silent = sum(steps) / STEPS, sum(hook) / STEPS, median(hook)
     print("| | ms | share of a step |\n|---|---|---|")
     print(f"| training step | {1000 * step:,.1f} | |")
-    print(
-        f"| dashboard, a step in which it writes nothing (median) | {1000 * median(hook):.3f} | {median(hook) / step:.4%} |"
-    )
-    print(
-        f"| dashboard, mean of all steps, writing every 10 | {1000 * sum(hook) / STEPS:.3f} | {sum(hook) / STEPS / step:.4%} |"
-    )
+    print(f"| dashboard, a step in which it writes nothing (median) | {1000 * silent:.3f} | {silent / step:.4%} |")
+    print(f"| dashboard, mean of all steps, writing every 10 | {1000 * mean:.3f} | {mean / step:.4%} |")
     print(f"| stop-watch, {calls:.0f} actions a step | {1000 * watch * calls:.3f} | {watch * calls / step:.4%} |")
 
 

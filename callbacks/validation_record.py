@@ -121,11 +121,12 @@ def _markdown(sample: Sample, tokenizer: Any) -> str:
     lines = [
         f"**Document {int(batch['document_id'][0])}, tokens {offset:,} to {offset + length:,}**: perplexity "
         f"{float(sample.on.loss.exp()):.2f} with memory, {float(sample.off.loss.exp()):.2f} without.",  # type: ignore[union-attr]
-        "", "Its end:", "", _quoted(tokenizer, ids[:length], end=True), "", "### What it retrieved (place in tokens, similarity)", "",
-        "| at | score | text |", "|---|---|---|",
+        "", "Its end:", "", _quoted(tokenizer, ids[:length], end=True), "",
+        "### What it retrieved (place in tokens, similarity)", "", "| at | score | text |", "|---|---|---|",
     ]  # fmt: skip
     lines += [f"| {place:,} | {score:.3f} | {_cell(tokenizer, chunk)} |" for place, score, chunk in sample.chunks[:8]]
-    lines += ["", "### Tokens that gained most (loss with memory off and on)", "", "| before it | token | off | on | gain |",
+    lines += ["", "### Tokens that gained most (loss with memory off and on)", "",
+              "| before it | token | off | on | gain |",
               "|---|---|---|---|---|"]  # fmt: skip
     for place in (off - on).argsort(descending=True)[:TOKENS_SHOWN].tolist():
         before = _cell(tokenizer, ids[max(0, place - BEFORE) : place], end=True)

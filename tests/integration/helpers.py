@@ -32,6 +32,7 @@ def tiny(backbone: Path, text: Path, runs: Path) -> list[str]:
         "trainer.val_check_interval": 4,
         "trainer.limit_val_batches": 8,
         "trainer.limit_test_batches": 8,
+        "trainer.callbacks.figures": "false",  # drawing takes longer than such a run
         "trainer.logger.save_dir": runs,
         "model.optimizer.lr": 0.01,
     }

@@ -14,6 +14,7 @@ from datamodules.local_text import LocalText
 from lightning_memlong.cli import main
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.module import MemLongModule
+from lightning_memlong.sweep.command import main as sweep
 from tests.integration.helpers import ROOT, tiny
 
 README = (ROOT / "README.md").read_text()
@@ -60,6 +61,16 @@ def _evaluated_small(command: str, folder: Path) -> list[str]:
         return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
                 "--evaluation.documents", "1", "--evaluation.hindsight", "2"]  # fmt: skip
     return []
+
+
+SWEEPS = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.sweep")]
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_sweep_commands_are_planned(command: str, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command.replace("path/to/folder", str(text_folder)))
+    assert len(SWEEPS) >= 4 and sweep([*words[3:], "--dry_run"]) == 0
 
 
 def test_the_table_of_settings_is_the_configuration() -> None:
