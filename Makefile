@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python benchmarks/backbone.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/dashboard.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

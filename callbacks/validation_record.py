@@ -1,5 +1,6 @@
 """What one validation saw, for its pictures and texts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from lightning_memlong.evaluation.figures import draw_map
 from lightning_memlong.output import MemLongOutput
 
 TOKENS_SHOWN = 12
-"""Rows of the table of tokens that gained most."""
+"""Of those that gained most."""
 BEFORE = 12
 """Tokens shown before each of them."""
 EXCERPT = 400
@@ -122,17 +123,16 @@ def _markdown(sample: Sample, tokenizer: Any) -> str:
         f"**Document {int(batch['document_id'][0])}, tokens {offset:,} to {offset + length:,}**: perplexity "
         f"{float(sample.on.loss.exp()):.2f} with memory, {float(sample.off.loss.exp()):.2f} without.",  # type: ignore[union-attr]
         "", "Its end:", "", _quoted(tokenizer, ids[:length], end=True), "",
-        "### What it retrieved (place in tokens, similarity)", "", "| at | score | text |", "|---|---|---|",
+        "### What it retrieved", "",
     ]  # fmt: skip
-    lines += [f"| {place:,} | {score:.3f} | {_cell(tokenizer, chunk)} |" for place, score, chunk in sample.chunks[:8]]
-    lines += ["", "### Tokens that gained most (loss with memory off and on)", "",
-              "| before it | token | off | on | gain |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    for place, score, chunk in sample.chunks[:8]:
+        similarity = "" if math.isnan(score) else f", similarity {score:.3f}"  # recent and random have none
+        lines.append(f"- **at {place:,}**{similarity}: {_line(tokenizer, chunk)}")
+    lines += ["", "### Tokens that gained most (loss with memory off and on)", ""]
     for place in (off - on).argsort(descending=True)[:TOKENS_SHOWN].tolist():
-        before = _cell(tokenizer, ids[max(0, place - BEFORE) : place], end=True)
-        gained = float(off[place] - on[place])
-        lines.append(f"| {before} | **{_cell(tokenizer, ids[place : place + 1])}** | {float(off[place]):.2f} | "
-                     f"{float(on[place]):.2f} | {gained:.2f} |")  # fmt: skip
+        before = _line(tokenizer, ids[max(0, place - BEFORE) : place], end=True)
+        token = _line(tokenizer, ids[place : place + 1])
+        lines.append(f"- {before} **{token}** {float(off[place]):.2f} to {float(on[place]):.2f}")
     return "\n".join(lines)
 
 
@@ -145,8 +145,8 @@ def _quoted(tokenizer: Any, ids: list[int], end: bool = False) -> str:
     return "\n".join(f"    {line}" for line in _text(tokenizer, ids, end).splitlines())
 
 
-def _cell(tokenizer: Any, ids: list[int], end: bool = False) -> str:
-    """Text that cannot break a Markdown table."""
+def _line(tokenizer: Any, ids: list[int], end: bool = False) -> str:
+    """Text on one line, without Markdown."""
     text = _text(tokenizer, ids, end).replace("\n", "⏎ ")
     for sign in "\\`*_|<>[]":
         text = text.replace(sign, f"&#{ord(sign)};")
