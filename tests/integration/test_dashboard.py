@@ -17,7 +17,7 @@ from lightning_memlong.cli import MemLongCLI, main
 from lightning_memlong.model import MemLong
 from lightning_memlong.profiler import StepProfiler
 from tests.conftest import tiny_llama
-from tests.integration.helpers import differences, tiny
+from tests.integration.helpers import ROOT, differences, tiny
 
 FIT = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--validate_first", "false"]
 
@@ -118,7 +118,7 @@ def test_gates_are_shown_by_layer_and_head(tiny_backbone: Path, text_folder: Pat
 def test_planted_passages_are_looked_for(byte_backbone: Path, tmp_path: Path, text_folder: Path) -> None:
     options = tiny(byte_backbone, text_folder, tmp_path / "runs")
     at = options.index("--data.path")
-    made = ["--data", "datamodules.SyntheticRecall", "--data.kinds", "[pass_key]", "--data.lengths", "[512]",
+    made = ["--config", str(ROOT / "conf" / "data" / "synthetic_recall.yaml"), "--data.kinds", "[pass_key]", "--data.lengths", "[512]",
             "--data.samples", "1"]  # fmt: skip
     options = [
         *options[:2],
