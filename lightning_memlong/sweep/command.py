@@ -1,7 +1,6 @@
 """The command: reads a sweep file, makes its runs, goes on past failures, and writes the report."""
 
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -83,7 +82,6 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1 if a run failed; 2 after a mistake that a person can fix; 130 when interrupted.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with calm():
         try:
             return _sweep(*read(list(sys.argv[1:] if arguments is None else arguments)))
@@ -104,8 +102,6 @@ def _sweep(sweep: Sweep, name: str, typed: list[str], dry: bool) -> int:
             print(f"# then {sweep.search.trials} trials of {', '.join(sweep.search.space)}, as Optuna chooses")
         return 0
     check_writable(plan.folder)
-    for run in plan.runs():
-        check_folder(run)
     failed: list[Outcome] = []
     if sweep.search.space:
         search(plan, lambda runs: failed.extend(_launch(plan, runs)))
@@ -122,6 +118,8 @@ def _sweep(sweep: Sweep, name: str, typed: list[str], dry: bool) -> int:
 
 def _launch(plan: Plan, runs: list[Run]) -> list[Outcome]:
     """Make those runs that are not made, and give back the outcomes of those that still are not."""
+    for run in runs:
+        check_folder(run)
     todo = [run for run in runs if results(run) is None]
     say(f"{plan.name}: {len(runs)} runs, {len(runs) - len(todo)} of them finished already; folder {plan.folder}",
         flush=True)  # fmt: skip

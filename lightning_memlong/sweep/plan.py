@@ -1,6 +1,5 @@
 """The runs of a sweep: cells, their names, and their settings as the command line resolves them."""
 
-import hashlib
 import io
 import itertools
 import json
@@ -199,6 +198,9 @@ class Plan:
         except (SystemExit, ValueError) as error:
             why = str(user_error(error) or told.getvalue().removeprefix("error:").strip() or error)
             raise UserError(f"cell {cell.name}: {why}") from error
+        windows = config["trainer"]["limit_val_batches"]
+        allowed = "1 or more windows: runs are compared by the perplexity of the validation text"
+        require(windows != 0, "trainer.limit_val_batches", windows, allowed, "raise it")
         for key in ("seed_everything", "ckpt_path"):
             config.pop(key, None)
         config["trainer"].pop("logger", None)
@@ -232,8 +234,3 @@ def _tokens_a_step(settings: Mapping[str, Any]) -> int:
     devices = settings["trainer.devices"]
     processes = devices if isinstance(devices, int) and devices > 0 else 1
     return fresh * settings["data.init_args.batch_size"] * settings["trainer.accumulate_grad_batches"] * processes
-
-
-def digest(settings: Mapping[str, Any]) -> str:
-    """Of settings, short."""
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -118,18 +118,11 @@ def test_gates_are_shown_by_layer_and_head(tiny_backbone: Path, text_folder: Pat
 def test_planted_passages_are_looked_for(byte_backbone: Path, tmp_path: Path, text_folder: Path) -> None:
     options = tiny(byte_backbone, text_folder, tmp_path / "runs")
     at = options.index("--data.path")
-    made = ["--config", str(ROOT / "conf" / "data" / "synthetic_recall.yaml"), "--data.kinds", "[pass_key]", "--data.lengths", "[512]",
-            "--data.samples", "1"]  # fmt: skip
-    options = [
-        *options[:2],
-        *made,
-        *options[2:at],
-        *options[at + 2 :],
-        "--data.path",
-        "null",
-        "--memory.capacity",
-        "512",
-    ]
+    made = ["--config", str(ROOT / "conf" / "data" / "synthetic_recall.yaml")]
+    few = {"data.kinds": "[pass_key]", "data.lengths": "[512]", "data.samples": 1, "data.path": "null",
+           "memory.capacity": 512, "memory.top_k": 32}  # fmt: skip
+    typed = [word for key, value in few.items() for word in (f"--{key}", str(value))]
+    options = [*options[:2], *made, *options[2:at], *options[at + 2 :], *typed]
     assert main(["fit", *options, "--trainer.max_steps", "16", "--trainer.limit_val_batches", "0",
                  "--validate_first", "false", *with_dashboard(16)]) == 0  # fmt: skip
     rate = events(tmp_path / "runs" / "memlong" / "version_0").Scalars("retrieval/hit_rate")[-1].value
