@@ -106,7 +106,10 @@ def note_hyperparameters(trainer: L.Trainer, config: dict[str, Any]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.hparams.update(settings)
-            for summary in hparams(settings, dict.fromkeys(OUTCOMES, 0.0)):
+            columns, *session = hparams(settings, dict.fromkeys(OUTCOMES, 0.0))
+            # TensorBoard takes the columns from any one run that says them; for a sweep, its report says them.
+            in_sweep = (Path(logger.log_dir) / "sweep.json").exists()
+            for summary in session if in_sweep else [columns, *session]:
                 logger.experiment._get_file_writer().add_summary(summary)
 
 

@@ -151,6 +151,7 @@ class _Bar:
         before = time.monotonic()
 
         def look(steps: int) -> None:
+            steps = min(steps, self._steps[run.name])  # the last validation is logged one step later
             shown = f"{run.name}  step {steps} of {self._steps[run.name]}, {time.monotonic() - before:,.0f} s"
             self._progress.update(self._task, description=shown, completed=self._ended + steps)
 

@@ -159,7 +159,7 @@ def write_report(plan: Plan) -> None:
         return
     for old in plan.folder.glob("events.out.tfevents.*"):  # TensorBoard would show every old one as well
         old.unlink()
-    # In the sweep's own folder: TensorBoard takes the columns of its HParams tab from the first folder that says some.
+    # The sweep's runs do not say which columns the HParams tab has, its report does: those in which cells differ.
     with SummaryWriter(str(plan.folder)) as writer:
         writer._get_file_writer().add_summary(hparams(_varied(plan), dict.fromkeys(OUTCOMES, 0.0))[0])
         shown.write_report(report, "report", plan.folder, [writer])

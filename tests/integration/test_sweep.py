@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoTokenizer
 
 from lightning_memlong.cli import main as train
@@ -55,6 +57,17 @@ def write(folder: Path, **sweep: Any) -> str:
     file = folder / "mine.yaml"
     file.write_text(yaml.safe_dump({"seeds": [0], **sweep}, sort_keys=False))
     return str(file)
+
+
+def columns(folder: Path) -> set[str]:
+    """Of TensorBoard's HParams tab, which one folder alone must say."""
+    found = []
+    for file in folder.rglob("events*"):
+        metadata = EventAccumulator(str(file)).Reload().summary_metadata.get("_hparams_/experiment")
+        if metadata is not None:
+            found.append(HParamsPluginData.FromString(metadata.plugin_data.content).experiment)
+    assert len(found) == 1
+    return {info.name for info in found[0].hparam_infos}
 
 
 def plan_of(*arguments: str) -> Plan:
@@ -147,6 +160,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
 ) -> None:
     file = write(tmp_path, cells=[{"memory.top_k": 1}])
     assert main([file, *options]) == 0 and len(in_process) == 2
+    assert columns(tmp_path / "sweeps" / "mine") == {"seed_everything", "memory.top_k"}
     run = tmp_path / "sweeps" / "mine" / "top_k=1,seed=0"
     finished = json.loads((run / "results.json").read_text())
     (run / "results.json").unlink()
