@@ -77,7 +77,7 @@ class Dashboard(L.Callback):
         self._overlaps: list[float] = []
         self._hits: list[float] = []
         self._before: dict[int, tuple[int, set[int]]] = {}  # row -> its document, and what it retrieved last
-        self._windows = 0
+        self._windows = 0  # read since times were last taken
 
     # ---- training -----------------------------------------------------------------------------------------
 
@@ -172,6 +172,7 @@ class Dashboard(L.Callback):
         """Draw the map, the heads and the texts."""
         record, self._record = self._record, None
         _take(trainer, 1)  # time spent validating is no part of a training step
+        self._windows = 0
         if record is None:
             return
         step = trainer.global_step
