@@ -5,17 +5,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.memory_bank import MemoryBankCallback
+from callbacks.memory_bank import memory_callback
 from callbacks.validation_record import ValidationRecord
 from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.evaluation.figures import draw_heads
 from lightning_memlong.profiler import PARTS, StepProfiler
+from lightning_memlong.runs import tensorboard_writers
 
 
 def _chart(*tags: str) -> list[Any]:
@@ -96,7 +96,7 @@ class Dashboard(L.Callback):
     ) -> None:
         """Take notes; every so many steps, write them."""
         self._windows += 1
-        bank = _bank(trainer, "train")
+        bank = _training_bank(trainer)
         if bank is not None:
             self._evicted += [dropped.counters for dropped in bank.evicted]
             self._watch(batch)
@@ -124,8 +124,7 @@ class Dashboard(L.Callback):
             self._before[row] = (document, found)
             start, stop = batch["planted"][row].tolist() if "planted" in batch else (-1, -1)
             if start >= 0 and memory is not None:
-                size = memory.mask.shape[1] // memory.positions.shape[1]
-                self._hits.append(float(any(place < stop and start < place + size for place in found)))
+                self._hits.append(float(any(p < stop and start < p + memory.chunk_size for p in found)))
 
     def _numbers(self) -> dict[str, float]:
         numbers = {}
@@ -194,15 +193,12 @@ def _ends_step(trainer: L.Trainer) -> bool:
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
-    if not trainer.is_global_zero:
-        return []
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return tensorboard_writers(trainer.loggers) if trainer.is_global_zero else []
 
 
-def _bank(trainer: L.Trainer, stage: str) -> MemoryBank | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    memory = next((c for c in callbacks if isinstance(c, MemoryBankCallback)), None)
-    return None if memory is None else memory.banks.get(stage)
+def _training_bank(trainer: L.Trainer) -> MemoryBank | None:
+    memory = memory_callback(trainer)
+    return None if memory is None else memory.banks.get("train")
 
 
 def _take(trainer: L.Trainer, windows: int) -> dict[str, float]:

@@ -217,3 +217,9 @@ class MemoryBankCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""
         self._saved = state_dict if "banks" in state_dict else None
+
+
+def memory_callback(trainer: L.Trainer) -> MemoryBankCallback | None:
+    """The memory of a trainer, unless it is switched off."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, MemoryBankCallback)), None)

@@ -27,7 +27,6 @@ class Sample:
 
     gain: float
     """Mean loss without memory, less that with memory [nats]."""
-    row: int
     batch: Mapping[str, Any]
     on: MemLongOutput
     off: MemLongOutput
@@ -56,7 +55,7 @@ class ValidationRecord:
             self._read(batch, row)
         if memory is None:
             return
-        self._size = memory.mask.shape[1] // memory.positions.shape[1]
+        self._size = memory.chunk_size
         for layer, mass in outputs["memory_on"].attention_mass.items():
             self.mass.setdefault(layer, []).append(mass.float().mean(dim=0).cpu())
         groups = len(memory.positions) // rows
@@ -89,7 +88,7 @@ class ValidationRecord:
                 scores[place] = max(score, scores.get(place, score))
         chunks = [(p, s, text[p : p + self._size]) for p, s in sorted(scores.items(), key=lambda item: -item[1])]
         kept = {k: v for k, v in batch.items() if k != "memory"}  # the keys and values are not shown
-        sample = Sample(gain, 0, kept, on, off, chunks)
+        sample = Sample(gain, kept, on, off, chunks)
         self._best, self._worst = sample if best else self._best, sample if worst else self._worst
 
     # ---- what is shown ------------------------------------------------------------------------------------

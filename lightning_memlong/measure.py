@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lightning_memlong.config import require
@@ -14,7 +13,7 @@ from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
 from lightning_memlong.report import show_report, write_report
-from lightning_memlong.runs import check_writable, note_settings, run_folder
+from lightning_memlong.runs import check_writable, note_settings, run_folder, tensorboard_writers
 from lightning_memlong.stored import load_weights
 
 
@@ -54,8 +53,7 @@ def measure(
         say(f"Results, {before}: {record.file}", flush=True)
         _run(evaluation, subject, record)
     report = evaluation.report(record.of(evaluation.planned()))
-    writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    write_report(report, evaluation.name, folder, writers)
+    write_report(report, evaluation.name, folder, tensorboard_writers(trainer.loggers))
     show_report(report, evaluation.name, folder, folder.parent)
     return report
 

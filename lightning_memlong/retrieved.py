@@ -27,6 +27,11 @@ class Retrieved:
     positions: Tensor
     """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
 
+    @property
+    def chunk_size(self) -> int:
+        """Tokens of a chunk, C."""
+        return self.mask.shape[1] // self.positions.shape[1]
+
 
 class Coming(Retrieved):
     """A record whose keys and values are still being read; whoever asks for them waits until they are there.

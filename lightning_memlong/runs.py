@@ -14,6 +14,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.errors import UserError
@@ -70,7 +71,7 @@ class RunRecord(SaveConfigCallback):
         """Write the files once the run folder is known."""
         if (folder := run_folder(trainer)) is None:
             return
-        suffix = self._free_suffix(folder, "" if self.subcommand == "fit" else f"_{self.subcommand}")
+        suffix = self._free_suffix(folder, suffix_of(self.subcommand))
         try:
             raw = folder / f"config_files{suffix}"
             raw.mkdir(parents=True)
@@ -93,6 +94,11 @@ class RunRecord(SaveConfigCallback):
         while (folder / f"config{(suffix := stage + (f'_{number}' if number > 1 else ''))}.yaml").exists():
             number += 1
         return suffix
+
+
+def suffix_of(subcommand: str) -> str:
+    """What a subcommand's files in a run folder end in, before their ending; nothing for ``fit``."""
+    return "" if subcommand == "fit" else f"_{subcommand}"
 
 
 def note_hyperparameters(trainer: L.Trainer, config: dict[str, Any]) -> None:
@@ -136,7 +142,7 @@ def write_results(trainer: L.Trainer, subcommand: str, rows: dict[str, dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / ".results"
     unfinished.write_text(json.dumps({"steps": trainer.global_step, **rows}, indent=2) + "\n")
-    unfinished.replace(folder / f"results{'' if subcommand == 'fit' else f'_{subcommand}'}.json")
+    unfinished.replace(folder / f"results{suffix_of(subcommand)}.json")
 
 
 def note_settings(trainer: Any, module: L.LightningModule) -> None:
@@ -144,6 +150,11 @@ def note_settings(trainer: Any, module: L.LightningModule) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, RunRecord):
             callback.save_config(trainer, module, callback.subcommand)
+
+
+def tensorboard_writers(loggers: list[Any]) -> list[SummaryWriter]:
+    """Of those loggers that write for TensorBoard; in other processes than the first, what they give does nothing."""
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:

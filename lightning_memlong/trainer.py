@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.memory_bank import MemoryBankCallback
+from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.layers import READERS, Cell, layer_grid, sweep_layers, table
@@ -16,7 +15,7 @@ from lightning_memlong.layers import LayerIndex
 from lightning_memlong.model import SOURCES, MemLong
 from lightning_memlong.module import MemLongModule
 from lightning_memlong.report import show_layers, write_csv
-from lightning_memlong.runs import check_writable, note_settings, run_folder
+from lightning_memlong.runs import check_writable, note_settings, run_folder, tensorboard_writers
 from lightning_memlong.stored import load_weights
 
 
@@ -25,8 +24,7 @@ class Trainer(L.Trainer):
 
     def memory_callback(self) -> MemoryBankCallback | None:
         """The memory, unless it is switched off."""
-        callbacks = self.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, MemoryBankCallback)), None)
+        return memory_callback(self)
 
     def export(self, model: MemLongModule, output: str, ckpt_path: str | None = None, datamodule: Any = None) -> None:
         """Write a plain Hugging Face folder: adapters merged in, gates and memory settings beside the weights.
@@ -103,6 +101,6 @@ class Trainer(L.Trainer):
             self.loggers = loggers
         title = f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained"
         figure = show_layers(table(scores, off), title, folder)
-        for logger in loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("layers/ratio", figure)
+        if figure is not None:  # drawn by the first process
+            for writer in tensorboard_writers(loggers):
+                writer.add_figure("layers/ratio", figure)

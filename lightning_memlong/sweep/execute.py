@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_memlong.errors import UserError
+from lightning_memlong.runs import suffix_of
 from lightning_memlong.sweep.plan import TRAIN, Run
 from lightning_memlong.sweep.settings import AFTER
 
@@ -34,7 +35,7 @@ class Outcome:
 
 def results(run: Run) -> dict[str, float] | None:
     """What a finished run has measured; None: it has not finished."""
-    file = run.folder / f"results{'' if run.subcommand == 'fit' else f'_{run.subcommand}'}.json"
+    file = run.folder / f"results{suffix_of(run.subcommand)}.json"
     if not file.is_file() or not _noted(run.folder):
         return None
     return json.loads(file.read_text())[AFTER[run.subcommand]]

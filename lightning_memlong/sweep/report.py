@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from lightning_memlong import report as shown
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Report
-from lightning_memlong.runs import OUTCOMES, hyperparameters
+from lightning_memlong.runs import OUTCOMES, hyperparameters, suffix_of
 from lightning_memlong.sweep.execute import results
 from lightning_memlong.sweep.figures import draw_axis
 from lightning_memlong.sweep.plan import BASELINE, Cell, Plan, Run
@@ -147,8 +147,7 @@ def _notes(plan: Plan, measured: Measured) -> list[str]:
 
 
 def _commit(run: Run) -> str:
-    suffix = "" if run.subcommand == "fit" else f"_{run.subcommand}"
-    return str(json.loads((run.folder / f"run{suffix}.json").read_text())["git_commit"])
+    return str(json.loads((run.folder / f"run{suffix_of(run.subcommand)}.json").read_text())["git_commit"])
 
 
 def write_report(plan: Plan) -> None:
