@@ -23,6 +23,7 @@ from lightning_memlong.kernels import (
     attend_to_memory,
     blockwise,
     can_split,
+    is_causal,
     merge,
     seen_and_filled,
 )
@@ -66,24 +67,28 @@ class Memo:
         return kept[1]
 
 
-def joint_mask(memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None, prefix: int = 0) -> Tensor:
-    """Boolean mask (B, 1, T, G * M + T): a query sees the real retrieved tokens of its group, then local ones causally.
+def joint_mask(
+    memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None, prefix: int = 0, keys: int | None = None
+) -> Tensor:
+    """Boolean mask (B, 1, T, G * M + S): a query sees the real retrieved tokens of its group, then local ones causally.
 
     Args:
         memory_mask: (B, G, M), true where a retrieved token is real.
         tokens: T.
-        local_mask: (B or 1, 1, T, T) boolean or additive mask to use instead of the plain causal one.
+        local_mask: (B or 1, 1, T, S) boolean or additive mask to use instead of the plain causal one.
         prefix: Local tokens at the beginning that see no memory.
+        keys: S, local keys, of which the queries are the last; None: T.
     """
     rows, groups, remembered = memory_mask.shape
     if local_mask is None:
-        local = torch.ones(tokens, tokens, dtype=torch.bool, device=memory_mask.device).tril()[None, None]
+        keys = tokens if keys is None else keys
+        local = torch.ones(tokens, keys, dtype=torch.bool, device=memory_mask.device).tril(keys - tokens)[None, None]
     else:
         local = local_mask if local_mask.dtype == torch.bool else local_mask == 0
     own = torch.eye(groups, dtype=torch.bool, device=memory_mask.device)
     seen = (own[None, :, :, None] & memory_mask[:, None]).flatten(2)  # (B, G, G * M)
     seen = F.pad(seen.repeat_interleave((tokens - prefix) // groups, dim=1)[:, None], (0, 0, prefix, 0))
-    return torch.cat([seen, local.expand(rows, 1, tokens, tokens)], dim=-1)
+    return torch.cat([seen, local.expand(rows, 1, tokens, local.shape[-1])], dim=-1)
 
 
 def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> str:
@@ -193,7 +198,7 @@ def attend_with_memory(
         attend = _plain(scores) if fused else _attend(kernel, scores, memo)
         return _gated(attend, query, key, value, memory, local_mask, seen), None
     attend = _attend(kernel, scores, memo)
-    local = attend(query, key, value, local_mask, local_mask is None)
+    local = attend(query, key, value, local_mask, is_causal(query, key, local_mask))
     reading = query[:, :, memory.prefix :]
     output, mass, _ = merge(local, attend_to_memory(attend, reading, memory.keys, memory.values, seen))
     return output, mass.detach()
@@ -204,8 +209,7 @@ def local_attention(
 ) -> Tensor:
     """Plain causal attention with soft-capped scores, which PyTorch's own function cannot compute."""
     attend = _attend(choose_kernel(backend, query, 1, scores), scores, memo)
-    # One token after others (a cache) sees all of them, and comes without a mask.
-    return attend(query, key, value, mask, mask is None and query.shape[2] == key.shape[2])[0]
+    return attend(query, key, value, mask, is_causal(query, key, mask))[0]
 
 
 def _attend(kernel: str, scores: Scores, memo: Memo) -> Attend:
@@ -256,7 +260,7 @@ def _masked(
         real = memory.mask
         if real is None:
             real = memory.keys.new_ones(len(memory.keys), memory.keys.shape[2], dtype=torch.bool)
-        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix)
+        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix, key.shape[2])
 
     keys, values = (
         torch.cat([t.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), own], dim=2)
@@ -275,7 +279,7 @@ def _gated(
     seen: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     assert memory.gate is not None
-    local = attend(query, key, value, local_mask, local_mask is None)[0]
+    local = attend(query, key, value, local_mask, is_causal(query, key, local_mask))[0]
     weight = memory.gate.float()[None, :, None, None]
     reading = query[:, :, memory.prefix :]
     if seen is not None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.bank_checks import check_embedding_size, check_insertion
-from lightning_memlong.bank_file import load_bank, save_bank
+from lightning_memlong.bank_file import load_bank, require_same, save_bank
+from lightning_memlong.bank_room import Mark, go_back, grow, mark, only
 from lightning_memlong.bank_state import restore, state_of
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
@@ -70,9 +71,14 @@ class MemoryBank:
         self.slots, self.half_life = capacity // chunk_size, half_life
         self.storage, self.storage_folder = storage, storage_folder
         self._policy = load_policy(policy, policy_args)
+        self.keeps_everything = policy == "none"
+        """Whether nothing is ever evicted, so that there must be room for all."""
         self._ledgers: list[Ledger] = []
         self._storage: ChunkStorage | None = None
         self._one_layer = True
+        self._first = 0
+        self.made_with: dict[str, str] = {}
+        """What it belongs to, such as ``backbone`` and ``retriever``; goes into its file."""
         self.insertions = self.evictions = 0
         self.evicted: list[Entries] = []
         """What the last insertion dropped, of each row where it dropped something; for observers."""
@@ -118,7 +124,7 @@ class MemoryBank:
                 self.evictions += len(drops[row])
             real = lengths[row].nonzero().flatten()
             slots = ledger.append(embeddings[row, real], positions[row, real], lengths[row, real])
-            targets.append(row * self.slots + slots)
+            targets.append((self._first + row) * self.slots + slots)
             sources.append(row * lengths.shape[1] + real)
             self.insertions += len(real)
         if targets:
@@ -191,7 +197,7 @@ class MemoryBank:
             held = ledger.entries
             if count:
                 ledger.retrieved(chosen, scores[row][real])
-            slots[row, real] = row // groups * self.slots + held.slots[chosen]
+            slots[row, real] = (self._first + row // groups) * self.slots + held.slots[chosen]
             lengths[row, real], positions[row, real] = held.lengths[chosen], held.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1).to(self._storage.device)
         facts = {"mask": mask, "scores": scores, "entries": entries, "positions": positions}
@@ -308,17 +314,55 @@ class MemoryBank:
         match = positions[:, None] == held.positions[None]
         sources, places = match.nonzero(as_tuple=True)
         if len(sources):
-            self._storage.write(chunk_keys, chunk_values, sources, row * self.slots + held.slots[places])
+            self._storage.write(chunk_keys, chunk_values, sources, (self._first + row) * self.slots + held.slots[places])
         return len(sources)
+
+    def tokens(self, row: int) -> Tensor:
+        """(T,) int32, what was read into a row, by place in the document; empty where nobody noted it."""
+        return self._ledgers[row].tokens if self._ledgers else torch.empty(0, dtype=torch.int32)
+
+    def note_tokens(self, row: int, tokens: Tensor) -> None:
+        """Note the (n,) tokens that follow those noted before, so that passages can be shown and reading goes on."""
+        ledger = self._ledgers[row]
+        ledger.tokens = torch.cat([ledger.tokens, tokens.to(torch.int32).cpu()])
+
+    def grow(self, capacity: int) -> None:
+        """Make room for ``capacity`` [tokens] in each row; entries stay as they are. A smaller one changes nothing.
+
+        Raises:
+            UserError: If there is not enough memory, or space on the disk; the bank is then as it was.
+        """
+        grow(self, capacity)
+
+    def only(self, row: int) -> "MemoryBank":
+        """A bank of one row, which is row ``row`` of this one: what is stored in one is stored in both."""
+        return only(self, row)
+
+    def mark(self, row: int) -> Mark:
+        """Where a row is now, for :meth:`go_back`."""
+        return mark(self, row)
+
+    def go_back(self, row: int, to: Mark) -> None:
+        """Take out what was stored in a row since :meth:`mark`; counters keep what they counted."""
+        go_back(self, row, to)
+
+    def require_made_with(self, wanted: Mapping[str, str]) -> None:
+        """Check that this bank belongs to a model and a retriever; one that does not say what it belongs to passes.
+
+        Raises:
+            UserError: If it was made with something else.
+        """
+        if self.made_with:
+            require_same("memory", self.made_with, wanted)
 
     def save(self, path: str | Path, **made_with: str) -> Path:
         """Write the bank to a safetensors file, whole or not at all.
 
         Args:
             path: The file.
-            **made_with: What it belongs to, for instance ``backbone`` and ``retriever``; :meth:`open` checks it.
+            **made_with: What it belongs to, beside what :attr:`made_with` says; :meth:`open` checks it.
         """
-        return save_bank(Path(path), self.state_dict(), made_with)
+        return save_bank(Path(path), self.state_dict(), {**self.made_with, **made_with})
 
     @classmethod
     def open(
@@ -334,14 +378,18 @@ class MemoryBank:
             path: The file.
             device: Where keys and values go.
             made_with: What it must belong to, as given to :meth:`save`.
-            **settings: Arguments of :class:`MemoryBank` other than its sizes, such as ``policy``.
+            **settings: Arguments of :class:`MemoryBank` other than its sizes, such as ``policy``; a bank that kept
+                everything goes on doing so unless one is given.
 
         Raises:
             UserError: If the file is damaged, of another version, or was made with something else.
         """
-        state = load_bank(Path(path), made_with or {})
+        state, there = load_bank(Path(path), made_with or {})
+        if state.get("keeps_everything"):
+            settings.setdefault("policy", "none")
         bank = cls(state["rows"], state["capacity"], state["chunk_size"], **settings)
         bank.load_state_dict(state, device)
+        bank.made_with = there
         return bank
 
     def _allocate(

@@ -46,8 +46,11 @@ def save_bank(path: Path, state: dict[str, Any], made_with: Mapping[str, str]) -
     return path
 
 
-def load_bank(path: Path, made_with: Mapping[str, str]) -> dict[str, Any]:
+def load_bank(path: Path, made_with: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what :func:`save_bank` wrote.
+
+    Returns:
+        The state, and what it was made with.
 
     Raises:
         UserError: If the file is damaged, of another version, or was made with something else.
@@ -63,7 +66,7 @@ def load_bank(path: Path, made_with: Mapping[str, str]) -> dict[str, Any]:
                     "use the release of this project that wrote it."
                 )
             facts = json.loads(metadata["facts"])
-            _require_same(path, facts["made_with"], made_with)
+            require_same(f"the bank {path}", facts["made_with"], made_with)
             state = facts["bank"]
             for name in file.keys():  # noqa: SIM118  (not a dictionary)
                 number, field = name.split(".", 1)
@@ -76,14 +79,24 @@ def load_bank(path: Path, made_with: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(
             f"the bank {path} is damaged or cut short ({error}). Allowed: a whole file. Fix: save it again."
         ) from error
-    return state
+    return state, dict(facts["made_with"])
 
 
-def _require_same(path: Path, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def require_same(what: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Check what a bank was made with.
+
+    Args:
+        what: The bank, for the message.
+        there: What it was made with.
+        wanted: What it must have been made with; other keys of ``there`` do not matter.
+
+    Raises:
+        UserError: If something differs.
+    """
     differ = [f"{key} is {there.get(key)!r} there and {value!r} here" for key, value in wanted.items()
               if there.get(key) != value]  # fmt: skip
     if differ:
         raise UserError(
-            f"the bank {path} was made with something else ({'; '.join(differ)}). Allowed: what it was made with. Fix: "
-            "use that, or read the text again."
+            f"{what} was made with something else ({'; '.join(differ)}). Allowed: what it was made with. Fix: use that, "
+            "or read the text again."
         )

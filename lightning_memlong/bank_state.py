@@ -23,13 +23,16 @@ def state_of(bank: MemoryBank, keys_values: bool) -> dict[str, Any]:
     """See :meth:`MemoryBank.state_dict`."""
     storage = bank._storage
     state: dict[str, Any] = {name: getattr(bank, name) for name in (*SIZES, "insertions", "evictions")}
+    state["keeps_everything"] = bank.keeps_everything
     state |= {"one_layer": bank._one_layer, "dtype": str(storage.given if storage else None)}
     state["shape"] = list(storage.keys.shape) if storage else None
     state["ledgers"] = []
     for row, ledger in enumerate(bank._ledgers):
         facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
         if keys_values and storage is not None:
-            facts |= storage.take(row * bank.slots + ledger.entries.slots)
+            facts |= storage.take((bank._first + row) * bank.slots + ledger.entries.slots)
+        if len(ledger.tokens):
+            facts["tokens"] = ledger.tokens.clone()
         state["ledgers"].append({**facts, "serial": ledger.serial, "end": ledger.end})
     return state
 
@@ -53,6 +56,7 @@ def restore(bank: MemoryBank, state: Mapping[str, Any], device: torch.device | s
         place = torch.arange(len(saved["born"]))
         facts = {f.name: saved[f.name] for f in fields(Entries) if f.name != "slots"}
         new._ledgers[row].restore(Entries(slots=place, **facts), saved["serial"], saved["end"])
+        new._ledgers[row].tokens = saved.get("tokens", new._ledgers[row].tokens)
         if "keys" in saved:
             allowed = f"{saved['keys'].dtype}, in which the saved bank holds them"
             require(saved["keys"].dtype == storage.dtype, "memory.dtype", storage.dtype, allowed, fix)

@@ -16,6 +16,10 @@ from lightning_memlong.precision import compute_dtype
 ATTENTION_NAME = "memlong"
 
 
+class Enough(Exception):
+    """Ends a forward pass early: all that was asked for has been captured."""
+
+
 class OnDemand(Mapping[int, tuple[Tensor, Tensor]]):
     """What retrieval layers read, got ready when the first of them asks: until then the layers below are computed.
 
@@ -67,6 +71,8 @@ class CarriedMemory:
     """Which attention kernels, see :func:`lightning_memlong.attention.choose_kernel`."""
     capture: frozenset[int] = frozenset()
     """Layers whose local keys and values are wanted."""
+    last: int | None = None
+    """Layer after whose keys and values nothing is wanted any more: there the pass ends; None: it runs to the end."""
     captured: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Layer -> rotated keys and values (B, H_kv, T, D), filled during the pass, detached."""
     mass: dict[int, Tensor] = field(default_factory=dict)
@@ -97,6 +103,7 @@ def memory_attention_forward(
     """The attention function transformers calls in every layer; plain attention where there is no memory to read.
 
     Raises:
+        Enough: In the layer where the pass is to end.
         ValueError: For a backbone that adds something to the softmax that plain attention does not have.
     """
     beyond = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
@@ -106,6 +113,8 @@ def memory_attention_forward(
     memory = memory or CarriedMemory()
     if layer in memory.capture:
         memory.captured[layer] = (key.detach(), value.detach())
+    if layer == memory.last:
+        raise Enough
     if layer not in memory.memory and softcap is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs

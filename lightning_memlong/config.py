@@ -1,6 +1,7 @@
 """Settings as validated dataclasses. The text under each field is its ``--help``."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from lightning_memlong.errors import UserError
@@ -24,6 +25,19 @@ def require_choice(key: str, value: object, choices: object) -> None:
     """Raise unless ``value`` is one of the choices of a ``Literal`` type or a collection."""
     names = get_args(choices) or tuple(choices)  # type: ignore[arg-type]
     require(value in names, key, value, "one of " + ", ".join(map(str, names)), f"set --{key} to one of them")
+
+
+def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
+    """A copy of a settings dataclass with some fields changed, checked anew."""
+    known = type(config).__dataclass_fields__
+    for name in options:
+        require(name in known, f"{key}.{name}", options[name], "one of " + ", ".join(known), "correct the name")
+    values = {
+        name: changed(getattr(config, name), value, f"{key}.{name}") if isinstance(value, Mapping)
+        and hasattr(getattr(config, name), "__dataclass_fields__") else value
+        for name, value in options.items()
+    }  # fmt: skip
+    return replace(config, **values)
 
 
 @dataclass

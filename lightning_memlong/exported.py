@@ -60,11 +60,25 @@ def exported_settings(folder: str) -> dict[str, Any] | None:
     Raises:
         UserError: If the file is damaged.
     """
+    return None if (stored := _stored(folder)) is None else dict(stored["model"])
+
+
+def exported_memory(folder: str) -> dict[str, Any]:
+    """The memory settings an exported folder was written with; nothing for any other backbone.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    return dict((_stored(folder) or {}).get("memory") or {})
+
+
+def _stored(folder: str) -> dict[str, Any] | None:
     file = Path(folder) / SETTINGS_FILE
     if not file.is_file():
         return None
     try:
-        return dict(yaml.safe_load(file.read_text())["model"])
+        stored = dict(yaml.safe_load(file.read_text()))
+        return {**stored, "model": dict(stored["model"])}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"model.backbone={folder!r}: {SETTINGS_FILE} in it cannot be read ({type(error).__name__}). Allowed: the "

@@ -54,6 +54,11 @@ def as_4d(mask: Tensor | None) -> Tensor | None:
     return mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask
 
 
+def is_causal(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether local attention without a mask is causal: one token after others (a cache) sees all of them."""
+    return mask is None and query.shape[2] == key.shape[2]
+
+
 def merge(local: Part, memory: Part) -> tuple[Tensor, Tensor, Tensor]:
     """One softmax over both parts.
 
@@ -197,7 +202,7 @@ class SplitJointAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Arguments as for ``retrieval_causal_attention``, the local mask additive; gives output and mass on memory."""
         attend = partial(_fused, scale=scale)
-        local = attend(query, key, value, local_bias, local_bias is None)
+        local = attend(query, key, value, local_bias, is_causal(query, key, local_bias))
         seen = None if memory_mask is None else seen_and_filled(memory_mask)
         memory = attend_to_memory(attend, query[:, :, prefix:], memory_key, memory_value, seen)
         output, mass, lse = merge(local, memory)
@@ -212,7 +217,7 @@ class SplitJointAttention(torch.autograd.Function):
         grad = grad_outputs[0]
         query, key, value, memory_key, memory_value, local_bias, memory_mask, output, lse = ctx.saved_tensors
         grad_query, grad_key, grad_value = _backward(  # type: ignore[misc]
-            grad, query, key, value, output, lse, 0.0, local_bias is None, attn_mask=local_bias, scale=ctx.scale
+            grad, query, key, value, output, lse, 0.0, is_causal(query, key, local_bias), attn_mask=local_bias, scale=ctx.scale
         )
         groups = len(memory_key) // len(query)
         delta = (grad.float() * output.float()).sum(-1)

@@ -72,6 +72,8 @@ class Ledger:
         self._free = list(range(slots - 1, -1, -1))  # taken from the end: neighbours, lowest first
         self.serial = 0
         self.end = 0
+        self.tokens = torch.empty(0, dtype=torch.int32)
+        """What was read, by place in the document, if anybody notes it."""
 
     def __len__(self) -> int:
         return self._count
@@ -145,7 +147,18 @@ class Ledger:
         """Forget everything."""
         self._free = list(range(self.slots - 1, -1, -1))
         self._count = self.serial = self.end = 0
+        self.tokens = self.tokens[:0]
         self.index.reset()
+
+    def grow(self, slots: int) -> None:
+        """Have room for ``slots`` entries; those that are there stay in theirs."""
+        held, old = self.entries, self._room
+        self._room = Entries(*(getattr(old, f.name).new_zeros((slots, *getattr(old, f.name).shape[1:]))
+                               for f in fields(old)))  # fmt: skip
+        self._free = [*range(slots - 1, self.slots - 1, -1), *self._free]
+        self.slots = slots
+        self.index = make_index(self._room.embeddings, *self._index)
+        self._replace(held)
 
     def _replace(self, entries: Entries) -> None:
         self._room.copy_from(0, entries)

@@ -1,17 +1,14 @@
 """Runs an evaluation as a user sees it: progress, a record to go on with, and tables and figures in the run folder."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
+from lightning_memlong.progress import token_bar
 from lightning_memlong.report import show_report, write_report
 from lightning_memlong.runs import check_writable, note_settings, run_folder, tensorboard_writers
 from lightning_memlong.stored import load_weights
@@ -38,7 +35,7 @@ def measure(
     module = trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device).eval()
     callback = trainer.memory_callback()
     require(callback is not None, "memory.enabled", False, "true: memory off is one of the cells", "leave it out")
-    with _progress() as progress:
+    with token_bar() as progress:
         subject = Subject(
             module.model, module.tokenizer, callback.config, datamodule, module.backbone_name, open_data, progress,
             trainer.precision_plugin.forward_context, callback.retrieval(module).retriever,
@@ -65,29 +62,3 @@ def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:
     except KeyboardInterrupt:
         say(f"\nInterrupted. {len(record.rows):,} measurements are kept; the same command goes on from there.")
         raise SystemExit(130) from None
-
-
-class _Bar:
-    """A bar of tokens to go, with tokens a second."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._task, self._begun, self._done = progress, progress.add_task("", visible=False), 0.0, 0
-
-    def begin(self, total: int, what: str) -> None:
-        """See :class:`lightning_memlong.evaluation.base.Progress`."""
-        self._begun, self._done = time.monotonic(), 0
-        self._progress.reset(self._task, total=total, description=what, visible=total > 0, speed="")
-
-    def advance(self, tokens: int) -> None:
-        """See :class:`lightning_memlong.evaluation.base.Progress`."""
-        self._done += tokens
-        speed = self._done / max(time.monotonic() - self._begun, 1e-9)
-        self._progress.update(self._task, advance=tokens, speed=f"{speed:,.0f} tokens/s")
-
-
-@contextmanager
-def _progress() -> Iterator[_Bar]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[speed]}"))  # fmt: skip
-    with Progress(*columns) as progress:
-        yield _Bar(progress)

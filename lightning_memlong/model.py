@@ -1,23 +1,25 @@
 """MemLong: a Hugging Face decoder with a frozen lower half and retrieval causal attention above it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_memlong.attention import BACKENDS
-from lightning_memlong.backbones import first_token, load_backbone, load_tokenizer
-from lightning_memlong.carried import CarriedMemory, OnDemand, keep_hidden
-from lightning_memlong.config import TuningConfig, require, require_choice
+from lightning_memlong.backbones import load_backbone
+from lightning_memlong.carried import CarriedMemory, Enough, OnDemand, keep_hidden
+from lightning_memlong.config import MemoryConfig, TuningConfig, require_choice
 from lightning_memlong.errors import UserError
-from lightning_memlong.exported import export, exported_settings, load_gates
+from lightning_memlong.exported import export, load_gates
 from lightning_memlong.head import Head
 from lightning_memlong.layers import LayerIndex, choose_layers, text_config, unlimited_layers
+from lightning_memlong.long_text import LongText
 from lightning_memlong.output import MemLongOutput
+from lightning_memlong.pretrained import from_pretrained
 from lightning_memlong.probe import probe
 from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.rotary import FAMILIES, Rotary, memory_positions
@@ -28,7 +30,7 @@ FUSIONS = ("joint", "gated")
 POSITIONS = ("zero", "sequential")
 
 
-class MemLong(nn.Module):
+class MemLong(LongText, nn.Module):
     """Wraps any supported decoder: freezes layers 0..memory_layer, captures K/V, reads retrieved K/V above.
 
     Args:
@@ -72,6 +74,7 @@ class MemLong(nn.Module):
         require_choice("model.position", position, POSITIONS)
         require_choice("model.attention", attention, BACKENDS)
         self.backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.name = backbone if isinstance(backbone, str) else backbone.config._name_or_path
         self.config = config = text_config(self.backbone)
         self._was_training = self.backbone.training
         self.source, self.fusion, self.position, self.attention = source, fusion, position, attention
@@ -96,6 +99,11 @@ class MemLong(nn.Module):
         if gradient_checkpointing:
             _checkpointing(self.backbone, "enable")({"use_reentrant": False})
         self.train(self.training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @property
     def stored_layers(self) -> list[int]:
@@ -125,9 +133,12 @@ class MemLong(nn.Module):
         self.rotary.release()
         self._hook.remove()
 
-    def decode(self, input_ids: Tensor, carried: CarriedMemory) -> Tensor:
-        """Last hidden states (B, T, E)."""
-        return self.backbone.get_decoder()(input_ids=input_ids, use_cache=False, memory=carried).last_hidden_state
+    def decode(self, input_ids: Tensor, carried: CarriedMemory, cache: Cache | None = None) -> Tensor:
+        """Last hidden states (B, T, E); with a cache, of tokens that follow those in it."""
+        decoder = self.backbone.get_decoder()
+        return decoder(
+            input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, memory=carried
+        ).last_hidden_state
 
     def train(self, mode: bool = True) -> "MemLong":
         """Set training mode, but leave the frozen layers in evaluation mode: they must not drop anything out."""
@@ -163,8 +174,8 @@ class MemLong(nn.Module):
         Returns:
             Loss, logits and the window's unrotated keys and values.
         """
-        carried = self._carry(memory, input_ids)
-        hidden = self.decode(self._prefixed(input_ids), carried)[:, carried.prefix :][:, -logits_to_keep:]
+        carried = self._carry(memory, input_ids, self.bos)
+        hidden = self.decode(_prefixed(input_ids, self.bos), carried)[:, carried.prefix :][:, -logits_to_keep:]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
         if loss is not None and not carried.memory:
             # Gates take no part in a window without memory; where only they are trained there must still be a graph.
@@ -173,27 +184,62 @@ class MemLong(nn.Module):
         states = carried.hidden[:, carried.prefix :]
         return MemLongOutput(loss, hidden, self.head.logits, lambda: self._captured(carried), carried.mass, states)
 
-    def _prefixed(self, input_ids: Tensor) -> Tensor:
-        return input_ids if self.bos is None else F.pad(input_ids, (1, 0), value=self.bos)
+    @torch.no_grad()
+    def capture(
+        self, input_ids: Tensor, memory: Retrieved | None = None, bos: int | None = None, hidden: bool = False
+    ) -> dict[str, Tensor]:
+        """What a bank stores of a window, without gradients; layers above what is stored are not computed.
 
-    def _carry(self, memory: Retrieved | None, input_ids: Tensor) -> CarriedMemory:
-        prefix = int(self.bos is not None)
-        carried = CarriedMemory(capture=frozenset(self.stored_layers), prefix=prefix, backend=self.attention)
-        if memory is None or memory.mask.shape[1] == 0 or not bool(memory.mask.any()):
-            return carried
+        Args:
+            input_ids: (B, T), as for :meth:`forward`.
+            memory: What the window attends to.
+            bos: Token put before the window; None: the model's own, if it has one.
+            hidden: Whether the memory layer's hidden states are wanted.
+
+        Returns:
+            ``keys`` and ``values`` as in :class:`MemLongOutput`, and ``hidden`` (B, T, E) if wanted.
+        """
+        bos = self.bos if bos is None else bos
+        carried = self._carry(memory, input_ids, bos)
+        last = max(self.stored_layers[-1], self.memory_layer + 1 if hidden else 0)
+        carried.last = last if last < self.config.num_hidden_layers else None
+        try:
+            self.decode(_prefixed(input_ids, bos), carried)
+        except Enough:
+            pass
+        keys, values = self._captured(carried)
+        if not hidden:
+            return {"keys": keys, "values": values}
+        assert carried.hidden is not None
+        return {"keys": keys, "values": values, "hidden": carried.hidden[:, carried.prefix :]}
+
+    def _carry(self, memory: Retrieved | None, input_ids: Tensor, bos: int | None) -> CarriedMemory:
+        carried = CarriedMemory(
+            capture=frozenset(self.stored_layers), prefix=int(bos is not None), backend=self.attention
+        )
         rows, tokens = input_ids.shape
-        groups = len(memory.mask) // rows
-        if len(memory.mask) != rows * groups or tokens % groups:
+        if memory is not None and len(memory.mask) != rows and (len(memory.mask) % rows or tokens % (len(memory.mask) // rows)):
             raise UserError(
                 f"memory: {len(memory.mask)} rows for {rows} rows of {tokens} tokens. Allowed: as many, or a whole "
                 "number of times as many that divides the tokens. Fix: use a bank of as many rows as the batch."
             )
-        mask = memory.mask.to(input_ids.device)
-        reach = tokens + carried.prefix - 1
+        self.remind(carried, memory, tokens + carried.prefix - 1)
+        return carried
+
+    def remind(self, carried: CarriedMemory, memory: Retrieved | None, reach: int) -> None:
+        """Let a pass carry what was retrieved; it is rotated when the first layer asks for it, and kept for others.
+
+        Args:
+            carried: Of the pass.
+            memory: None, or without a real token: the plain backbone.
+            reach: Last position of the window that will read it.
+        """
+        if memory is None or memory.mask.shape[1] == 0 or not bool(memory.mask.any()):
+            return
+        mask = memory.mask.to(self.device)
         carried.memory = OnDemand(self.retrieval_layers, lambda: self._rotated(memory, mask, reach))
         carried.mask = None if bool(mask.all()) else mask
         carried.gates = self.gates  # type: ignore[assignment]
-        return carried
 
     @torch.no_grad()
     def _rotated(self, memory: Retrieved, mask: Tensor, reach: int) -> dict[int, tuple[Tensor, Tensor]]:
@@ -263,29 +309,29 @@ class MemLong(nn.Module):
         return export(self, folder, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **settings: Any) -> "MemLong":
-        """A model that was exported, with its gates; for any other backbone, ``memory_layer`` must be given.
+    def from_pretrained(
+        cls, folder: str | Path, memory: MemoryConfig | Mapping[str, Any] | None = None, **settings: Any
+    ) -> "MemLong":
+        """A model ready to read and write, in evaluation mode.
 
         Args:
-            folder: What :meth:`save_pretrained` or ``train.py export`` wrote, or any backbone's name.
+            folder: A checkpoint of ``train.py fit`` or its run folder; what ``train.py export`` or
+                :meth:`save_pretrained` wrote; or any backbone's name, folder or hub id.
+            memory: Memory settings, or those that differ from the ones stored with the weights.
             **settings: Arguments of :class:`MemLong` that win over the stored ones.
 
         Raises:
             UserError: If it cannot be loaded, or its gates were trained for other layers.
         """
-        stored = exported_settings(str(folder)) or {}
-        bos = stored.pop("prepend_bos", False)
-        if bos is True:  # written by hand; export writes the token, so that no tokenizer is needed
-            bos = first_token(load_tokenizer(str(folder)), bos)
-        stored["bos"] = None if bos is False else bos
-        chosen = stored | settings
-        allowed = "a layer, for a backbone without memlong.yaml"
-        require("memory_layer" in chosen, "memory_layer", None, allowed, "give memory_layer=0.5, for instance")
-        return cls(str(folder), **chosen)
+        return from_pretrained(cls, str(folder), memory, settings)
 
     def extra_repr(self) -> str:
         """Settings shown by ``print(model)``."""
         return ", ".join(f"{name}={value}" for name, value in self.settings().items())
+
+
+def _prefixed(input_ids: Tensor, bos: int | None) -> Tensor:
+    return input_ids if bos is None else F.pad(input_ids, (1, 0), value=bos)
 
 
 def _checkpointing(backbone: PreTrainedModel, what: str) -> Callable[..., None]:

@@ -37,10 +37,13 @@ class Retrieval:
         self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
         self._window_embeddings: Tensor | None = None
 
-    def new_bank(self, rows: int, everything: int | None = None) -> MemoryBank:
-        """An empty bank as the settings say; or one that holds ``everything`` [tokens] and evicts nothing."""
+    def new_bank(self, rows: int, everything: int | None = None, capacity: int | None = None) -> MemoryBank:
+        """An empty bank as the settings say; or one that holds ``everything`` [tokens] and evicts nothing.
+
+        ``capacity`` [tokens] wins over that of the settings.
+        """
         c = self.config
-        capacity, policy, arguments = c.capacity, c.policy, c.policy_args
+        capacity, policy, arguments = capacity or c.capacity, c.policy, c.policy_args
         if everything is not None:
             slots = max(2, -(-everything // c.chunk_size), c.top_k)
             capacity, policy, arguments = slots * c.chunk_size, "none", {}

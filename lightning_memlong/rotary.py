@@ -78,22 +78,21 @@ class Rotary:
         """Leave the backbone's module as it was."""
         self._guard.remove()
 
-    def recognise(self, keys: Mapping[int, Tensor]) -> bool:
+    def recognise(self, keys: Mapping[int, Tensor]) -> set[int]:
         """Find each layer's table from its keys (1, H, T, D) of one token repeated T times.
 
         Every position then has the same hidden state in every layer, so the same unrotated key: of all tables, a layer
         has the one whose turning back makes its keys equal.
 
         Returns:
-            Whether each layer has a table that fits.
+            The layers for which a table fits.
         """
         for layer, rotated in keys.items():
             errors = {table: self._spread(rotated, table) for table in (UNTURNED, *self.tables)}
             best = min(errors, key=errors.__getitem__)
-            if not errors[best] < 0.1:  # rounding of bfloat16 makes 0.01, a wrong table about 1
-                return False
-            self._layer_table[layer] = best
-        return True
+            if errors[best] < 0.1:  # rounding of bfloat16 makes 0.01, a wrong table about 1
+                self._layer_table[layer] = best
+        return set(self._layer_table)
 
     def _spread(self, rotated: Tensor, table: str) -> float:
         """How unequal keys are after turning them back: mean over dimensions, each by its own size.

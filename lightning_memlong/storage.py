@@ -113,6 +113,11 @@ class ChunkStorage:
         torch.index_select(held, 2, slots, out=staged)
         return staged.to(self.device, non_blocking=True)
 
+    def copy_from(self, other: "ChunkStorage", start: int, at: int, count: int) -> None:
+        """Copy ``count`` slots of another storage of the same sizes, from ``start`` on, to ``at``."""
+        for name, mine in self._parts().items():
+            mine[:, :, at : at + count].copy_(other._parts()[name][:, :, start : start + count])
+
     def _parts(self) -> dict[str, Tensor]:
         scales = dict(zip(("key_scales", "value_scales"), self._scales, strict=False))
         return {"keys": self.keys, "values": self.values, **scales}

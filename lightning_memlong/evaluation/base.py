@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from matplotlib.figure import Figure
 
-from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.config import MemoryConfig, changed
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.model import MemLong
 from lightning_memlong.retrieval import Retrieval
@@ -67,19 +67,6 @@ class Subject:
         if name not in self._others:
             self._others[name] = load_retriever(config.retriever, self.model.config.hidden_size)
         return Retrieval(config, self._others[name], self.tokenizer)
-
-
-def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
-    """A copy of a settings dataclass with some fields changed, checked anew."""
-    known = type(config).__dataclass_fields__
-    for name in options:
-        require(name in known, f"{key}.{name}", options[name], "one of " + ", ".join(known), "correct the name")
-    values = {
-        name: changed(getattr(config, name), value, f"{key}.{name}") if isinstance(value, Mapping)
-        and hasattr(getattr(config, name), "__dataclass_fields__") else value
-        for name, value in options.items()
-    }  # fmt: skip
-    return replace(config, **values)
 
 
 @dataclass

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_memlong.asking import embed_texts, retrieve_for
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require, require_choice
-from lightning_memlong.evaluation.asking import embed_texts, retrieve_for
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
@@ -191,7 +191,8 @@ class InContextLearning(Evaluation):
             return bank.gather(torch.stack(chosen)[None], count=False)
         by_prompt = isinstance(retrieval.retriever, HiddenRetriever)
         texts = [TASKS[drawn.task].template.format(e.text) if by_prompt else e.text for e in asked]
-        return retrieve_for(retrieval, bank, embed_texts(subject, retrieval, texts))
+        asking = embed_texts(subject.model, retrieval, texts, subject.autocast)
+        return retrieve_for(retrieval, bank, asking[:, None].unbind())
 
     def report(self, rows: list[Row]) -> Report:
         """Tables and figures."""

@@ -15,17 +15,14 @@ from datamodules.windows import Place, Windows
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.output import MemLongOutput
+from lightning_memlong.reading import Stretch, read_windows, reading_stride
 from lightning_memlong.retrieval import Retrieval
 
 
-@torch.no_grad()
 def read(
     subject: Subject, retrievals: Sequence[Retrieval], documents: Sequence[np.ndarray], window: int
 ) -> list[MemoryBank]:
     """Read documents window by window, without memory, into a bank that holds all of them.
-
-    Windows overlap by a chunk, and the first chunk of a window is stored with the window before: the first token of
-    whatever a decoder reads gathers attention (a sink), and would go on doing so out of memory.
 
     Every way of choosing chunks then finds the same keys and values; they are computed once.
 
@@ -39,39 +36,26 @@ def read(
         A bank for each way of choosing; their keys and values are the same tensors.
     """
     first = retrievals[0]
-    longest = max(map(len, documents))
-    bank = first.new_bank(len(documents), longest)
+    bank = first.new_bank(len(documents), max(map(len, documents)))
     encoders = {id(r.retriever): r for r in retrievals}
     embedded: dict[int, list[Tensor]] = {name: [] for name in encoders}
-    stride = reading_stride(window, first.config.chunk_size)
-    windows = Windows(window, stride, len(documents), subject.tokenizer.pad_token_id or 0)
-    for offset in windows.offsets(longest):
-        places = [
-            Place(row, offset, tokens[offset : offset + window]) if offset < len(tokens) else None
-            for row, tokens in enumerate(documents)
-        ]
-        batch = _on(subject, windows.batch(places))
-        batch["offset"] = torch.full_like(batch["offset"], offset)
-        batch["fresh"] = torch.full_like(batch["fresh"], window - stride if offset else 0)
-        with subject.autocast():
-            output = subject.model(batch["input_ids"], logits_to_keep=1)
-            stored = {"keys": output.keys, "values": output.values}
+
+    def embed(batch: dict[str, Any], hidden: Tensor | None) -> Tensor:
         for name, retrieval in encoders.items():
-            embedded[name].append(retrieval.embed(batch, hidden=output.memory_hidden))
-        first.store(bank, stored, batch, embedded[id(first.retriever)][-1])
-        subject.progress.advance(sum(len(p.tokens) for p in places if p is not None))
+            embedded[name].append(retrieval.embed(batch, hidden=hidden))
+        return embedded[id(first.retriever)][-1]
+
+    stretches = [Stretch(tokens) for tokens in documents]
+    for count in read_windows(subject.model, first, bank, stretches, window, subject.autocast, embed=embed):
+        subject.progress.advance(count)
     banks = {id(first.retriever): bank}
+    overlap = window - reading_stride(window, first.config.chunk_size)
     for name in encoders:
         if name not in banks:
-            again = (window - stride) // first.config.chunk_size
+            again = overlap // first.config.chunk_size
             chunks = torch.cat([e[:, again if number else 0 :] for number, e in enumerate(embedded[name])], dim=1)
             banks[name] = bank.found_by([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
     return [banks[id(r.retriever)] for r in retrievals]
-
-
-def reading_stride(window: int, chunk_size: int) -> int:
-    """Tokens from one reading window to the next; a window of one chunk cannot overlap."""
-    return window - chunk_size if window >= 2 * chunk_size else window
 
 
 def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:

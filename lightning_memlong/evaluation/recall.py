@@ -12,13 +12,14 @@ from torch import Tensor
 
 from datamodules.planting import KINDS, Probe, filler_tokens, plant
 from datamodules.windows import window_offsets
+from lightning_memlong.asking import embed_texts, retrieve_for
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require, require_choice
-from lightning_memlong.evaluation.asking import embed_texts, retrieve_for
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
-from lightning_memlong.evaluation.reading import Scoring, read, reading_stride, score, window_batch
+from lightning_memlong.evaluation.reading import Scoring, read, score, window_batch
 from lightning_memlong.evaluation.recall_report import report
 from lightning_memlong.evaluation.record import Record, Row
+from lightning_memlong.reading import reading_stride, sink_before
 from lightning_memlong.retrieval import Retrieval
 from lightning_memlong.retrieved import Retrieved
 
@@ -134,7 +135,8 @@ class RecallProbes(Evaluation):
         if retrieval.config.selection != "similarity":
             return retrieval.retrieve(bank, batch, count=False)
         question = subject.tokenizer.decode(probe.tokens[probe.question : probe.answer])
-        return retrieve_for(retrieval, bank, embed_texts(subject, retrieval, [question]), int(batch["offset"][0]))
+        asking = embed_texts(subject.model, retrieval, [question], subject.autocast)
+        return retrieve_for(retrieval, bank, [asking], int(batch["offset"][0]))
 
     def _row(
         self, subject: Subject, cell: Cell, name: str, batch: dict[str, Any], memory: Any, probe: Probe, start: int
@@ -194,8 +196,9 @@ def _write(
     size = bank.chunk_size
     padded = torch.nn.functional.pad(ids, (0, -ids.shape[1] % size))
     with subject.autocast():
-        output = subject.model(padded, logits_to_keep=1)
-        keys, values = output.keys[..., 0, :, :, :], output.values[..., 0, :, :, :]
+        sink = None if offset else sink_before(subject.model, subject.tokenizer)
+        found = subject.model.capture(padded, bos=sink, hidden=True)
+        keys, values = found["keys"][..., 0, :, :, :], found["values"][..., 0, :, :, :]
     positions = torch.arange(offset, end, size)
     positions[: (window - reading_stride(window, size)) // size if offset else 0] = -1  # stored with the window before
     match = (positions[:, None] == held.positions[None]).nonzero()
@@ -204,7 +207,7 @@ def _write(
     before = held.embeddings[match[:, 1]]
     bank.rewrite(0, keys, values, positions)
     batch = {"input_ids": padded, "length": torch.tensor([ids.shape[1]])}
-    held.embeddings[match[:, 1]] = retrieval.embed(batch, hidden=output.memory_hidden)[0, match[:, 0]]
+    held.embeddings[match[:, 1]] = retrieval.embed(batch, hidden=found["hidden"])[0, match[:, 0]]
     return was, before
 
 

@@ -1,0 +1,265 @@
+"""Writing with a memory: a local cache whose older half moves into the bank, inside transformers' own generate loop.
+
+Legend: B sequences side by side (beams, or samples), T tokens, C tokens of a chunk, W tokens of the local context,
+E embedding size.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutput
+
+from lightning_memlong.asking import retrieve_for
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank_room import make_room
+from lightning_memlong.carried import CarriedMemory
+from lightning_memlong.config import require
+from lightning_memlong.errors import UserError
+from lightning_memlong.retrieval import pooled
+from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.retriever import HiddenRetriever
+
+if TYPE_CHECKING:
+    from lightning_memlong.model import MemLong
+
+
+class LocalContext:
+    """The newest tokens of a text with their cache, and the memory behind them.
+
+    What it gives are the logits the model gives when all tokens are known beforehand (teacher forcing): of a prompt
+    with what its question retrieved, of each further chunk of tokens with what the chunks before it retrieve. When W
+    tokens are in the cache, the older half of them moves into the bank; keys of the others are turned to the positions
+    they then have, so that all distances among them stay as they were. The first token stays for good: decoders park
+    attention on it (a sink), and fall apart without (StreamingLLM, arXiv 2309.17453).
+
+    Args:
+        model: Whose.
+        memory: What was read before; the text follows it.
+        row: Which of its rows.
+        window: W, a multiple of the chunk size.
+    """
+
+    def __init__(self, model: "MemLong", memory: MemoryBank, row: int, window: int) -> None:
+        self._model, self._memory, self._row, self.window = model, memory, row, window
+        self._retrieval, self._chunk = model.retrieval, memory.chunk_size
+        self.origin = int(memory.ends()[row])
+        """Place of the text's first token, after what was read [tokens]."""
+        self.moved = 0
+        """Tokens of the text that are in the bank; whole chunks."""
+        self.retrieved: Retrieved | None = None
+        """What the newest tokens attend to."""
+        self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        """(B, T), the text so far."""
+        self._cache = DynamicCache()
+        self._embedded: list[Tensor] = []  # of each chunk of the text (B, E)
+        self._hidden: list[Tensor] = []  # states of the tokens of the unfinished chunk, for retriever hidden
+        self._carried = CarriedMemory()
+        self._asked = False
+
+    @property
+    def _bank(self) -> MemoryBank:
+        """The row alone; made anew, since the bank may have grown."""
+        return self._memory.only(self._row)
+
+    @property
+    def _prefix(self) -> int:
+        """Tokens of the cache before the local ones: the model's own first token, or the text's, once it has moved."""
+        return int(self._model.bos is not None or self.moved > 0)
+
+    @property
+    def local(self) -> int:
+        """Tokens in the local context."""
+        return self.ids.shape[1] - self.moved
+
+    # ---- retrieval ----------------------------------------------------------------------------------------
+
+    def ask(self, embedding: Tensor) -> None:
+        """Let the tokens that come next attend to what a question (E,) retrieves."""
+        self._attend_to([embedding[None]] * len(self.ids))
+        self._asked = True
+
+    def _attend_to(self, asking: list[Tensor]) -> None:
+        there = self._memory.insertions > 0
+        self.retrieved = retrieve_for(self._retrieval, self._bank, asking, count=True) if there else None
+        self._carried = CarriedMemory(backend=self._model.attention)
+        self._model.remind(self._carried, self.retrieved, self.window + 1)
+
+    def _refresh(self) -> None:
+        """Retrieve with the newest chunks of the text, for the chunk that begins now."""
+        self._embed()
+        newest = self._embedded[-self._retrieval.config.query_chunks :]
+        self._attend_to(list(torch.stack(newest, dim=1)))
+
+    def _embed(self) -> None:
+        """Embed the whole chunks of the text that have not been."""
+        first, count = len(self._embedded), self.ids.shape[1] // self._chunk
+        if first == count:
+            return
+        begin, end = first * self._chunk, count * self._chunk
+        ids = self.ids[:, begin:end]
+        batch = {"input_ids": ids, "length": torch.full((len(ids),), end - begin)}
+        if isinstance(self._retrieval.retriever, HiddenRetriever):
+            states = torch.cat(self._hidden, dim=1)
+            self._hidden = [states[:, end - begin :]]
+            found = pooled(states[:, : end - begin], torch.full((len(ids), count - first), self._chunk), self._chunk)
+        else:
+            found = self._retrieval.embed(batch)
+        self._embedded += list(found.unbind(dim=1))
+
+    # ---- going on -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor) -> Tensor:
+        """Next-token logits (B, V) after a text (B, T) that goes on from the one before.
+
+        Raises:
+            UserError: If it is another text whose beginning is gone, or several sequences no longer fit the window.
+        """
+        self._follow(ids)
+        hidden = None
+        while self.ids.shape[1] < ids.shape[1]:
+            if self.local == self.window:
+                self._move()
+            here = self.ids.shape[1]
+            if here and here % self._chunk == 0 and not self._asked:
+                self._refresh()
+            # A question's tokens all attend to what it retrieved; others to a set for each chunk.
+            most = ids.shape[1] - here if self._asked else self._chunk - here % self._chunk
+            hidden = self._run(ids[:, here : here + min(most, self.window - self.local)])
+        self._asked = False
+        if hidden is None:
+            raise UserError("prompt: nothing follows the text so far. Allowed: at least one more token. Fix: add some.")
+        return self._model.head.logits(hidden[:, -1])
+
+    def _follow(self, ids: Tensor) -> None:
+        """Put the sequences in the order of the new ones, which go on from them: beams are chosen anew at each step."""
+        known = self.ids.shape[1]
+        if known == 0:
+            self.ids = ids[:, :0]
+            if self.retrieved is not None and len(ids) > 1:  # asked before the number of sequences was known
+                self._repeat(torch.zeros(len(ids), dtype=torch.long))
+            return
+        same = (ids[:, None, :known] == self.ids[None]).all(dim=-1)
+        if not bool(same.any(dim=1).all()):
+            self._begin_again(ids)
+            return
+        order = same.int().argmax(dim=1)
+        if len(order) != len(self.ids) or not torch.equal(order, torch.arange(len(order), device=order.device)):
+            self.ids = self.ids[order]
+            self._cache.batch_select_indices(order)
+            self._embedded = [e[order.cpu()] for e in self._embedded]
+            self._hidden = [h[order] for h in self._hidden]
+            self._repeat(order)
+
+    def _begin_again(self, ids: Tensor) -> None:
+        """Read a text from its beginning: the best beam may be one that was left behind.
+
+        Raises:
+            UserError: If its beginning is not in the local context any more.
+        """
+        if self.moved or len(ids) > 1:
+            raise UserError("prompt: it does not go on from the text before. Fix: begin a new conversation.")
+        self.ids, self._cache, self._embedded, self._hidden = ids[:, :0], DynamicCache(), [], []
+        if self.retrieved is not None:
+            self._repeat(torch.zeros(1, dtype=torch.long))
+
+    def _repeat(self, order: Tensor) -> None:
+        if self.retrieved is not None:
+            r = self.retrieved
+            order = order.cpu()
+            device = order.to(r.mask.device)
+            self.retrieved = Retrieved(
+                r.keys.index_select(-4, device), r.values.index_select(-4, device), r.mask[device],
+                r.scores[order], r.entries[order], r.positions[order],
+            )  # fmt: skip
+            self._carried = CarriedMemory(backend=self._model.attention)
+            self._model.remind(self._carried, self.retrieved, self.window + 1)
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        """Hidden states (B, T, hidden size) of the next tokens, which the cache then holds."""
+        model, first = self._model, self.ids.shape[1] == 0
+        prefix = int(first and model.bos is not None)
+        self.ids = torch.cat([self.ids, tokens], dim=1)
+        if prefix:
+            tokens = F.pad(tokens, (1, 0), value=model.bos)
+        carried = self._carried
+        carried.prefix, carried.hidden = prefix, None
+        with model.autocast():
+            hidden = model.decode(tokens, carried, self._cache)
+        if isinstance(self._retrieval.retriever, HiddenRetriever):
+            assert carried.hidden is not None
+            self._hidden.append(carried.hidden[:, prefix:])
+        return hidden
+
+    # ---- moving -------------------------------------------------------------------------------------------
+
+    def _move(self) -> None:
+        """Move the older half of the local context into the bank, and turn what stays to its new positions."""
+        allowed = f"one sequence, once the text is longer than the window ({self.window} tokens)"
+        fix = "lower max_new_tokens, raise window, or write them one at a time"
+        require(len(self.ids) == 1, "num_beams, num_return_sequences", len(self.ids), allowed, fix)
+        self._embed()
+        half = self.window // self._chunk // 2 * self._chunk
+        # The first token of all stays in the cache; if it is the text's own, its chunk is stored without it.
+        kept = int(self._prefix == 0)
+        self._store(half, kept)
+        for number, layer in enumerate(self._cache.layers):
+            begin = self._prefix + half
+            keys = layer.keys[:, :, begin:]
+            there = torch.arange(begin, begin + keys.shape[2], device=keys.device)[None]
+            here = torch.arange(1, 1 + keys.shape[2], device=keys.device)[None]
+            plain = self._model.rotary.unrotate(keys[None], there, [number])
+            turned = self._model.rotary.rotate(plain, here, [number], self.window)[0]
+            layer.keys = torch.cat([layer.keys[:, :, :1], turned.to(keys.dtype)], dim=2)
+            layer.values = torch.cat([layer.values[:, :, :1], layer.values[:, :, begin:]], dim=2)
+        self.moved += half
+
+    def _store(self, half: int, kept: int) -> None:
+        """Store the oldest ``half`` local tokens, without the first ``kept`` of them."""
+        model, size, begin = self._model, self._chunk, self._prefix
+        layers = [self._cache.layers[i] for i in model.stored_layers]
+        places = torch.arange(begin + kept, begin + half, device=self.ids.device)[None]
+        keys = torch.stack([layer.keys[:, :, begin + kept : begin + half] for layer in layers])
+        keys = model.rotary.unrotate(keys, places, model.stored_layers).to(keys.dtype)
+        values = torch.stack([layer.values[:, :, begin + kept : begin + half] for layer in layers])
+        if kept:  # its chunk is that much shorter
+            keys, values = (torch.cat([t[..., : size - kept, :], t[..., :kept, :] * 0, t[..., size - kept :, :]], dim=-2)
+                            for t in (keys, values))  # fmt: skip
+        if model.source == "single":
+            keys, values = keys[0], values[0]
+        first, count = self.moved // size, half // size
+        embeddings = torch.stack(self._embedded[first : first + count], dim=1)
+        lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]
+        lengths[0, 0] -= kept
+        starts[0, 0] += kept
+        make_room(self._memory, self._row, count)
+        self._bank.insert(keys, values, embeddings, lengths, self.origin + starts)
+        if len(self._bank.tokens(0)) == self.origin + self.moved:  # else nobody noted what was read
+            self._bank.note_tokens(0, self.ids[0, self.moved : self.moved + half])
+
+
+class Writer(GenerationMixin):
+    """A local context as transformers' generate loop sees it: a model without a cache, given the whole text each time.
+
+    Args:
+        model: Its backbone's configuration is the loop's.
+        context: Where the text goes.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: "MemLong", context: LocalContext) -> None:
+        self._backbone, self._context = model.backbone, context
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the backbone's."""
+        return getattr(self._backbone, name)
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutput:
+        """Logits (B, 1, V) after a text (B, T)."""
+        return CausalLMOutput(logits=self._context.logits(input_ids)[:, None])
+
+    __call__ = forward

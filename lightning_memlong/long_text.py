@@ -1,0 +1,260 @@
+"""What a model does with texts of any length: read them into a bank, and write with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank_room import SPARE, make_room
+from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.errors import UserError
+from lightning_memlong.identity import weights_digest
+from lightning_memlong.progress import deferred_interrupt, token_bar
+from lightning_memlong.reading import Autocast, Stretch, read_windows
+from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.retriever import Retriever, load_retriever
+
+if TYPE_CHECKING:
+    from lightning_memlong.conversation import Conversation, Prompt
+    from lightning_memlong.model import MemLong
+
+WINDOW = 2048
+"""Tokens read at once, and of the local context, unless asked otherwise or the backbone cannot."""
+
+
+class LongText:
+    """Reading and writing for :class:`MemLong`."""
+
+    autocast: Autocast = nullcontext
+    """Context in which the model computes while it reads and writes, such as a Lightning plugin's."""
+    _retrieval: Retrieval | None = None
+    _settings: tuple[MemoryConfig, Any] | None = None
+
+    def use_memory(self, config: MemoryConfig, tokenizer: Any, retriever: Retriever | None = None) -> None:
+        """Say how texts become tokens and how chunks are retrieved; the encoder is loaded when it is first needed.
+
+        Args:
+            config: The memory settings.
+            tokenizer: The backbone's.
+            retriever: The encoder they name, where it is loaded already.
+
+        Raises:
+            UserError: For a query that needs text which is not written yet.
+        """
+        allowed = "previous: text that is being written cannot be asked with"
+        require(config.query != "current", "memory.query", config.query, allowed, "leave it out")
+        self._settings = config, tokenizer
+        self._retrieval = None if retriever is None else Retrieval(config, retriever, tokenizer)
+
+    @property
+    def retrieval(self) -> Retrieval:
+        """The memory settings at work.
+
+        Raises:
+            UserError: If nobody has said what they are.
+        """
+        if self._retrieval is None:
+            if self._settings is None:
+                raise UserError(
+                    "memory: this model does not know its tokenizer and memory settings. Allowed: a model made by "
+                    "MemLong.from_pretrained. Fix: use that, or call model.use_memory(MemoryConfig(), tokenizer)."
+                )
+            config, tokenizer = self._settings
+            self._retrieval = Retrieval(config, load_retriever(config.retriever, self._model.config.hidden_size), tokenizer)
+        return self._retrieval
+
+    @property
+    def _model(self) -> MemLong:
+        return self  # type: ignore[return-value]
+
+    def made_with(self) -> dict[str, str]:
+        """What a bank belongs to that this model reads into."""
+        model, config = self._model, self.retrieval.config
+        retriever = f"{config.retriever.name} {config.retriever.prompt}".strip()
+        return {
+            "backbone": weights_digest(model),
+            "source": f"{model.source} of layers {model.stored_layers}",
+            "retriever": retriever,
+            "chunk_size": str(config.chunk_size),
+        }
+
+    def window(self, wanted: int | None = None) -> int:
+        """Tokens of a window [tokens].
+
+        Args:
+            wanted: None: 2,048, or as many whole chunks as the backbone has positions for.
+
+        Raises:
+            UserError: If it is not a whole number of chunks, at least two.
+        """
+        chunk = self.retrieval.config.chunk_size
+        if wanted is None:
+            most = int(getattr(self._model.config, "max_position_embeddings", None) or WINDOW)
+            wanted = max(2, min(WINDOW, most - 1) // chunk) * chunk
+        ok = wanted >= 2 * chunk and wanted % chunk == 0
+        allowed = f"a multiple of memory.chunk_size={chunk}, at least two chunks"
+        require(ok, "window", wanted, allowed, f"use {max(2, round(wanted / chunk)) * chunk}")
+        return wanted
+
+    # ---- reading ------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        text: str | Sequence[str],
+        memory: MemoryBank | None = None,
+        *,
+        window: int | None = None,
+        capacity: int | None = None,
+        progress: bool = True,
+    ) -> MemoryBank:
+        """Read texts of any length into a bank, window by window, without gradients.
+
+        Ctrl-C ends it after the window it is in: the bank then holds what has been read, and the same call with
+        ``memory=`` that bank goes on from there.
+
+        Args:
+            text: A text; or several, each read into a row of its own, side by side.
+            memory: A bank to go on with: if what it holds is the beginning of the text, the rest is read; else the text
+                is read after what it holds. None: a new one.
+            window: Tokens read at once [tokens]; None: see :meth:`window`.
+            capacity: Size of a new bank's row [tokens], which then evicts by ``memory.policy``, and whose windows
+                retrieve as in training so that it knows what is used. None: all that is read is kept.
+            progress: Show a bar.
+
+        Raises:
+            UserError: For an empty text, a bank of another model, retriever, chunk size or number of rows, or one that
+                finds no room; the bank is then as it was.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        tokens = [self._tokens(t, row) for row, t in enumerate(texts)]
+        window, model = self.window(window), self._model
+        bank = self._new_bank(len(texts), tokens, capacity) if memory is None else memory
+        self.check(bank, len(texts))
+        stretches = [_rest(bank, row, t) for row, t in enumerate(tokens)]
+        if not any(len(s.tokens) > s.known for s in stretches):
+            return bank
+        keeps = bank.keeps_everything
+        for row, stretch in enumerate(stretches):
+            make_room(bank, row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
+        total = sum(len(s.tokens) - s.known for s in stretches)
+        was_training, done = model.training, 0
+        model.eval()
+        try:
+            with token_bar(progress) as bar, deferred_interrupt() as interrupted:
+                bar.begin(total, "reading")
+                for count in read_windows(model, self.retrieval, bank, stretches, window, self.autocast, not keeps):
+                    done += count
+                    bar.advance(count)
+                    if interrupted():
+                        break
+        finally:
+            model.train(was_training)
+        if done < total:
+            print(f"Interrupted: {done:,} of {total:,} tokens were read and are kept; the same call with this bank as memory= goes on.")
+        return bank
+
+    def _tokens(self, text: str, row: int) -> np.ndarray:
+        found = f"text {row + 1} of several" if row else "text"
+        require(isinstance(text, str) and bool(text.strip()), found, text[:20], "some text", "give a document to read")
+        ids = self.retrieval.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def _new_bank(self, rows: int, tokens: Sequence[np.ndarray], capacity: int | None) -> MemoryBank:
+        if capacity is None:
+            spare = SPARE * self.retrieval.config.chunk_size  # for what will be said about it
+            bank = self.retrieval.new_bank(rows, max(map(len, tokens)) + spare)
+        else:
+            bank = self.retrieval.new_bank(rows, capacity=capacity)
+        bank.made_with = self.made_with()
+        return bank
+
+    def check(self, memory: MemoryBank, rows: int | None = None) -> None:
+        """Check that a bank belongs to this model and its memory settings.
+
+        Args:
+            memory: The bank.
+            rows: How many rows it must have; None: any.
+
+        Raises:
+            UserError: If it was made with something else.
+        """
+        memory.require_made_with(self.made_with())
+        chunk = self.retrieval.config.chunk_size
+        fix = "use a bank this model has read into, or set memory.chunk_size to the bank's"
+        require(memory.chunk_size == chunk, "memory.chunk_size", chunk, f"{memory.chunk_size}, the bank's", fix)
+        allowed = f"as many texts as the bank has rows, {memory.rows}"
+        require(rows is None or rows == memory.rows, "text", f"{rows} texts", allowed, "give as many, or a new bank")
+
+    # ---- writing ------------------------------------------------------------------------------------------
+
+    def converse(self, memory: MemoryBank | None = None, *, row: int = 0, window: int | None = None) -> Conversation:
+        """A conversation of several turns about what was read, see :class:`Conversation`.
+
+        Args:
+            memory: A bank this model has read into; None: an empty one.
+            row: Which of its rows.
+            window: Tokens of the local context [tokens]; None: see :meth:`window`.
+
+        Raises:
+            UserError: If the bank was made with something else.
+        """
+        from lightning_memlong.conversation import Conversation
+
+        return Conversation(self._model, memory, row, window)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        memory: MemoryBank | None = None,
+        *,
+        query: str | None = None,
+        row: int = 0,
+        window: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Go on with a prompt, with what was read in memory.
+
+        Text that no longer fits the local context moves into the bank while this lasts; afterwards the bank holds what
+        it held before, with counters that have counted.
+
+        Args:
+            prompt: Text to go on with; or messages (``[{"role": "user", "content": "..."}]``) for the backbone's chat
+                template.
+            memory: A bank this model has read into; None: nothing was read.
+            query: Text that retrieves for the prompt; None: the prompt, or its last message.
+            row: Which row of the bank.
+            window: Tokens of the local context [tokens]; None: see :meth:`window`.
+            **options: Those of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``temperature``,
+                ``top_p``, ``num_beams``, ``streamer``, ``stop_strings`` and so on.
+
+        Returns:
+            The text that was written, without the prompt; a list of them with ``num_return_sequences``; what
+            transformers returns with ``return_dict_in_generate``.
+
+        Raises:
+            UserError: For an empty prompt, one that does not fit the window, or a bank made with something else.
+        """
+        conversation = self.converse(memory, row=row, window=window)
+        try:
+            return conversation.say(prompt, query=query, **options)
+        finally:
+            conversation.close()
+
+
+def _rest(bank: MemoryBank, row: int, tokens: np.ndarray) -> Stretch:
+    """What of a text is still to be read into a row."""
+    held = bank.tokens(row)
+    end = int(bank.ends()[row])
+    if end == 0:
+        return Stretch(tokens)
+    begun = len(held) == end <= len(tokens) and torch.equal(held, torch.from_numpy(tokens[:end].astype(np.int32)))
+    if not begun:
+        return Stretch(tokens, end)
+    known = bank.chunk_size if end >= bank.chunk_size else 0
+    return Stretch(tokens[end - known :], end - known, known)
