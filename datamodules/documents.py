@@ -17,7 +17,7 @@ from datamodules import splits
 from datamodules.cached import CachedStream
 from datamodules.hub import Hub
 from datamodules.locate import locate
-from datamodules.opening import Stream, open_split
+from datamodules.opening import Stream, is_bad, open_split
 from datamodules.rows import Columns, Row, Shard
 from datamodules.splits import ROLES, Split
 from datamodules.streaming import LiveStream
@@ -224,6 +224,19 @@ class DocumentDataModule(L.LightningDataModule):
     def whole_documents(self, part: str) -> Iterator[tuple[str, np.ndarray]]:
         """Name and tokens (T,) of each document of a split, one after the other."""
         return self._streams[part].whole_documents()
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Name and text of each document of the source, whole, of any split and length.
+
+        Raises:
+            UserError: If there is no such source, or a document of it cannot be used.
+        """
+        found = self._located = self._located or locate(self)
+        for shards in found.shards.values():
+            for index in range(len(shards)):
+                for document in self.documents(shards, index):
+                    if not is_bad(self, found, document, self.chunk_size) and document.text.strip():
+                        yield document.id, document.text
 
     def longest_document(self, stage: str) -> int | None:
         """The most tokens a document of a stage can have; None: not known before it has been read."""

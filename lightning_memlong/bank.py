@@ -314,7 +314,9 @@ class MemoryBank:
         match = positions[:, None] == held.positions[None]
         sources, places = match.nonzero(as_tuple=True)
         if len(sources):
-            self._storage.write(chunk_keys, chunk_values, sources, (self._first + row) * self.slots + held.slots[places])
+            self._storage.write(
+                chunk_keys, chunk_values, sources, (self._first + row) * self.slots + held.slots[places]
+            )
         return len(sources)
 
     def tokens(self, row: int) -> Tensor:
@@ -378,15 +380,17 @@ class MemoryBank:
             path: The file.
             device: Where keys and values go.
             made_with: What it must belong to, as given to :meth:`save`.
-            **settings: Arguments of :class:`MemoryBank` other than its sizes, such as ``policy``; a bank that kept
-                everything goes on doing so unless one is given.
+            **settings: Arguments of :class:`MemoryBank` other than its sizes, such as ``storage``. A bank that kept
+                everything goes on doing so, whatever the policy; without a ``dtype`` it stays in the file's.
 
         Raises:
             UserError: If the file is damaged, of another version, or was made with something else.
         """
         state, there = load_bank(Path(path), made_with or {})
         if state.get("keeps_everything"):
-            settings.setdefault("policy", "none")
+            settings |= {"policy": "none", "policy_args": {}}
+        kept = next((row["keys"].dtype for row in state["ledgers"] if "keys" in row), None)
+        settings["dtype"] = settings.get("dtype") or kept
         bank = cls(state["rows"], state["capacity"], state["chunk_size"], **settings)
         bank.load_state_dict(state, device)
         bank.made_with = there

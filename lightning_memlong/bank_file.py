@@ -97,6 +97,6 @@ def require_same(what: str, there: Mapping[str, str], wanted: Mapping[str, str])
               if there.get(key) != value]  # fmt: skip
     if differ:
         raise UserError(
-            f"{what} was made with something else ({'; '.join(differ)}). Allowed: what it was made with. Fix: use that, "
-            "or read the text again."
+            f"{what} was made with something else ({'; '.join(differ)}). Allowed: what it was made with. Fix: use "
+            "that, or read the text again."
         )

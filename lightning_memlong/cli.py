@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
 from lightning_memlong.attention import require_gradients
-from lightning_memlong.config import MemoryConfig
+from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation import Evaluation
@@ -45,7 +45,7 @@ from lightning_memlong.trainer import Trainer
 
 log = logging.getLogger("lightning_memlong")
 
-SUBCOMMANDS = ("fit", "validate", "test", "export", "layers")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "chat", "export", "layers")
 
 
 class MemLongCLI(LightningCLI):
@@ -171,6 +171,9 @@ class MemLongCLI(LightningCLI):
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
         if self.subcommand in (None, "export"):
             return
+        if self.subcommand in ("predict", "chat"):
+            self._check_answering()
+            return
         if self.subcommand == "fit":
             require_gradients(self.model.model.attention, self.trainer.strategy.root_device)
         stage = "validate" if self.subcommand == "layers" else self.subcommand
@@ -181,6 +184,13 @@ class MemLongCLI(LightningCLI):
             callback.load_retriever(self.model)
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
+
+    def _check_answering(self) -> None:
+        typed = next((a for a in self._argv if a.startswith("--memory.capacity")), None)
+        allowed = "the capacity in the configuration, which banks are trained with; documents are kept whole"
+        require(
+            typed is None, "memory.capacity", typed, allowed, "give --capacity, the size of the bank that is read into"
+        )
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self._evaluates():

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_memlong.asking import embed_texts
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
+from lightning_memlong.errors import UserError
 from lightning_memlong.generation import LocalContext, Writer
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class Conversation:
         UserError: If the bank was made with something else.
     """
 
-    def __init__(self, model: "MemLong", memory: MemoryBank | None = None, row: int = 0, window: int | None = None) -> None:
+    def __init__(
+        self, model: "MemLong", memory: MemoryBank | None = None, row: int = 0, window: int | None = None
+    ) -> None:
         self._model, self._row = model, row
         if memory is None:
             memory = model.retrieval.new_bank(1, 0)
@@ -60,17 +63,13 @@ class Conversation:
 
     @property
     def passages(self) -> list[Passage]:
-        """What the newest tokens were written with, best first."""
-        found = self.context.retrieved
-        if found is None:
-            return []
-        kept, passages = self.memory.tokens(self._row), []
-        lengths = found.mask.unflatten(1, (-1, found.chunk_size)).sum(-1)
-        for start, length, score in zip(found.positions[0].tolist(), lengths[0].tolist(), found.scores[0].tolist(), strict=True):
-            if start >= 0:
-                text = self._model.retrieval.tokenizer.decode(kept[start : start + length])
-                passages.append(Passage(start, start + length, score, text))
-        return sorted(passages, key=lambda p: -p.score)
+        """What the last turn was written with, best first."""
+        kept, tokenizer = self.memory.tokens(self._row), self._model.retrieval.tokenizer
+        found = [
+            Passage(start, start + length, score, tokenizer.decode(kept[start : start + length]))
+            for start, (length, score) in self.context.found.items()
+        ]
+        return sorted(found, key=lambda p: -p.score)
 
     def say(self, prompt: Prompt, *, query: str | None = None, **options: Any) -> Any:
         """Write on after a prompt; see :meth:`MemLong.generate` for arguments and results.
@@ -97,21 +96,37 @@ class Conversation:
             if "stop_strings" in options:
                 options.setdefault("tokenizer", tokenizer)
             found = Writer(model, self.context).generate(ids, use_cache=False, **options)
+        except KeyboardInterrupt:  # an answer broken off is one that ends there
+            self._turn_ends(prompt, whole, self.context.ids[0], ids.shape[1])
+            raise
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"generation: {str(error).splitlines()[0]} Allowed: options of transformers' generate. Fix: correct it."
+            ) from error
         finally:
             model.train(was_training)
         if options.get("return_dict_in_generate"):
             return found
+        self._turn_ends(prompt, whole, found[0], ids.shape[1])
         texts = [tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in found]
-        self._written = found[0]
-        if not isinstance(prompt, str):
-            self._messages += [*prompt, {"role": "assistant", "content": texts[0]}]
-            self._shown = whole + texts[0]
         return texts if len(texts) > 1 else texts[0]
+
+    def _turn_ends(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
+        """Keep what the next turn goes on from; of a text (T,), the answer begins at ``begin``."""
+        self._written = written
+        if not isinstance(prompt, str):
+            answer = self._model.retrieval.tokenizer.decode(written[begin:], skip_special_tokens=True)
+            self._messages += [*prompt, {"role": "assistant", "content": answer}]
+            self._shown = whole + answer
 
     def _turn(self, prompt: Prompt) -> tuple[str, str, str]:
         """All messages as a chat template writes them, the text that is new, and what of it asks."""
         if isinstance(prompt, str):
-            require(bool(prompt.strip()), "prompt", prompt, "some text", "write a question, or a beginning to go on with")
+            require(
+                bool(prompt.strip()), "prompt", prompt, "some text", "write a question, or a beginning to go on with"
+            )
             return "", prompt, prompt
         messages = [*self._messages, *prompt]
         ok = bool(prompt) and all({"role", "content"} <= set(m) for m in prompt) and bool(prompt[-1]["content"].strip())

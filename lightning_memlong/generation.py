@@ -53,6 +53,8 @@ class LocalContext:
         """What the newest tokens attend to."""
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
         """(B, T), the text so far."""
+        self.found: dict[int, tuple[int, float]] = {}
+        """What was retrieved since the last question: where a chunk begins -> its length and best similarity."""
         self._cache = DynamicCache()
         self._embedded: list[Tensor] = []  # of each chunk of the text (B, E)
         self._hidden: list[Tensor] = []  # states of the tokens of the unfinished chunk, for retriever hidden
@@ -78,6 +80,7 @@ class LocalContext:
 
     def ask(self, embedding: Tensor) -> None:
         """Let the tokens that come next attend to what a question (E,) retrieves."""
+        self.found = {}
         self._attend_to([embedding[None]] * len(self.ids))
         self._asked = True
 
@@ -86,6 +89,13 @@ class LocalContext:
         self.retrieved = retrieve_for(self._retrieval, self._bank, asking, count=True) if there else None
         self._carried = CarriedMemory(backend=self._model.attention)
         self._model.remind(self._carried, self.retrieved, self.window + 1)
+        if (r := self.retrieved) is not None:
+            lengths = r.mask.unflatten(1, (-1, self._chunk)).sum(-1).flatten().tolist()
+            for start, length, score in zip(
+                r.positions.flatten().tolist(), lengths, r.scores.flatten().tolist(), strict=True
+            ):
+                if start >= 0:
+                    self.found[start] = max(self.found.get(start, (length, score)), (length, score))
 
     def _refresh(self) -> None:
         """Retrieve with the newest chunks of the text, for the chunk that begins now."""
@@ -206,7 +216,8 @@ class LocalContext:
         # The first token of all stays in the cache; if it is the text's own, its chunk is stored without it.
         kept = int(self._prefix == 0)
         self._store(half, kept)
-        for number, layer in enumerate(self._cache.layers):
+        layers: Any = self._cache.layers  # plain ones, all of them
+        for number, layer in enumerate(layers):
             begin = self._prefix + half
             keys = layer.keys[:, :, begin:]
             there = torch.arange(begin, begin + keys.shape[2], device=keys.device)[None]
@@ -220,14 +231,17 @@ class LocalContext:
     def _store(self, half: int, kept: int) -> None:
         """Store the oldest ``half`` local tokens, without the first ``kept`` of them."""
         model, size, begin = self._model, self._chunk, self._prefix
-        layers = [self._cache.layers[i] for i in model.stored_layers]
+        cached: Any = self._cache.layers
+        layers = [cached[i] for i in model.stored_layers]
         places = torch.arange(begin + kept, begin + half, device=self.ids.device)[None]
         keys = torch.stack([layer.keys[:, :, begin + kept : begin + half] for layer in layers])
         keys = model.rotary.unrotate(keys, places, model.stored_layers).to(keys.dtype)
         values = torch.stack([layer.values[:, :, begin + kept : begin + half] for layer in layers])
         if kept:  # its chunk is that much shorter
-            keys, values = (torch.cat([t[..., : size - kept, :], t[..., :kept, :] * 0, t[..., size - kept :, :]], dim=-2)
-                            for t in (keys, values))  # fmt: skip
+            first = size - kept
+            keys, values = (
+                torch.cat([t[..., :first, :], 0 * t[..., :kept, :], t[..., first:, :]], dim=-2) for t in (keys, values)
+            )
         if model.source == "single":
             keys, values = keys[0], values[0]
         first, count = self.moved // size, half // size

@@ -217,7 +217,16 @@ class SplitJointAttention(torch.autograd.Function):
         grad = grad_outputs[0]
         query, key, value, memory_key, memory_value, local_bias, memory_mask, output, lse = ctx.saved_tensors
         grad_query, grad_key, grad_value = _backward(  # type: ignore[misc]
-            grad, query, key, value, output, lse, 0.0, is_causal(query, key, local_bias), attn_mask=local_bias, scale=ctx.scale
+            grad,
+            query,
+            key,
+            value,
+            output,
+            lse,
+            0.0,
+            is_causal(query, key, local_bias),
+            attn_mask=local_bias,
+            scale=ctx.scale,
         )
         groups = len(memory_key) // len(query)
         delta = (grad.float() * output.float()).sum(-1)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.bank_room import SPARE, make_room
@@ -66,7 +65,9 @@ class LongText:
                     "MemLong.from_pretrained. Fix: use that, or call model.use_memory(MemoryConfig(), tokenizer)."
                 )
             config, tokenizer = self._settings
-            self._retrieval = Retrieval(config, load_retriever(config.retriever, self._model.config.hidden_size), tokenizer)
+            self._retrieval = Retrieval(
+                config, load_retriever(config.retriever, self._model.config.hidden_size), tokenizer
+            )
         return self._retrieval
 
     @property
@@ -156,8 +157,20 @@ class LongText:
         finally:
             model.train(was_training)
         if done < total:
-            print(f"Interrupted: {done:,} of {total:,} tokens were read and are kept; the same call with this bank as memory= goes on.")
+            print(
+                f"Interrupted: {done:,} of {total:,} tokens were read and are kept. The same call goes on from there, "
+                "with what this one returns as memory=."
+            )
         return bank
+
+    def has_read(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
+        """Whether what a row of a bank was made of is exactly a text."""
+        tokens = self._tokens(text, row)
+        return _begun(memory, row, tokens) and int(memory.ends()[row]) == len(tokens)
+
+    def holds_beginning(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
+        """Whether what a row of a bank was made of is the beginning of a text, or all of it."""
+        return _begun(memory, row, self._tokens(text, row))
 
     def _tokens(self, text: str, row: int) -> np.ndarray:
         found = f"text {row + 1} of several" if row else "text"
@@ -247,14 +260,15 @@ class LongText:
             conversation.close()
 
 
+def _begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> bool:
+    held, end = bank.tokens(row), int(bank.ends()[row])
+    return len(held) == end <= len(tokens) and torch.equal(held, torch.from_numpy(tokens[:end].astype(np.int32)))
+
+
 def _rest(bank: MemoryBank, row: int, tokens: np.ndarray) -> Stretch:
     """What of a text is still to be read into a row."""
-    held = bank.tokens(row)
     end = int(bank.ends()[row])
-    if end == 0:
-        return Stretch(tokens)
-    begun = len(held) == end <= len(tokens) and torch.equal(held, torch.from_numpy(tokens[:end].astype(np.int32)))
-    if not begun:
+    if not _begun(bank, row, tokens):
         return Stretch(tokens, end)
     known = bank.chunk_size if end >= bank.chunk_size else 0
     return Stretch(tokens[end - known :], end - known, known)

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
 from lightning_memlong.progress import token_bar
 from lightning_memlong.report import show_report, write_report
 from lightning_memlong.runs import check_writable, note_settings, run_folder, tensorboard_writers
-from lightning_memlong.stored import load_weights
+from lightning_memlong.stored import on_device
 
 
 def measure(
@@ -28,13 +27,7 @@ def measure(
     Raises:
         UserError: If it cannot be evaluated; what was measured before is kept.
     """
-    allowed = "1: cells are measured one after the other"
-    require(trainer.world_size == 1, "trainer.devices", trainer.world_size, allowed, "use one device")
-    if ckpt_path is not None:
-        load_weights(module, ckpt_path, complete=False)
-    module = trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device).eval()
-    callback = trainer.memory_callback()
-    require(callback is not None, "memory.enabled", False, "true: memory off is one of the cells", "leave it out")
+    module, callback = on_device(trainer, module, ckpt_path)
     with token_bar() as progress:
         subject = Subject(
             module.model, module.tokenizer, callback.config, datamodule, module.backbone_name, open_data, progress,

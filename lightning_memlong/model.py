@@ -218,7 +218,11 @@ class MemLong(LongText, nn.Module):
             capture=frozenset(self.stored_layers), prefix=int(bos is not None), backend=self.attention
         )
         rows, tokens = input_ids.shape
-        if memory is not None and len(memory.mask) != rows and (len(memory.mask) % rows or tokens % (len(memory.mask) // rows)):
+        if (
+            memory is not None
+            and len(memory.mask) != rows
+            and (len(memory.mask) % rows or tokens % (len(memory.mask) // rows))
+        ):
             raise UserError(
                 f"memory: {len(memory.mask)} rows for {rows} rows of {tokens} tokens. Allowed: as many, or a whole "
                 "number of times as many that divides the tokens. Fix: use a bank of as many rows as the batch."

@@ -32,9 +32,8 @@ def from_pretrained(
         model, stored = _from_checkpoint(cls, checkpoint, settings)
     else:
         model, stored = _from_folder(cls, where, settings)
-    if not isinstance(memory, MemoryConfig):
-        memory = changed(memory_settings(stored), dict(memory or {}), "memory")
-    model.use_memory(memory, load_tokenizer(model.name))
+    chosen = memory if isinstance(memory, MemoryConfig) else changed(memory_settings(stored), memory or {}, "memory")
+    model.use_memory(chosen, load_tokenizer(model.name))
     return model.eval()
 
 
@@ -44,9 +43,7 @@ def _checkpoint_of(path: Path) -> Path | None:
     return path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else None
 
 
-def _from_checkpoint(
-    cls: "type[MemLong]", file: Path, settings: dict[str, Any]
-) -> "tuple[MemLong, Mapping[str, Any]]":
+def _from_checkpoint(cls: "type[MemLong]", file: Path, settings: dict[str, Any]) -> "tuple[MemLong, Mapping[str, Any]]":
     from lightning_memlong.module import MemLongModule  # they bring Lightning, which nothing else here needs
     from lightning_memlong.stored import load_weights, read_checkpoint, stored_settings
 

@@ -39,9 +39,9 @@ def token_bar(shown: bool = True) -> Iterator[TokenBar]:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for a place where work can stop; gives what tells whether it was pressed. Pressed twice, it stops.
+    """Let Ctrl-C wait for a place where work can stop; gives what tells whether it was pressed.
 
-    Outside the main thread nothing can be deferred, and nobody presses it.
+    Pressed twice, it stops at once. Outside the main thread nothing can be deferred, and nobody presses it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -6,6 +6,7 @@ Legend: R rows, G searches of a row (1, or one a chunk), n chunks of a window, k
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,24 @@ class Retrieval:
     ) -> None:
         self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
         self._window_embeddings: Tensor | None = None
+
+    def open_bank(self, path: str | Path, device: torch.device, made_with: Mapping[str, str]) -> MemoryBank:
+        """A bank from a file, with these settings' storage, index and policy.
+
+        Args:
+            path: The file.
+            device: Where keys and values go.
+            made_with: What it must belong to.
+
+        Raises:
+            UserError: See :meth:`MemoryBank.open`.
+        """
+        c = self.config
+        dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
+        return MemoryBank.open(
+            path, device, made_with, policy=c.policy, policy_args=c.policy_args, index=c.index, dtype=dtype,
+            half_life=c.half_life, storage=c.storage, storage_folder=c.storage_folder,
+        )  # fmt: skip
 
     def new_bank(self, rows: int, everything: int | None = None, capacity: int | None = None) -> MemoryBank:
         """An empty bank as the settings say; or one that holds ``everything`` [tokens] and evicts nothing.

@@ -166,8 +166,12 @@ def run_folder(trainer: L.Trainer) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, key: str = "trainer.logger.save_dir") -> None:
     """Make a folder, so that a run that could not be written does not start.
+
+    Args:
+        folder: The folder.
+        key: The setting that says where, for messages.
 
     Raises:
         UserError: If that is not possible.
@@ -177,13 +181,13 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise _cannot_write(folder, error, key) from error
 
 
-def _cannot_write(folder: Path, error: OSError) -> UserError:
+def _cannot_write(folder: Path, error: OSError, key: str = "trainer.logger.save_dir") -> UserError:
     return UserError(
-        f"trainer.logger.save_dir: cannot write the run folder {folder} ({error.strerror or error}). Allowed: a "
-        "writable folder with free space. Fix: free some, or choose another with --trainer.logger.save_dir."
+        f"{key}: cannot write the folder {folder} ({error.strerror or error}). Allowed: a writable folder with free "
+        f"space. Fix: free some, or choose another with --{key}."
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.module import CHECKPOINT_FORMAT, MemLongModule
 from lightning_memlong.parsing import flat
@@ -60,6 +61,27 @@ def load_weights(module: MemLongModule, path: str, complete: bool) -> None:
     checkpoint = read_checkpoint(Path(path), path)
     module.check_checkpoint(checkpoint, complete)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def on_device(trainer: Any, module: MemLongModule, ckpt_path: str | None) -> tuple[MemLongModule, Any]:
+    """A module where and how a run computes, for what Lightning has no loop for, and the memory callback.
+
+    Args:
+        trainer: Gives device and precision.
+        module: The module.
+        ckpt_path: Checkpoint whose weights it gets, if any.
+
+    Raises:
+        UserError: If there are several devices, memory is switched off, or the checkpoint belongs to another model.
+    """
+    require(trainer.world_size == 1, "trainer.devices", trainer.world_size, "1", "use one device")
+    callback = trainer.memory_callback()
+    require(
+        callback is not None, "memory.enabled", False, "true: nothing can be compared or kept without", "leave it out"
+    )
+    if ckpt_path is not None:
+        load_weights(module, ckpt_path, complete=False)
+    return trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device).eval(), callback
 
 
 def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

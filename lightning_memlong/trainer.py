@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
+from lightning_memlong.answering import Answer, Library, answers, documents, ready, show, write
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.layers import READERS, Cell, layer_grid, sweep_layers, table
@@ -17,6 +18,7 @@ from lightning_memlong.module import MemLongModule
 from lightning_memlong.report import show_layers, write_csv
 from lightning_memlong.runs import check_writable, note_settings, run_folder, tensorboard_writers
 from lightning_memlong.stored import load_weights
+from lightning_memlong.talking import talk
 
 
 class Trainer(L.Trainer):
@@ -41,6 +43,82 @@ class Trainer(L.Trainer):
         memory = None if callback is None else asdict(callback.config)
         folder = export(model.model, output, model.tokenizer, memory)
         say(f"Exported: {folder}\nLoads with transformers alone, or again with --model.backbone {folder}")
+
+    def predict(  # type: ignore[override]
+        self,
+        model: MemLongModule,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+        prompt: str | list[str] = "",
+        bank: str | None = None,
+        capacity: int | None = None,
+        max_new_tokens: int = 100,
+        generation: dict[str, Any] = {},  # noqa: B006  (shown as the default by --help)
+        chat: bool | None = None,
+    ) -> list[Answer]:
+        """Read each document of --data.path into memory, whole, and answer prompts about it.
+
+        Windows and the local context are data.window tokens long; data.stride, data.min_document_tokens and
+        data.max_document_tokens have no say: documents are read whole, in windows that overlap by a chunk.
+
+        Args:
+            model: Reads and writes.
+            datamodule: Whose documents.
+            ckpt_path: Checkpoint to use: last (the newest of all runs), or a .ckpt file.
+            prompt: What is asked; or a list, each asked by itself.
+            bank: File of the document's bank: opened if it is there, else written once the document has been read.
+            capacity: Size of the bank [tokens], which then evicts as in training; null: all that is read is kept.
+            max_new_tokens: Longest answer [tokens].
+            generation: Further options of transformers' generate, such as {do_sample: true, temperature: 0.7}.
+            chat: Prompts are messages in the backbone's chat template; null: if it has one.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        ok = bool(prompts) and all(p.strip() for p in prompts)
+        require(ok, "prompt", prompt, "a text, or a list of texts", 'give --prompt "..."')
+        found = documents(datamodule)
+        one = "null for several documents: a file holds the bank of one"
+        require(bank is None or len(found) == 1, "bank", bank, one, "leave it out, or give --data.path one file")
+        reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path("answers")
+        library = Library(reader, bank, capacity, datamodule.window, folder / "bank.safetensors")
+        options = {"max_new_tokens": max_new_tokens, **generation}
+        given: list[Answer] = []
+        for document in found:
+            memory = library.bank(*document)
+            for answer in answers(reader, document, memory, prompts, chat, datamodule.window, options):
+                show(answer)
+                given.append(answer)
+        note_settings(self, model)
+        say(f"Written: {write(folder, given)}, answers.jsonl")
+        if library.problem is not None:
+            raise library.problem
+        return given
+
+    def chat(
+        self,
+        model: MemLongModule,
+        datamodule: Any = None,
+        ckpt_path: str | None = None,
+        bank: str | None = None,
+        capacity: int | None = None,
+        max_new_tokens: int = 200,
+        generation: dict[str, Any] = {},  # noqa: B006  (shown as the default by --help)
+    ) -> None:
+        """Read a document into memory and talk about it; tokens are shown as they come.
+
+        Args:
+            model: Reads and writes.
+            datamodule: Its document.
+            ckpt_path: Checkpoint to use: last (the newest of all runs), or a .ckpt file.
+            bank: File of the document's bank: opened if it is there, else written once the document has been read.
+            capacity: Size of the bank [tokens], which then evicts as in training; null: all that is read is kept.
+            max_new_tokens: Longest answer [tokens].
+            generation: Further options of transformers' generate, such as {do_sample: true, temperature: 0.7}.
+        """
+        found = documents(datamodule)
+        require(len(found) == 1, "data.path", datamodule.path, "one document", "name one file")
+        reader = ready(self, model, ckpt_path)
+        memory = Library(reader, bank, capacity, datamodule.window).bank(*found[0])
+        talk(reader, memory, datamodule.window, {"max_new_tokens": max_new_tokens, **generation})
 
     def layers(
         self,

@@ -130,3 +130,59 @@ def stored_as(chunk: Tensor, dtype: torch.dtype | None) -> Tensor:
         scale = max(float(chunk[place].abs().max()), 1e-12) / 127
         read[place] = (chunk[place] / scale).round() * scale
     return read
+
+
+class SlowWriter:
+    """A Llama with a memory, token by token in float64, without a cache of rotated keys: everything is turned anew.
+
+    Args:
+        backbone: A transformers Llama.
+        reading: Layers that attend to memory.
+    """
+
+    def __init__(self, backbone: Any, reading: list[int]) -> None:
+        self.backbone, self.reading = backbone.double(), reading
+        self.kept: list[list[tuple[Tensor, Tensor]]] = []  # of each token, of each layer, unrotated key and value
+
+    def logits(self, ids: Tensor, local: list[int], memory: dict[int, tuple[Tensor, Tensor]] | None) -> Tensor:
+        """Next-token logits (V,) after reading token ``ids[-1]``.
+
+        Args:
+            ids: (T,), all tokens so far; those before the last were read before.
+            local: Tokens that are seen, in the order of their positions; the last is the newest.
+            memory: Layer -> unrotated keys and values (H_kv, M, D), right before the local tokens.
+        """
+        config, decoder = self.backbone.config, self.backbone.get_decoder()
+        heads, shared, size = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            decoder.layers[0].self_attn.head_dim,
+        )
+        hidden = decoder.embed_tokens(ids[-1:])[0]
+        self.kept.append([])
+        for number, layer in enumerate(decoder.layers):
+            normed, attention = layer.input_layernorm(hidden), layer.self_attn
+            query = attention.q_proj(normed).view(heads, size)
+            self.kept[-1].append(
+                (attention.k_proj(normed).view(shared, size), attention.v_proj(normed).view(shared, size))
+            )
+            seen = [(i, *self.kept[t][number]) for i, t in enumerate(local)]
+            if memory is not None and number in self.reading:
+                keys, values = (t.double() for t in memory[number])
+                count = keys.shape[1]
+                seen += [(m - count, keys[:, m], values[:, m]) for m in range(count)]
+            mixed = []
+            for head in range(heads):
+                group = head // (heads // shared)
+                asked = self._turn(query[head], len(local) - 1)
+                scored = [(float(asked @ self._turn(k[group], at)) / math.sqrt(size), v[group]) for at, k, v in seen]
+                mixed.append(weighted(scored))
+            hidden = hidden + attention.o_proj(torch.cat(mixed))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return self.backbone.lm_head(decoder.norm(hidden))
+
+    def _turn(self, vector: Tensor, position: int) -> Tensor:
+        half, theta = len(vector) // 2, self.backbone.config.rope_parameters["rope_theta"]
+        angles = position * theta ** -(torch.arange(half, dtype=torch.float64) / half)
+        cos, sin = torch.cat([angles.cos()] * 2), torch.cat([angles.sin()] * 2)
+        return vector * cos + torch.cat([-vector[half:], vector[:half]]) * sin

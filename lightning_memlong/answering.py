@@ -1,0 +1,225 @@
+"""Prompts answered about documents, as the command line does it: read or open a bank, answer, show, write down."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.config import require
+from lightning_memlong.conversation import Conversation, Passage, Prompt
+from lightning_memlong.distributed import say
+from lightning_memlong.errors import UserError
+from lightning_memlong.model import MemLong
+from lightning_memlong.report import console
+from lightning_memlong.runs import check_writable
+from lightning_memlong.stored import on_device
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written after a prompt."""
+
+    document: str
+    prompt: str
+    text: str
+    passages: list[Passage]
+    """What was retrieved for it, best first."""
+    tokens_read: int
+    """Length of the document [tokens]."""
+
+
+def ready(trainer: Any, module: Any, ckpt_path: str | None) -> MemLong:
+    """The model of a run where and how it computes, with its memory settings.
+
+    Args:
+        trainer: Gives device, precision and memory settings.
+        module: A MemLongModule.
+        ckpt_path: Checkpoint whose weights it gets, if any.
+
+    Raises:
+        UserError: If memory is switched off, or the checkpoint does not belong to the model.
+    """
+    module, callback = on_device(trainer, module, ckpt_path)
+    model: MemLong = module.model
+    model.use_memory(callback.config, module.tokenizer, callback.retrieval(module).retriever)
+    model.autocast = trainer.precision_plugin.forward_context
+    return model
+
+
+def documents(data: Any) -> list[tuple[str, str]]:
+    """Name and text of each document of a DataModule.
+
+    Raises:
+        UserError: If there is none, or one cannot be used.
+    """
+    allowed = "a text file, a folder of them, or an address"
+    require(bool(data.path or data.hub_source.id), "data.path", data.path, allowed, "give --data.path book.txt")
+    found = list(data.texts())
+    require(bool(found), "data.path", data.path, "a source with at least one document", "give another")
+    return found
+
+
+class Library:
+    """Banks of documents: opened where there is a file of them, else read, and saved.
+
+    Args:
+        model: Reads.
+        file: The file of the bank; None: it is kept nowhere.
+        capacity: Size of a new bank [tokens]; None: everything.
+        window: Tokens read at once [tokens].
+        fallback: Where a bank without a file goes if reading is interrupted.
+
+    Raises:
+        UserError: If the file's folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: MemLong,
+        file: str | None,
+        capacity: int | None,
+        window: int,
+        fallback: Path = Path("bank.safetensors"),
+    ) -> None:
+        self._model, self._capacity, self._window, self._fallback = model, capacity, window, fallback
+        self.file = None if file is None else Path(file)
+        if self.file is not None:
+            check_writable(self.file.absolute().parent, "bank")
+        self.problem: UserError | None = None
+        """Why the bank could not be saved."""
+
+    def bank(self, name: str, text: str) -> MemoryBank:
+        """The bank of a document; what of it is not in the file is read.
+
+        Raises:
+            UserError: If the file is of another document, or was made with something else.
+            SystemExit: If reading was interrupted; what was read has been saved.
+        """
+        bank = None
+        if self.file is not None and self.file.exists():
+            bank = self._model.retrieval.open_bank(self.file, self._model.device, self._model.made_with())
+            if not self._model.holds_beginning(bank, text):
+                raise UserError(
+                    f"bank={str(self.file)!r} holds another text than {name}. Allowed: a file made from it, or one "
+                    "that does not exist yet. Fix: give another --bank for each document."
+                )
+            say(f"{name}: {int(bank.ends()[0]):,} tokens found in {self.file}", flush=True)
+        before = 0 if bank is None else int(bank.ends()[0])
+        bank = self._model.read(text, bank, window=self._window, capacity=self._capacity)
+        self._told(name, bank)
+        whole = self._model.has_read(bank, text)
+        if self.file is not None and int(bank.ends()[0]) > before:
+            self._save(bank, self.file)
+        if not whole:
+            self._stop(bank)
+        return bank
+
+    def _told(self, name: str, bank: MemoryBank) -> None:
+        stats = bank.stats()
+        gone = (
+            f", {bank.evictions:,} of {bank.insertions:,} chunks evicted to stay within --capacity"
+            if bank.evictions
+            else ""
+        )
+        say(f"{name}: {stats['tokens']:,} tokens in memory ({stats['entries']:,} chunks){gone}", flush=True)
+
+    def _save(self, bank: MemoryBank, file: Path) -> None:
+        try:
+            bank.save(file)
+            say(f"Bank: {file} ({file.stat().st_size / 1e9:.2f} GB)", flush=True)
+        except UserError as error:  # the answers are still to be had
+            self.problem = error
+            say(f"error: {error}", flush=True)
+
+    def _stop(self, bank: MemoryBank) -> None:
+        file = self.file
+        if file is None:
+            file = self._fallback
+            self._save(bank, file)
+        if self.problem is None:
+            say(
+                f"What was read is in {file}; go on with the same command"
+                + ("." if self.file else f" and --bank {file}.")
+            )
+        raise SystemExit(130)
+
+
+def answers(
+    model: MemLong,
+    document: tuple[str, str],
+    bank: MemoryBank,
+    prompts: list[str],
+    chat: bool | None,
+    window: int,
+    options: dict[str, Any],
+) -> Iterator[Answer]:
+    """Answer prompts about a document, each by itself; the bank stays as it is.
+
+    Args:
+        model: Writes.
+        document: Name and text.
+        bank: The document's.
+        prompts: What is asked.
+        chat: Whether prompts are messages in the backbone's chat template; None: if it has one.
+        window: Tokens of the local context [tokens].
+        options: Of transformers' ``generate``.
+    """
+    for prompt in prompts:
+        conversation = Conversation(model, bank, window=window)
+        try:
+            text = conversation.say(as_prompt(model, prompt, chat), **options)
+            yield Answer(document[0], prompt, str(text).strip(), conversation.passages, int(bank.ends()[0]))
+        finally:
+            conversation.close()
+
+
+def as_prompt(model: MemLong, text: str, chat: bool | None) -> Prompt:
+    """A prompt, or the message of a user where the backbone is to be chatted with."""
+    template = bool(model.retrieval.tokenizer.chat_template)
+    return [{"role": "user", "content": text}] if (template if chat is None else chat) else text
+
+
+def place(passage: Passage, whole: int) -> str:
+    """Where a passage stands, for people."""
+    score = "" if passage.score != passage.score else f", similarity {passage.score:.2f}"
+    return f"at {passage.start / max(whole, 1):.0%}, tokens {passage.start:,} to {passage.end:,}{score}"
+
+
+def excerpt(passage: Passage, characters: int = 160) -> str:
+    """The beginning of a passage on one line."""
+    line = " ".join(passage.text.split())
+    return line if len(line) <= characters else line[:characters].rsplit(" ", 1)[0] + " …"
+
+
+def show(answer: Answer) -> None:
+    """Print an answer with the passages it was written with."""
+    out = console()
+    out.print(f"\n[bold]{answer.document}[/bold]", highlight=False)
+    out.print("> ", answer.prompt, sep="", markup=False, highlight=False)
+    out.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+    show_passages(answer.passages, answer.tokens_read)
+
+
+def show_passages(passages: list[Passage], whole: int) -> None:
+    """Print where retrieved passages stand and how they begin."""
+    out = console()
+    for passage in passages:
+        out.print(
+            f"  retrieved {place(passage, whole)}: {excerpt(passage)}", style="dim", markup=False, highlight=False
+        )
+
+
+def write(folder: Path, found: list[Answer]) -> Path:
+    """Write answers as ``answers.md``, and as rows of ``answers.jsonl``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for answer in found:
+        lines += [f"## {answer.document}", "", f"**{answer.prompt}**", "", answer.text, ""]
+        lines += [f"- retrieved {place(p, answer.tokens_read)}: {excerpt(p)}" for p in answer.passages]
+        lines.append("")
+    (folder / "answers.md").write_text("\n".join(lines))
+    rows = [json.dumps(asdict(answer), ensure_ascii=False) for answer in found]
+    (folder / "answers.jsonl").write_text("\n".join(rows) + "\n")
+    return folder / "answers.md"

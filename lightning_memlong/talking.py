@@ -1,0 +1,70 @@
+"""A conversation at the terminal: answers as they are written, and the passages they were written with."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TextStreamer
+
+from lightning_memlong.answering import as_prompt, show_passages
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.conversation import Conversation
+from lightning_memlong.errors import UserError
+from lightning_memlong.model import MemLong
+from lightning_memlong.report import console
+
+HELP = """Ask about the document. Beside that:
+  /new        begin a new conversation; the document stays read
+  /passages   the passages of the last answer, whole
+  /help       this
+  /quit       end; so does Ctrl-D. Ctrl-C ends an answer"""
+
+
+def talk(
+    model: MemLong, memory: MemoryBank, window: int, options: dict[str, Any], ask: Callable[[str], str] = input
+) -> None:
+    """Answer what a person types until they have enough.
+
+    Args:
+        model: Writes.
+        memory: What was read.
+        window: Tokens of the local context [tokens].
+        options: Of transformers' ``generate``.
+        ask: Gives what the person types, after showing its argument; raises EOFError at the end.
+    """
+    out = console()
+    whole = int(memory.ends()[0])
+    out.print(f"{whole:,} tokens in memory. /help tells what can be typed.", highlight=False)
+    conversation = Conversation(model, memory, window=window)
+    streamer = TextStreamer(model.retrieval.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    try:
+        while True:
+            typed = ask("\n> ").strip()
+            if typed in ("/quit", "/exit"):
+                return
+            if typed == "/new":
+                conversation.close()
+                conversation = Conversation(model, memory, window=window)
+            elif typed == "/passages":
+                for passage in conversation.passages:
+                    show_passages([passage], whole)
+                    out.print(passage.text, markup=False, highlight=False)
+            elif typed.startswith("/"):
+                out.print(HELP, markup=False, highlight=False)
+            elif typed:
+                _answer(model, conversation, typed, streamer, options)
+                show_passages(conversation.passages, whole)
+    except EOFError:
+        out.print()
+    finally:
+        conversation.close()
+
+
+def _answer(
+    model: MemLong, conversation: Conversation, typed: str, streamer: TextStreamer, options: dict[str, Any]
+) -> None:
+    try:
+        conversation.say(as_prompt(model, typed, None), streamer=streamer, **options)
+    except KeyboardInterrupt:
+        streamer.end()
+    except UserError as error:
+        console().print(f"{error}", markup=False, highlight=False)

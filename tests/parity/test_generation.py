@@ -1,0 +1,184 @@
+"""Writing with a cache and a memory, against the same model given all tokens beforehand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.config import MemoryConfig, RetrieverConfig
+from lightning_memlong.generation import LocalContext
+from lightning_memlong.model import MemLong
+from lightning_memlong.retrieved import Retrieved
+from tests.conftest import tiny_llama
+from tests.parity.test_families import MODELS, build
+from tests.reference import SlowWriter
+
+CHUNK, WINDOW = 8, 32
+
+
+class Numbers:
+    """A tokenizer of numbers: token 17 is the word 17."""
+
+    pad_token_id = bos_token_id = eos_token_id = 0
+    chat_template = None
+    all_special_ids = (0,)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
+    def batch_decode(self, rows: Any, **_: Any) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+
+def text(count: int, seed: int) -> list[int]:
+    return torch.randint(3, 61, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+def model_of(backbone: Any, retriever: str = "hashing", top_k: int = 2, **settings: Any) -> MemLong:
+    model = MemLong(backbone, **({"memory_layer": 1} | settings)).eval()
+    config = MemoryConfig(chunk_size=CHUNK, capacity=256, top_k=top_k, retriever=RetrieverConfig(retriever))
+    model.use_memory(config, Numbers())
+    return model
+
+
+def follow(model: MemLong, bank: MemoryBank, prompt: list[int], then: list[int]) -> tuple[list[Tensor], list[Any]]:
+    """Logits after a prompt and after each token that follows, and what was retrieved for each."""
+    context = LocalContext(model, bank, 0, WINDOW)
+    context.ask(model.retrieval.retriever.encode([words(prompt)])[0])
+    ids, logits, sets = list(prompt), [], []
+    for token in [*then, 0]:
+        logits.append(context.logits(torch.tensor([ids]))[0])
+        sets.append(context.retrieved)
+        ids.append(token)
+    return logits, sets
+
+
+def stacked(sets: list[Retrieved]) -> Retrieved:
+    return Retrieved(*(torch.cat([getattr(s, n) for s in sets], dim=-4 if n in ("keys", "values") else 0)
+                       for n in ("keys", "values", "mask", "scores", "entries", "positions")))  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.7, "top_p": 0.9}])
+def test_without_memory_it_is_transformers_own(options: dict[str, Any]) -> None:
+    prompt = text(11, 1)
+    plain = tiny_llama()
+    torch.manual_seed(3)
+    expected = plain.generate(torch.tensor([prompt]), max_new_tokens=12, **options)[0, 11:].tolist()
+    model = model_of(tiny_llama())
+    torch.manual_seed(3)
+    assert model.generate(words(prompt), window=WINDOW, max_new_tokens=12, **options) == words(expected)
+
+
+LLAMAS: list[dict[str, Any]] = [{"source": "single"}, {"fusion": "gated"}, {"bos": 2}, {"position": "zero"}]
+
+
+@pytest.mark.parametrize("family, settings", [*((f, {}) for f in MODELS), *(("Llama", s) for s in LLAMAS)])
+def test_each_token_is_as_if_all_were_known(family: str, settings: dict[str, Any]) -> None:
+    model = model_of(build(family), **settings)
+    for gate in model.gates.values():
+        gate.data.fill_(0.5)
+    bank = model.read(words(text(100, 2)), window=24, progress=False)
+    ids = text(30, 3)
+    logits, sets = follow(model, bank, ids[:11], ids[11:])
+    padded = torch.nn.functional.pad(torch.tensor([ids]), (0, 2))
+    # The prompt's chunks and the one that is begun with it share a set; later chunks have sets of their own.
+    groups = [sets[0], sets[0], sets[16 - 10], sets[24 - 10]]
+    assert len({tuple(s.positions.flatten().tolist()) for s in groups}) > 1
+    whole = model(padded, memory=stacked(groups)).logits[0, 10:30]
+    torch.testing.assert_close(torch.stack(logits), whole, atol=2e-4, rtol=1e-3)
+    assert (whole - model(padded).logits[0, 10:30]).abs().max() > 1e-2, "memory matters here"
+
+
+@pytest.mark.parametrize("bos", [None, 2])
+def test_text_that_leaves_the_window_goes_on_as_in_a_slow_writer(bos: int | None) -> None:
+    model = model_of(tiny_llama(), bos=bos, memory_layer=1, retrieval_layers=[1, 3])
+    bank = model.read(words(text(100, 2)), window=24, progress=False)
+    before = {k: v.clone() for k, v in vars(bank.entries(0)).items() if k in ("positions", "lengths", "embeddings")}
+    prompt, written = text(20, 3), text(70, 4)
+    logits, sets = follow(model, bank, prompt, written)
+    slow = SlowWriter(tiny_llama(), [1, 3])
+    ids = ([] if bos is None else [bos]) + prompt + written
+    first, moved = int(bos is not None), 0
+    for place in range(len(ids) - 1):
+        if place - first - moved == WINDOW:
+            moved += WINDOW // 2
+        local = [0, *range(first + moved, place + 1)] if moved or first else list(range(place + 1))
+        got = sets[max(0, place - first - len(prompt) + 1)]
+        real = got.mask[0]
+        memory = {layer: (got.keys[i, 0][:, real], got.values[i, 0][:, real]) for i, layer in enumerate([1, 3])}
+        with torch.no_grad():
+            expected = slow.logits(
+                torch.tensor(ids[: place + 1]), sorted(set(local)), None if place < first else memory
+            )
+        if (number := place - first - len(prompt) + 1) >= 0:
+            torch.testing.assert_close(logits[number].double(), expected, atol=1e-3, rtol=1e-3)
+    assert moved == 64, "the window was left several times"
+    held = bank.entries(0)
+    assert held.lengths[len(before["lengths"]) :].tolist() == [CHUNK - 1 + first] + [CHUNK] * 7
+    layer = model.stored_layers.index(3)
+    last = bank.gather(torch.tensor([[len(held.lengths) - 1]]), count=False)
+    true = torch.stack([slow.kept[first + 56 + i][3][0] for i in range(CHUNK)], dim=1)
+    torch.testing.assert_close(last.keys[layer, 0].double(), true, atol=1e-3, rtol=1e-3)
+    kept = bank.tokens(0).tolist()
+    assert kept[100:] == (prompt + written)[:64]
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_what_stays_is_turned_in_every_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalContext, "_attend_to", lambda self, asking: None)  # what moves is told apart elsewhere
+    backbone = build(family, max_position_embeddings=128)
+    model, plain = model_of(backbone), build(family, max_position_embeddings=128)
+    ids = torch.tensor([text(WINDOW + 4, 5)])
+    context = LocalContext(model, model.retrieval.new_bank(1, 0), 0, WINDOW)
+    context.ask(torch.zeros(256))
+    found = torch.stack([context.logits(ids[:, : WINDOW + n])[0] for n in range(5)])
+    assert context.moved == WINDOW // 2
+    # A copy of the first token stands where it has moved to; new tokens see it, and the half that stayed.
+    half = WINDOW // 2
+    order = torch.cat([ids[:, :WINDOW], ids[:, :1], ids[:, WINDOW:]], dim=1)
+    places = torch.cat([torch.arange(WINDOW), torch.tensor([half - 1]), torch.arange(WINDOW, WINDOW + 4)])[None]
+    seen = torch.ones(WINDOW + 5, WINDOW + 5, dtype=torch.bool).tril()
+    seen[WINDOW] = False
+    seen[WINDOW, WINDOW] = True
+    seen[WINDOW + 1 :, :half] = False
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+    types = set(getattr(plain.config, "layer_types", None) or [])
+    masks = {t: mask for t in types} if family.startswith("Gemma") else mask
+    with torch.no_grad():
+        whole = plain(order, position_ids=places, attention_mask=masks, use_cache=False).logits[0]
+    torch.testing.assert_close(found, whole[[WINDOW - 1, *range(WINDOW + 1, WINDOW + 5)]], atol=5e-4, rtol=1e-3)
+
+
+def test_beams_read_what_each_of_them_retrieves() -> None:
+    model = model_of(tiny_llama())
+    bank = model.read(words(text(100, 2)), window=24, progress=False)
+    prompt = text(6, 3)
+    found = model.generate(words(prompt), memory=bank, window=WINDOW, max_new_tokens=20, num_beams=3, min_new_tokens=20,
+                           return_dict_in_generate=True, output_scores=True)  # fmt: skip
+    ids = found.sequences
+    context = LocalContext(model, bank, 0, WINDOW)
+    context.ask(model.retrieval.retriever.encode([words(prompt)])[0])
+    total = 0.0
+    for place in range(6, 26):
+        scores = context.logits(ids[:, :place]).log_softmax(-1)[0]
+        total += float(scores[ids[0, place]])
+    assert float(found.sequences_scores[0]) == pytest.approx(total / 20, rel=1e-3)
+
+
+def test_transformers_loop_writes_the_likeliest_token_each_time() -> None:
+    model = model_of(tiny_llama())
+    bank = model.read(words(text(100, 2)), window=24, progress=False)
+    prompt = text(20, 3)
+    found = model.generate(words(prompt), memory=bank, window=WINDOW, max_new_tokens=60, min_new_tokens=60)
+    written = [int(word) for word in found.split()]
+    logits, _ = follow(model, bank, prompt, written)
+    assert [int(scores[1:].argmax()) + 1 for scores in logits[:60]] == written, "0 ends a text, and must not yet"
