@@ -84,34 +84,46 @@ class Conversation:
             new = new[1:]  # the context begins with it by itself
         if len(self._written) and new and new[0] == int(self._written[-1]) and new[0] in tokenizer.all_special_ids:
             new = new[1:]  # the answer before has ended with it
-        room = self.context.window
+        begin = len(self._written) + len(new)
+        try:
+            found = self.go_on(new, query or asked, **options)
+        except KeyboardInterrupt:  # an answer broken off is one that ends there
+            self._turn_ends(prompt, whole, self.context.ids[0], begin)
+            raise
+        if options.get("return_dict_in_generate"):
+            return found
+        self._turn_ends(prompt, whole, found[0], begin)
+        texts = [tokenizer.decode(row[begin:], skip_special_tokens=True) for row in found]
+        return texts if len(texts) > 1 else texts[0]
+
+    def go_on(self, tokens: Sequence[int], query: str, **options: Any) -> Any:
+        """As :meth:`say`, for a prompt that is tokens already; gives what transformers' ``generate`` gives.
+
+        Args:
+            tokens: What is added to the text so far.
+            query: Text that retrieves for it.
+            **options: See :meth:`MemLong.generate`.
+        """
+        model, room = self._model, self.context.window
         allowed = f"from one to {room} tokens, the window"
         fix = "read long texts into memory (model.read) and ask about them, or raise window"
-        require(0 < len(new) <= room, "prompt", f"{len(new)} tokens", allowed, fix)
+        require(0 < len(tokens) <= room, "prompt", f"{len(tokens)} tokens", allowed, fix)
+        if "stop_strings" in options:
+            options.setdefault("tokenizer", model.retrieval.tokenizer)
         was_training = model.training
         model.eval()
         try:
-            self.context.ask(embed_texts(model, model.retrieval, [query or asked], model.autocast)[0])
-            ids = torch.cat([self._written, torch.tensor(new, device=model.device)])[None]
-            if "stop_strings" in options:
-                options.setdefault("tokenizer", tokenizer)
-            found = Writer(model, self.context).generate(ids, use_cache=False, **options)
-        except KeyboardInterrupt:  # an answer broken off is one that ends there
-            self._turn_ends(prompt, whole, self.context.ids[0], ids.shape[1])
+            self.context.ask(embed_texts(model, model.retrieval, [query], model.autocast)[0])
+            ids = torch.cat([self._written, torch.tensor(tokens, device=model.device)])[None]
+            return Writer(model, self.context).generate(ids, use_cache=False, **options)
+        except UserError:
             raise
         except (ValueError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(
                 f"generation: {str(error).splitlines()[0]} Allowed: options of transformers' generate. Fix: correct it."
             ) from error
         finally:
             model.train(was_training)
-        if options.get("return_dict_in_generate"):
-            return found
-        self._turn_ends(prompt, whole, found[0], ids.shape[1])
-        texts = [tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in found]
-        return texts if len(texts) > 1 else texts[0]
 
     def _turn_ends(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
         """Keep what the next turn goes on from; of a text (T,), the answer begins at ``begin``."""

@@ -122,14 +122,18 @@ class LocalContext:
     # ---- going on -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def logits(self, ids: Tensor) -> Tensor:
-        """Next-token logits (B, V) after a text (B, T) that goes on from the one before.
+    def logits(self, ids: Tensor, last: int = 1) -> Tensor:
+        """Next-token logits (B, last, V) at the end of a text (B, T) that goes on from the one before.
+
+        Args:
+            ids: The whole text.
+            last: At how many of its tokens, of those that are new.
 
         Raises:
             UserError: If it is another text whose beginning is gone, or several sequences no longer fit the window.
         """
         self._follow(ids)
-        hidden = None
+        hidden: list[Tensor] = []
         while self.ids.shape[1] < ids.shape[1]:
             if self.local == self.window:
                 self._move()
@@ -138,11 +142,11 @@ class LocalContext:
                 self._refresh()
             # A question's tokens all attend to what it retrieved; others to a set for each chunk.
             most = ids.shape[1] - here if self._asked else self._chunk - here % self._chunk
-            hidden = self._run(ids[:, here : here + min(most, self.window - self.local)])
+            hidden.append(self._run(ids[:, here : here + min(most, self.window - self.local)]))
         self._asked = False
-        if hidden is None:
+        if not hidden:
             raise UserError("prompt: nothing follows the text so far. Allowed: at least one more token. Fix: add some.")
-        return self._model.head.logits(hidden[:, -1])
+        return self._model.head.logits(torch.cat(hidden, dim=1)[:, -last:])
 
     def _follow(self, ids: Tensor) -> None:
         """Put the sequences in the order of the new ones, which go on from them: beams are chosen anew at each step."""
@@ -274,6 +278,6 @@ class Writer(GenerationMixin):
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutput:
         """Logits (B, 1, V) after a text (B, T)."""
-        return CausalLMOutput(logits=self._context.logits(input_ids)[:, None])
+        return CausalLMOutput(logits=self._context.logits(input_ids))
 
     __call__ = forward

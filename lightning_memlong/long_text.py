@@ -134,9 +134,23 @@ class LongText:
         """
         texts = [text] if isinstance(text, str) else list(text)
         tokens = [self._tokens(t, row) for row, t in enumerate(texts)]
+        return self.read_tokens(tokens, memory, window=window, capacity=capacity, progress=progress)
+
+    def read_tokens(
+        self,
+        tokens: Sequence[np.ndarray],
+        memory: MemoryBank | None = None,
+        *,
+        window: int | None = None,
+        capacity: int | None = None,
+        progress: bool = True,
+    ) -> MemoryBank:
+        """As :meth:`read`, for texts that are tokens (T,) already."""
         window, model = self.window(window), self._model
-        bank = self._new_bank(len(texts), tokens, capacity) if memory is None else memory
-        self.check(bank, len(texts))
+        ok, allowed = capacity is None or capacity >= window, f"null, or at least the window ({window} tokens)"
+        require(ok, "capacity", capacity, allowed, "raise it, or lower the window")
+        bank = self._new_bank(len(tokens), tokens, capacity) if memory is None else memory
+        self.check(bank, len(tokens))
         stretches = [_rest(bank, row, t) for row, t in enumerate(tokens)]
         if not any(len(s.tokens) > s.known for s in stretches):
             return bank

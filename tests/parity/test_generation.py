@@ -56,7 +56,7 @@ def follow(model: MemLong, bank: MemoryBank, prompt: list[int], then: list[int])
     context.ask(model.retrieval.retriever.encode([words(prompt)])[0])
     ids, logits, sets = list(prompt), [], []
     for token in [*then, 0]:
-        logits.append(context.logits(torch.tensor([ids]))[0])
+        logits.append(context.logits(torch.tensor([ids]))[0, 0])
         sets.append(context.retrieved)
         ids.append(token)
     return logits, sets
@@ -140,7 +140,7 @@ def test_what_stays_is_turned_in_every_family(family: str, monkeypatch: pytest.M
     ids = torch.tensor([text(WINDOW + 4, 5)])
     context = LocalContext(model, model.retrieval.new_bank(1, 0), 0, WINDOW)
     context.ask(torch.zeros(256))
-    found = torch.stack([context.logits(ids[:, : WINDOW + n])[0] for n in range(5)])
+    found = torch.stack([context.logits(ids[:, : WINDOW + n])[0, 0] for n in range(5)])
     assert context.moved == WINDOW // 2
     # A copy of the first token stands where it has moved to; new tokens see it, and the half that stayed.
     half = WINDOW // 2
@@ -169,7 +169,7 @@ def test_beams_read_what_each_of_them_retrieves() -> None:
     context.ask(model.retrieval.retriever.encode([words(prompt)])[0])
     total = 0.0
     for place in range(6, 26):
-        scores = context.logits(ids[:, :place]).log_softmax(-1)[0]
+        scores = context.logits(ids[:, :place]).log_softmax(-1)[0, 0]
         total += float(scores[ids[0, place]])
     assert float(found.sequences_scores[0]) == pytest.approx(total / 20, rel=1e-3)
 

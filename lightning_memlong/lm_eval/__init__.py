@@ -1,0 +1,9 @@
+"""An adapter for EleutherAI's lm-eval (https://github.com/EleutherAI/lm-evaluation-harness); importing it registers it.
+
+What does not fit the window is read into memory; what does is read as any model reads it, so that short tasks score as
+the backbone does.
+"""
+
+from lightning_memlong.lm_eval.adapter import MemLongLM
+
+__all__ = ["MemLongLM"]

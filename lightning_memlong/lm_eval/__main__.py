@@ -1,0 +1,9 @@
+"""``python -m lightning_memlong.lm_eval``: lm-eval's own command line, which now knows ``--model memlong``."""
+
+from lm_eval.__main__ import cli_evaluate
+
+from lightning_memlong.lm_eval import MemLongLM
+
+if __name__ == "__main__":
+    assert MemLongLM is not None  # registered by its import
+    cli_evaluate()
