@@ -1,0 +1,262 @@
+"""Reading texts into banks and writing about them, in Python."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_memlong import MemLong, MemoryBank, MemoryConfig, UserError
+from lightning_memlong.cli import main
+from lightning_memlong.config import RetrieverConfig
+from lightning_memlong.reading import read_windows
+from tests.integration.helpers import tiny
+
+SETTINGS = {"chunk_size": 16, "capacity": 256, "top_k": 2, "retriever": {"name": "hashing"}}
+
+
+@pytest.fixture(scope="module")
+def book(text_folder: Path) -> str:
+    return " ".join(f.read_text() for f in sorted(text_folder.glob("*.txt")))[:6000]
+
+
+@pytest.fixture(scope="module")
+def model(byte_backbone: Path) -> MemLong:
+    return MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
+
+
+def same_banks(a: MemoryBank, b: MemoryBank, row: int = 0, other: int = 0) -> None:
+    mine, theirs = (bank.only(r).state_dict()["ledgers"][0] for bank, r in ((a, row), (b, other)))
+    for name in ("keys", "values", "positions", "lengths", "embeddings", "tokens"):
+        torch.testing.assert_close(mine[name], theirs[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_everything_is_read_and_kept(model: MemLong, book: str) -> None:
+    bank = model.read(book, window=64, progress=False)
+    entries, ids = bank.entries(0), model.retrieval.tokenizer(book)["input_ids"]
+    assert int(entries.lengths.sum()) == len(ids) == int(bank.ends()[0]) and bank.evictions == 0
+    assert bank.tokens(0).tolist() == ids and len(ids) > 4 * 256, "the configured capacity is no limit"
+    assert entries.positions.tolist() == list(range(0, len(ids), 16))
+    chunk = model.retrieval.tokenizer.decode(ids[160:176])
+    assert torch.allclose(entries.embeddings[10], model.retrieval.retriever.encode([chunk])[0])
+    # The keys of a chunk are those of the window it was read in, whose first chunk is there for context only.
+    window = model(torch.tensor([ids[144:208]]))
+    found = bank.gather(torch.tensor([[10, 11, 12]]), count=False)
+    assert found is not None
+    torch.testing.assert_close(found.keys[:, 0], window.keys[:, 0, :, 16:], atol=2e-5, rtol=1e-4)
+
+
+def test_only_layers_that_are_needed_are_computed(byte_backbone: Path, book: str) -> None:
+    model = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1, source="single", retrieval_layers=[1, 3])
+    ran: list[int] = []
+    for number, layer in enumerate(model.backbone.get_decoder().layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    few = model.capture(torch.arange(64)[None])
+    assert ran == [0], "layer 1 gives its keys before it is done"
+    whole = model(torch.arange(64)[None])
+    assert torch.equal(few["keys"], whole.keys) and torch.equal(few["values"], whole.values)
+    ran.clear()
+    hidden = model.capture(torch.arange(64)[None], hidden=True)["hidden"]
+    assert ran == [0, 1] and torch.equal(hidden, whole.memory_hidden)
+
+
+def test_texts_side_by_side_are_read_as_each_alone(model: MemLong, book: str) -> None:
+    texts = [book[:1500], book[2000:2700], book[:40]]
+    bank = model.read(texts, window=64, progress=False)
+    for row, text in enumerate(texts):
+        same_banks(bank, model.read(text, window=64, progress=False), row)
+    prompt, options = "kan lor", {"max_new_tokens": 40, "min_new_tokens": 40, "window": 32}
+    for row, text in enumerate(texts):
+        alone = model.generate(prompt, model.read(text, window=64, progress=False), **options)
+        assert model.generate(prompt, bank, row=row, **options) == alone
+
+
+def test_reading_goes_on_where_it_ended(model: MemLong, book: str, tmp_path: Path) -> None:
+    whole = model.read(book, window=64, progress=False)
+    begun = model.read(book[: 16 * 100], window=64, progress=False)
+    begun.save(tmp_path / "bank.safetensors")
+    again = MemoryBank.open(tmp_path / "bank.safetensors")
+    assert model.read(book, again, window=64, progress=False) is again
+    assert int(again.ends()[0]) == len(again.tokens(0)) == int(whole.ends()[0])
+    assert torch.equal(again.tokens(0), whole.tokens(0))
+    assert again.entries(0).positions.tolist() == whole.entries(0).positions.tolist()
+    state = again.entries(0).positions.clone()
+    model.read(book, again, window=64, progress=False)
+    assert torch.equal(again.entries(0).positions, state), "there is nothing left to read"
+    more = model.read("sin tur max", again, window=64, progress=False)
+    assert more.entries(0).positions[-1] == len(book)
+    assert model.retrieval.tokenizer.decode(more.tokens(0)[len(book) :]) == "sin tur max"
+
+
+def test_a_small_bank_evicts_what_is_not_used(model: MemLong, book: str) -> None:
+    bank = model.read(book, window=64, capacity=512, progress=False)
+    assert bank.evictions > 0 and bank.capacity == 512 and not bank.keeps_everything
+    assert bank.entries(0).counters.sum() > 0, "it retrieves while it reads, so that it knows"
+    assert len(bank.tokens(0)) == len(book)
+    before = bank.insertions
+    model.read("sin tur max" * 30, bank, window=64, progress=False)
+    assert bank.insertions > before and bank.capacity == 512
+
+
+def test_ctrl_c_ends_reading_between_windows(
+    model: MemLong, book: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lightning_memlong.long_text as long_text
+
+    def pressed(*args: Any, **options: Any) -> Any:
+        for number, count in enumerate(read_windows(*args, **options)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield count
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(long_text, "read_windows", pressed)
+    bank = model.read(book, window=64, progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert int(bank.ends()[0]) == 64 + 3 * 48
+    assert "Interrupted: 208 of 6,000 tokens were read and are kept" in capsys.readouterr().out
+    monkeypatch.undo()
+    same_banks(model.read(book, bank, window=64, progress=False), model.read(book, window=64, progress=False))
+    thread = threading.Thread(target=lambda: model.read(book[:100], window=64, progress=False))
+    thread.start()
+    thread.join()
+
+
+def test_questions_leave_the_bank_as_it_was(model: MemLong, book: str) -> None:
+    bank = model.read(book, window=64, progress=False)
+    before = bank.state_dict()["ledgers"][0]
+    kept = {k: v.clone() for k, v in before.items() if isinstance(v, torch.Tensor)}
+    first = model.generate("kan lor", bank, window=32, max_new_tokens=200, min_new_tokens=200)
+    after = bank.state_dict()["ledgers"][0]
+    for name, value in kept.items():
+        if name in ("counters", "scores", "used"):
+            continue
+        assert torch.equal(value, after[name]), name
+    assert after["counters"].sum() > 0 and int(after["used"].max()) < after["serial"]
+    assert after["serial"] == before["serial"] and after["end"] == before["end"]
+    assert model.generate("kan lor", bank, window=32, max_new_tokens=200, min_new_tokens=200) == first
+    assert model.generate("kan lor", window=32, max_new_tokens=200, min_new_tokens=200) != first, "memory matters"
+
+
+def test_a_conversation_goes_on(model: MemLong, book: str) -> None:
+    bank = model.read(book, window=64, progress=False)
+    talk = model.converse(bank, window=64)
+    options = {"max_new_tokens": 30, "min_new_tokens": 30}
+    answers = [talk.say(q, **options) for q in ("kan lor", " mis tur", " rax sin")]
+    assert talk.context.moved > 0 and len(bank.tokens(0)) > len(book), "the older half has moved into the bank"
+    assert all(p.text and p.end - p.start <= 16 for p in talk.passages) and talk.passages
+    assert talk.passages == sorted(talk.passages, key=lambda p: -p.score)
+    talk.close()
+    assert len(bank.tokens(0)) == len(book)
+    again = model.converse(bank, window=64)
+    assert [again.say(q, **options) for q in ("kan lor", " mis tur", " rax sin")] == answers
+    again.close()
+
+
+def test_messages_are_written_by_the_chat_template(byte_backbone: Path) -> None:
+    model = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
+    tokenizer = model.retrieval.tokenizer
+    with pytest.raises(UserError, match="no chat template"):
+        model.generate([{"role": "user", "content": "kan"}])
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    talk = model.converse(window=128)
+    first = talk.say([{"role": "user", "content": "kan"}], max_new_tokens=5, min_new_tokens=5)
+    talk.say([{"role": "user", "content": "lor"}], max_new_tokens=5, min_new_tokens=5)
+    written = tokenizer.decode(talk.context.ids[0])
+    assert written.startswith(f"[user]kan[end][assistant]{first}[end][user]lor[end][assistant]")
+
+
+@pytest.mark.parametrize("retriever", ["hidden", "bm25", "hashing"])
+@pytest.mark.parametrize("selection", ["similarity", "recent", "random"])
+def test_any_way_of_choosing(byte_backbone: Path, book: str, retriever: str, selection: str) -> None:
+    memory = MemoryConfig(chunk_size=16, top_k=2, retriever=RetrieverConfig(retriever), selection=selection)  # type: ignore[arg-type]
+    model = MemLong.from_pretrained(byte_backbone, memory, memory_layer=1)
+    bank = model.read(book[:1600], window=64, progress=False)
+    talk = model.converse(bank, window=48)
+    talk.say(book[800:832], max_new_tokens=60, min_new_tokens=60)
+    assert talk.passages
+    if selection == "similarity" and retriever != "hidden":  # random weights do not tell texts apart
+        assert {p.start for p in talk.passages} & {784, 800, 816}, "what is asked about is found"
+    talk.close()
+
+
+def test_stop_texts_streamers_and_several_answers(model: MemLong, book: str) -> None:
+    bank = model.read(book[:800], window=64, progress=False)
+    letters = model.retrieval.tokenizer("abcdefghijklmnop")["input_ids"]  # others make no text by themselves
+    plain = {"max_new_tokens": 60, "prefix_allowed_tokens_fn": lambda *_: letters}
+    torch.manual_seed(0)
+    whole = model.generate("kan lor", bank, do_sample=True, **plain)
+    torch.manual_seed(0)
+    assert model.generate("kan lor", bank, do_sample=True, stop_strings=[whole[5:8]], **plain) == whole[:8]
+    several = model.generate("kan", bank, max_new_tokens=8, do_sample=True, num_return_sequences=3, temperature=2.0)
+    assert len(several) == 3 and len(set(several)) > 1
+    seen: list[int] = []
+    streamer = type("S", (), {"put": lambda self, v: seen.extend(v.flatten().tolist()), "end": lambda self: None})()
+    text = model.generate("kan lor", bank, max_new_tokens=6, min_new_tokens=6, streamer=streamer)
+    assert model.retrieval.tokenizer.decode(seen) == "kan lor" + text
+
+
+def test_bad_input_is_told(model: MemLong, byte_backbone: Path, book: str, tmp_path: Path) -> None:
+    bank = model.read(book[:800], window=64, progress=False)
+    size = len(bank.entries(0))
+    for given, message in (
+        (lambda: model.generate(" \n", bank), "prompt=.*some text"),
+        (lambda: model.generate([], bank), "prompt=.*messages with role and content"),
+        (lambda: model.generate("x" * 70, bank, window=64), "prompt='70 tokens'.*the window.*model.read"),
+        (lambda: model.generate("kan", bank, temprature=2), "generation: .*temprature"),
+        (lambda: model.generate("kan", bank, row=1), "row=1.*0 to 0"),
+        (lambda: model.generate("kan", bank, window=40), "window=40.*multiple of memory.chunk_size=16"),
+        (lambda: model.generate("kan", bank, window=32, num_beams=2, min_new_tokens=60, max_new_tokens=60), "one seq"),
+        (lambda: model.read("", bank), "text=''.*some text"),
+        (lambda: model.read(["kan", " "]), "text 2 of several=' '"),
+        (lambda: model.read(["kan", "lor"], bank), "text='2 texts'.*as many texts as the bank has rows, 1"),
+        (lambda: model.read(book, capacity=32, window=64), "capacity=32.*at least the window"),
+        (lambda: MemLong.from_pretrained(byte_backbone, {"top": 3}), "memory.top=3.*one of .*top_k"),
+        (lambda: MemLong.from_pretrained(byte_backbone, {"query": "current"}), "memory.query='current'.*previous"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            given()
+    assert len(bank.entries(0)) == size
+    bank.save(tmp_path / "bank")
+    for other, message in (
+        ({"memory": {**SETTINGS, "chunk_size": 32}, "memory_layer": 1}, "chunk_size is '16' there and '32' here"),
+        ({"memory": {**SETTINGS, "retriever": {"name": "bm25"}}, "memory_layer": 1}, "retriever is 'hashing' there"),
+        ({"memory": SETTINGS, "memory_layer": 2}, "source is 'per_layer of layers .1, 2, 3.' there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            MemLong.from_pretrained(byte_backbone, **other).generate("kan", MemoryBank.open(tmp_path / "bank"))
+    tuned = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
+    with torch.no_grad():
+        tuned.backbone.get_decoder().layers[3].self_attn.k_proj.weight += 0.01
+    with pytest.raises(UserError, match="backbone is .* there and .* here"):
+        tuned.generate("kan", bank)
+    with pytest.raises(UserError, match="from_pretrained"):
+        MemLong(str(byte_backbone), memory_layer=1).read("kan")
+    with pytest.raises(UserError, match="cannot be written"):
+        bank.save("/proc/nowhere/bank")
+    assert len(bank.entries(0)) == size
+
+
+def test_a_checkpoint_and_its_run_folder_read_and_write(
+    byte_backbone: Path, text_folder: Path, tmp_path: Path, book: str
+) -> None:
+    options = [*tiny(byte_backbone, text_folder, tmp_path), "--validate_first", "false", "--memory.top_k", "2"]
+    assert main(["fit", *options, "--trainer.limit_val_batches", "0"]) == 0
+    run = next((tmp_path / "memlong").iterdir())
+    model = MemLong.from_pretrained(run)
+    assert model.memory_layer == 1 and model.retrieval.config.top_k == 2 and model.retrieval.config.chunk_size == 16
+    again = MemLong.from_pretrained(run / "checkpoints" / "last.ckpt", {"top_k": 1})
+    assert again.retrieval.config.top_k == 1 and again.made_with() == model.made_with()
+    untrained = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
+    assert untrained.made_with() != model.made_with(), "what it reads with its tuned layers is its own"
+    assert main(["export", *options, "--ckpt_path", "last", "--output", str(tmp_path / "exported")]) == 0
+    exported = MemLong.from_pretrained(tmp_path / "exported")
+    assert exported.made_with() == model.made_with() and exported.retrieval.config.top_k == 2
+    bank = model.read(book, window=64, progress=False)
+    assert exported.generate("kan", bank, max_new_tokens=9) == model.generate("kan", bank, max_new_tokens=9)
