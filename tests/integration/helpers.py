@@ -39,6 +39,12 @@ def tiny(backbone: Path, text: Path, runs: Path) -> list[str]:
     return ["--config", str(ROOT / CONFIG), *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
 
 
+def without_capacity(options: list[str]) -> list[str]:
+    """The same for ``predict`` and ``chat``, which keep all they read."""
+    at = options.index("--memory.capacity")
+    return options[:at] + options[at + 2 :]
+
+
 class KillAt(L.Callback):
     """Kills the process without warning once so many optimiser steps are done."""
 
