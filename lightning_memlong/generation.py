@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 
 from lightning_memlong.asking import retrieve_for
@@ -18,6 +18,8 @@ from lightning_memlong.bank_room import make_room
 from lightning_memlong.carried import CarriedMemory
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
+from lightning_memlong.local_cache import LocalCache
+from lightning_memlong.passes import remind
 from lightning_memlong.retrieval import pooled
 from lightning_memlong.retrieved import Retrieved
 from lightning_memlong.retriever import HiddenRetriever
@@ -32,8 +34,7 @@ class LocalContext:
     What it gives are the logits the model gives when all tokens are known beforehand (teacher forcing): of a prompt
     with what its question retrieved, of each further chunk of tokens with what the chunks before it retrieve. When W
     tokens are in the cache, the older half of them moves into the bank; keys of the others are turned to the positions
-    they then have, so that all distances among them stay as they were. The first token stays for good: decoders park
-    attention on it (a sink), and fall apart without (StreamingLLM, arXiv 2309.17453).
+    they then have, so that all distances among them stay as they were.
 
     Args:
         model: Whose.
@@ -55,7 +56,7 @@ class LocalContext:
         """(B, T), the text so far."""
         self.found: dict[int, tuple[int, float]] = {}
         """What was retrieved since the last question: where a chunk begins -> its length and best similarity."""
-        self._cache = DynamicCache()
+        self._cache = LocalCache(model)
         self._embedded: list[Tensor] = []  # of each chunk of the text (B, E)
         self._hidden: list[Tensor] = []  # states of the tokens of the unfinished chunk, for retriever hidden
         self._carried = CarriedMemory()
@@ -88,14 +89,18 @@ class LocalContext:
         there = self._memory.insertions > 0
         self.retrieved = retrieve_for(self._retrieval, self._bank, asking, count=True) if there else None
         self._carried = CarriedMemory(backend=self._model.attention)
-        self._model.remind(self._carried, self.retrieved, self.window + 1)
-        if (r := self.retrieved) is not None:
-            lengths = r.mask.unflatten(1, (-1, self._chunk)).sum(-1).flatten().tolist()
-            for start, length, score in zip(
-                r.positions.flatten().tolist(), lengths, r.scores.flatten().tolist(), strict=True
-            ):
-                if start >= 0:
-                    self.found[start] = max(self.found.get(start, (length, score)), (length, score))
+        remind(self._model, self._carried, self.retrieved, self.window + 1)
+        self._note()
+
+    def _note(self) -> None:
+        """Keep where what was retrieved stands."""
+        if (r := self.retrieved) is None:
+            return
+        lengths = r.mask.unflatten(1, (-1, self._chunk)).sum(-1)
+        facts = [t.flatten().tolist() for t in (r.positions, lengths, r.scores)]
+        for start, length, score in zip(*facts, strict=True):
+            if start >= 0:
+                self.found[start] = max(self.found.get(start, (length, score)), (length, score))
 
     def _refresh(self) -> None:
         """Retrieve with the newest chunks of the text, for the chunk that begins now."""
@@ -163,7 +168,7 @@ class LocalContext:
         order = same.int().argmax(dim=1)
         if len(order) != len(self.ids) or not torch.equal(order, torch.arange(len(order), device=order.device)):
             self.ids = self.ids[order]
-            self._cache.batch_select_indices(order)
+            self._cache.reorder(order)
             self._embedded = [e[order.cpu()] for e in self._embedded]
             self._hidden = [h[order] for h in self._hidden]
             self._repeat(order)
@@ -176,7 +181,7 @@ class LocalContext:
         """
         if self.moved or len(ids) > 1:
             raise UserError("prompt: it does not go on from the text before. Fix: begin a new conversation.")
-        self.ids, self._cache, self._embedded, self._hidden = ids[:, :0], DynamicCache(), [], []
+        self.ids, self._cache, self._embedded, self._hidden = ids[:, :0], LocalCache(self._model), [], []
         if self.retrieved is not None:
             self._repeat(torch.zeros(1, dtype=torch.long))
 
@@ -190,7 +195,7 @@ class LocalContext:
                 r.scores[order], r.entries[order], r.positions[order],
             )  # fmt: skip
             self._carried = CarriedMemory(backend=self._model.attention)
-            self._model.remind(self._carried, self.retrieved, self.window + 1)
+            remind(self._model, self._carried, self.retrieved, self.window + 1)
 
     def _run(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, hidden size) of the next tokens, which the cache then holds."""
@@ -202,7 +207,7 @@ class LocalContext:
         carried = self._carried
         carried.prefix, carried.hidden = prefix, None
         with model.autocast():
-            hidden = model.decode(tokens, carried, self._cache)
+            hidden = model.decode(tokens, carried, self._cache.of_backbone)
         if isinstance(self._retrieval.retriever, HiddenRetriever):
             assert carried.hidden is not None
             self._hidden.append(carried.hidden[:, prefix:])
@@ -220,34 +225,18 @@ class LocalContext:
         # The first token of all stays in the cache; if it is the text's own, its chunk is stored without it.
         kept = int(self._prefix == 0)
         self._store(half, kept)
-        layers: Any = self._cache.layers  # plain ones, all of them
-        for number, layer in enumerate(layers):
-            begin = self._prefix + half
-            keys = layer.keys[:, :, begin:]
-            there = torch.arange(begin, begin + keys.shape[2], device=keys.device)[None]
-            here = torch.arange(1, 1 + keys.shape[2], device=keys.device)[None]
-            plain = self._model.rotary.unrotate(keys[None], there, [number])
-            turned = self._model.rotary.rotate(plain, here, [number], self.window)[0]
-            layer.keys = torch.cat([layer.keys[:, :, :1], turned.to(keys.dtype)], dim=2)
-            layer.values = torch.cat([layer.values[:, :, :1], layer.values[:, :, begin:]], dim=2)
+        self._cache.take_out(self._prefix + half, self.window)
         self.moved += half
 
     def _store(self, half: int, kept: int) -> None:
         """Store the oldest ``half`` local tokens, without the first ``kept`` of them."""
-        model, size, begin = self._model, self._chunk, self._prefix
-        cached: Any = self._cache.layers
-        layers = [cached[i] for i in model.stored_layers]
-        places = torch.arange(begin + kept, begin + half, device=self.ids.device)[None]
-        keys = torch.stack([layer.keys[:, :, begin + kept : begin + half] for layer in layers])
-        keys = model.rotary.unrotate(keys, places, model.stored_layers).to(keys.dtype)
-        values = torch.stack([layer.values[:, :, begin + kept : begin + half] for layer in layers])
+        size, begin = self._chunk, self._prefix
+        keys, values = self._cache.stored(begin + kept, begin + half)
         if kept:  # its chunk is that much shorter
             first = size - kept
             keys, values = (
                 torch.cat([t[..., :first, :], 0 * t[..., :kept, :], t[..., first:, :]], dim=-2) for t in (keys, values)
             )
-        if model.source == "single":
-            keys, values = keys[0], values[0]
         first, count = self.moved // size, half // size
         embeddings = torch.stack(self._embedded[first : first + count], dim=1)
         lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]

@@ -11,7 +11,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_memlong.attention import BACKENDS
 from lightning_memlong.backbones import load_backbone
-from lightning_memlong.carried import CarriedMemory, Enough, OnDemand, keep_hidden
+from lightning_memlong.carried import CarriedMemory, Enough, keep_hidden
 from lightning_memlong.config import MemoryConfig, TuningConfig, require_choice
 from lightning_memlong.errors import UserError
 from lightning_memlong.exported import export, load_gates
@@ -19,10 +19,11 @@ from lightning_memlong.head import Head
 from lightning_memlong.layers import LayerIndex, choose_layers, text_config, unlimited_layers
 from lightning_memlong.long_text import LongText
 from lightning_memlong.output import MemLongOutput
+from lightning_memlong.passes import captured, carry
 from lightning_memlong.pretrained import from_pretrained
 from lightning_memlong.probe import probe
 from lightning_memlong.retrieved import Retrieved
-from lightning_memlong.rotary import FAMILIES, Rotary, memory_positions
+from lightning_memlong.rotary import FAMILIES, Rotary
 from lightning_memlong.tuning import Tuning
 
 SOURCES = ("single", "per_layer")
@@ -174,7 +175,7 @@ class MemLong(LongText, nn.Module):
         Returns:
             Loss, logits and the window's unrotated keys and values.
         """
-        carried = self._carry(memory, input_ids, self.bos)
+        carried = carry(self, memory, input_ids, self.bos)
         hidden = self.decode(_prefixed(input_ids, self.bos), carried)[:, carried.prefix :][:, -logits_to_keep:]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
         if loss is not None and not carried.memory:
@@ -182,7 +183,7 @@ class MemLong(LongText, nn.Module):
             loss = loss + 0.0 * sum(gate.sum() for gate in self.gates.values())
         assert carried.hidden is not None
         states = carried.hidden[:, carried.prefix :]
-        return MemLongOutput(loss, hidden, self.head.logits, lambda: self._captured(carried), carried.mass, states)
+        return MemLongOutput(loss, hidden, self.head.logits, lambda: captured(self, carried), carried.mass, states)
 
     @torch.no_grad()
     def capture(
@@ -200,84 +201,18 @@ class MemLong(LongText, nn.Module):
             ``keys`` and ``values`` as in :class:`MemLongOutput`, and ``hidden`` (B, T, E) if wanted.
         """
         bos = self.bos if bos is None else bos
-        carried = self._carry(memory, input_ids, bos)
+        carried = carry(self, memory, input_ids, bos)
         last = max(self.stored_layers[-1], self.memory_layer + 1 if hidden else 0)
         carried.last = last if last < self.config.num_hidden_layers else None
         try:
             self.decode(_prefixed(input_ids, bos), carried)
         except Enough:
             pass
-        keys, values = self._captured(carried)
+        keys, values = captured(self, carried)
         if not hidden:
             return {"keys": keys, "values": values}
         assert carried.hidden is not None
         return {"keys": keys, "values": values, "hidden": carried.hidden[:, carried.prefix :]}
-
-    def _carry(self, memory: Retrieved | None, input_ids: Tensor, bos: int | None) -> CarriedMemory:
-        carried = CarriedMemory(
-            capture=frozenset(self.stored_layers), prefix=int(bos is not None), backend=self.attention
-        )
-        rows, tokens = input_ids.shape
-        if (
-            memory is not None
-            and len(memory.mask) != rows
-            and (len(memory.mask) % rows or tokens % (len(memory.mask) // rows))
-        ):
-            raise UserError(
-                f"memory: {len(memory.mask)} rows for {rows} rows of {tokens} tokens. Allowed: as many, or a whole "
-                "number of times as many that divides the tokens. Fix: use a bank of as many rows as the batch."
-            )
-        self.remind(carried, memory, tokens + carried.prefix - 1)
-        return carried
-
-    def remind(self, carried: CarriedMemory, memory: Retrieved | None, reach: int) -> None:
-        """Let a pass carry what was retrieved; it is rotated when the first layer asks for it, and kept for others.
-
-        Args:
-            carried: Of the pass.
-            memory: None, or without a real token: the plain backbone.
-            reach: Last position of the window that will read it.
-        """
-        if memory is None or memory.mask.shape[1] == 0 or not bool(memory.mask.any()):
-            return
-        mask = memory.mask.to(self.device)
-        carried.memory = OnDemand(self.retrieval_layers, lambda: self._rotated(memory, mask, reach))
-        carried.mask = None if bool(mask.all()) else mask
-        carried.gates = self.gates  # type: ignore[assignment]
-
-    @torch.no_grad()
-    def _rotated(self, memory: Retrieved, mask: Tensor, reach: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """Of each retrieval layer, the retrieved keys at their positions, and the values."""
-        keys, values = (t.to(mask.device) for t in (memory.keys, memory.values))
-        if keys.dim() == 4:
-            keys, values = keys[None], values[None]
-        if len(keys) != len(self.stored_layers):
-            raise UserError(
-                f"memory: holds K/V of {len(keys)} layers, the model stores {len(self.stored_layers)} "
-                f"(model.source={self.source}). Fix: use a bank filled by a model with the same settings."
-            )
-        positions = memory_positions(mask, self.position)
-        if len(keys) == len(self.retrieval_layers):
-            rotated = self.rotary.rotate(keys, positions, self.retrieval_layers, reach)
-            return {layer: (rotated[i], values[i]) for i, layer in enumerate(self.retrieval_layers)}
-        # One layer's keys read by many, each with its own table; layers that share one share the result.
-        done: dict[str, Tensor] = {}
-        for layer in self.retrieval_layers:
-            table = self.rotary.table(layer)
-            if table not in done:
-                done[table] = self.rotary.rotate(keys, positions, [layer], reach)[0]
-        return {layer: (done[self.rotary.table(layer)], values[0]) for layer in self.retrieval_layers}
-
-    @torch.no_grad()
-    def _captured(self, carried: CarriedMemory) -> tuple[Tensor, Tensor]:
-        rotated, values = (
-            torch.stack([carried.captured[layer][i][:, :, carried.prefix :] for layer in self.stored_layers])
-            for i in (0, 1)
-        )
-        positions = torch.arange(rotated.shape[3], device=rotated.device)[None] + carried.prefix
-        # Under autocast, rotating makes keys float32; attention computes in what the values are in.
-        keys = self.rotary.unrotate(rotated, positions, self.stored_layers).to(values.dtype)
-        return (keys[0], values[0]) if self.source == "single" else (keys, values)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name: the tuned part of the backbone, and the gates."""
