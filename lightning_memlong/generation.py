@@ -151,7 +151,8 @@ class LocalContext:
         self._asked = False
         if not hidden:
             raise UserError("prompt: nothing follows the text so far. Allowed: at least one more token. Fix: add some.")
-        return self._model.head.logits(torch.cat(hidden, dim=1)[:, -last:])
+        with self._model.autocast():
+            return self._model.head.logits(torch.cat(hidden, dim=1)[:, -last:])
 
     def _follow(self, ids: Tensor) -> None:
         """Put the sequences in the order of the new ones, which go on from them: beams are chosen anew at each step."""

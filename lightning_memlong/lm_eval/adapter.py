@@ -16,6 +16,7 @@ from lightning_memlong.conversation import Conversation
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import LocalContext
 from lightning_memlong.model import MemLong
+from lightning_memlong.reading import sink_before
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -89,8 +90,10 @@ class MemLongLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token a text begins with."""
-        named = (self.model.bos, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        return int(next(token for token in named if token is not None))
+        token = sink_before(self.model, self.tokenizer)
+        allowed = "a backbone whose tokenizer names a first or a last token"
+        require(token is not None, "pretrained", self.model.name, allowed, "choose another")
+        return int(token)  # type: ignore[arg-type]
 
     @property
     def tokenizer_name(self) -> str:

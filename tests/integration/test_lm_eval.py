@@ -1,0 +1,147 @@
+"""The adapter for lm-eval, on a task of local files, against lm-eval's own model of the same backbone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lightning_memlong import UserError
+from lightning_memlong.asking import retrieve_for
+from tests.integration.helpers import ROOT
+
+lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from lightning_memlong.lm_eval import MemLongLM  # noqa: E402
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+"""
+CHOICE = """output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]
+"""
+WRITING = """output_type: generate_until
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8}
+metric_list: [{metric: exact_match}]
+"""
+
+
+@pytest.fixture(scope="module")
+def backbone(byte_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose texts have an end, as lm-eval's own model needs it."""
+    folder = tmp_path_factory.mktemp("ending")
+    shutil.copytree(byte_backbone, folder, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(byte_backbone)
+    tokenizer.eos_token = tokenizer.pad_token
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    rows = [{"question": f"film {i} was", "choices": [" kan", " lor mis"], "answer": i % 2} for i in range(5)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, rest in (("choosing", CHOICE), ("writing", WRITING)):
+        text = TASK.format(name=f"local_{name}", data=tmp_path / "data.jsonl") + rest
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, a, n) for n, a in enumerate(arguments)]  # type: ignore[arg-type]
+
+
+def ours(backbone: Path, **options: Any) -> MemLongLM:
+    memory = {"chunk_size": 16, "top_k": 2, "retriever": "hashing", "memory_layer": 1, "window": 128}
+    return MemLongLM(str(backbone), **(memory | options))
+
+
+def test_short_requests_score_as_the_backbone_does(backbone: Path) -> None:
+    theirs = HFLM(pretrained=str(backbone), device="cpu", dtype="float32", batch_size=1)
+    mine = ours(backbone)
+    pairs = requests("loglikelihood", ("kan lor", " mis"), ("x " * 40, "tur rax"), ("", "kan"))
+    for (a, greedy), (b, also) in zip(mine.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True):
+        assert a == pytest.approx(b, rel=1e-4) and greedy == also
+    rolling = requests("loglikelihood_rolling", ("kan lor mis",), ("tur " * 25,))
+    for a, b in zip(mine.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling), strict=True):
+        assert a == pytest.approx(b if isinstance(b, float) else b[0], rel=1e-4)
+
+
+def test_what_does_not_fit_the_window_is_read_into_memory(backbone: Path) -> None:
+    mine = ours(backbone)
+    context = ("kan lor mis tur " * 30).strip()
+    pairs = requests("loglikelihood", (context, " rax"), (context, " sin"), (context + "x", " sin"))
+    scores = [score for score, _ in mine.loglikelihood(pairs)]
+    assert mine._read is not None and len(mine._read[0]) % 16 == 0 and len(mine._read[0]) >= len(context) - 128
+    ids = torch.tensor([mine.tok_encode(context)])
+    bank = mine.model.read_tokens([ids[0, : len(mine._read[0])].numpy()], window=128, progress=False)
+    local = ids[0, len(mine._read[0]) :].tolist()
+    asked = mine.model.retrieval.retriever.encode([mine._question(local)])
+    scored = mine.tok_encode(" rax")
+    memory = retrieve_for(mine.model.retrieval, bank, [asked])
+    with torch.no_grad():
+        logits = mine.model(torch.tensor([[*local, *scored]]), memory=memory).logits[0, len(local) - 1 : -1]
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(scored), reduction="sum")
+    assert scores[0] == pytest.approx(-float(wanted), rel=1e-4)
+    text = requests("loglikelihood_rolling", ("kan lor mis tur " * 40,))
+    assert -20 * 640 < mine.loglikelihood_rolling(text)[0] < 0
+
+
+def test_a_first_token_is_there_once(backbone: Path) -> None:
+    mine = ours(backbone, bos=7)
+    plain = mine.model.backbone
+    ids = mine.tok_encode("kan lor")
+    mine.model.unwrap()
+    with torch.no_grad():
+        logits = plain(torch.tensor([[7, *ids]])).logits[0, :-1]
+    wanted = -float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="sum"))
+    again = ours(backbone, bos=7)
+    assert again.loglikelihood_rolling(requests("loglikelihood_rolling", ("kan lor",)))[0] == pytest.approx(
+        wanted, rel=1e-4
+    )
+    assert again.loglikelihood(requests("loglikelihood", ("", "kan lor")))[0][0] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_local_task_through_the_command_line(backbone: Path, tasks: Path) -> None:
+    arguments = f"pretrained={backbone},window=128,chunk_size=16,retriever=hashing,memory_layer=1"
+    command = [sys.executable, "-m", "lightning_memlong.lm_eval", "--model", "memlong", "--model_args", arguments]
+    command += ["--tasks", "local_choosing,local_writing", "--include_path", str(tasks), "--output_path", str(tasks)]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tasks / "hub")}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "local_choosing" in done.stdout and "local_writing" in done.stdout
+    found = json.loads(next(tasks.rglob("results_*.json")).read_text())["results"]
+    manager = TaskManager(include_path=str(tasks))
+    theirs = lm_eval.simple_evaluate(
+        HFLM(pretrained=str(backbone), device="cpu", dtype="float32", batch_size=1),
+        tasks=["local_choosing", "local_writing"], task_manager=manager, bootstrap_iters=0,
+    )["results"]  # fmt: skip
+    for task, metric in (("local_choosing", "acc,none"), ("local_writing", "exact_match,none")):
+        assert found[task][metric] == theirs[task][metric]
+
+
+def test_mistakes_are_told(backbone: Path) -> None:
+    for options, message in (
+        ({"batch_size": 8}, "batch_size=8.*one after the other"),
+        ({"topk": 3}, "model_args: .*topk"),
+        ({"window": 100}, "window=100"),
+        ({"top_k": 0}, "memory.top_k=0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ours(backbone, **options)
