@@ -1,21 +1,25 @@
 """What the README says is what happens."""
 
 import inspect
+import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
+from lightning_memlong.chat import main as chat
 from lightning_memlong.cli import main
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.module import MemLongModule
 from lightning_memlong.sweep.command import main as sweep
-from tests.integration.helpers import ROOT, tiny
+from lightning_memlong.talking import talk
+from tests.integration.helpers import ROOT, tiny, without_capacity
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for line in README.splitlines() if line.startswith(("python train.py", "PYTHONPATH"))]
@@ -43,6 +47,9 @@ def test_commands_run(
     args = words[words.index("train.py") + 1 :]
     backbone = byte_backbone if "eval/" in command else tiny_backbone
     small = tiny(backbone, text_folder, tmp_path / "runs")[2:]
+    if args[0] == "predict":
+        (tmp_path / "book.txt").write_text("kan lor mis tur " * 60)
+        small = [*without_capacity(small), "--data.path", str(tmp_path / "book.txt"), "--bank", str(tmp_path / "bank")]
     layers = ["--model.retrieval_layers", "[1,3]"] if "single" in command else []
     monkeypatch.chdir(ROOT)
     assert main([*args, *small, *layers, *_evaluated_small(command, tmp_path)]) == 0
@@ -107,8 +114,32 @@ def test_files_the_readme_points_to_exist() -> None:
 
 
 @pytest.mark.slow
-def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_examples_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("MEMLONG_CACHE")
-    example = README.split("```python\n")[1].split("```")[0]
-    exec(compile(example, "README.md", "exec"), {})
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(Path(os.__file__).read_text()[:6000])
+    book, without_lightning, file = re.findall(r"```python\n(?!# my_policies)(.*?)```", README, flags=re.S)
+    exec(compile(book, "README.md", "exec"), {})
+    assert Path("book.safetensors").exists() and len(capsys.readouterr().out) > 20
+    names: dict[str, Any] = {}
+    exec(compile(without_lightning, "README.md", "exec"), names)
     assert float(capsys.readouterr().out.split("(")[1].split(",")[0]) > 0
+    exec(compile(file, "README.md", "exec"), names)
+    assert names["same"].stats()["entries"] == 4
+
+
+def test_the_chat_command_runs(
+    byte_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (command,) = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.chat")]
+    (tmp_path / "book.txt").write_text("kan lor mis tur " * 60)
+    words = command.replace("path/to/book.txt", str(tmp_path / "book.txt"))
+    words = words.replace("book.safetensors", str(tmp_path / "b"))
+    options = without_capacity(tiny(byte_backbone, text_folder, tmp_path / "runs")[2:])
+    at = options.index("--data.path")
+    typed = iter(["kan", "/quit"])
+    monkeypatch.setattr(talk, "__defaults__", (lambda shown: next(typed),))
+    assert chat([*shlex.split(words)[3:], *options[:at], *options[at + 2 :]]) == 0
+    assert (tmp_path / "b").exists()
