@@ -14,6 +14,7 @@ _HOME = {
     "MemLongModule": "module",
     "MemoryBank": "bank",
     "Retrieved": "retrieved",
+    "Conversation": "conversation",
     "MemoryConfig": "config",
     "RetrieverConfig": "config",
     "TuningConfig": "config",

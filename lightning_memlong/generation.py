@@ -162,8 +162,8 @@ class LocalContext:
             if self.retrieved is not None and len(ids) > 1:  # asked before the number of sequences was known
                 self._repeat(torch.zeros(len(ids), dtype=torch.long))
             return
-        same = (ids[:, None, :known] == self.ids[None]).all(dim=-1)
-        if not bool(same.any(dim=1).all()):
+        same = (ids[:, None, :known] == self.ids[None, :, : ids.shape[1]]).all(dim=-1)
+        if ids.shape[1] < known or not bool(same.any(dim=1).all()):
             self._begin_again(ids)
             return
         order = same.int().argmax(dim=1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
+from lightning_memlong.errors import UserError
 from lightning_memlong.generation import LocalContext
 from lightning_memlong.model import MemLong
 from lightning_memlong.retrieved import Retrieved
@@ -182,3 +183,17 @@ def test_transformers_loop_writes_the_likeliest_token_each_time() -> None:
     written = [int(word) for word in found.split()]
     logits, _ = follow(model, bank, prompt, written)
     assert [int(scores[1:].argmax()) + 1 for scores in logits[:60]] == written, "0 ends a text, and must not yet"
+
+
+def test_another_beginning_is_read_from_the_start_while_it_is_there() -> None:
+    model = model_of(tiny_llama())
+    context = LocalContext(model, model.retrieval.new_bank(1, 0), 0, WINDOW)
+    one, other = text(20, 1), text(12, 2)
+    context.logits(torch.tensor([one]))
+    found = context.logits(torch.tensor([other]))[0, 0]
+    torch.testing.assert_close(found, model(torch.tensor([other])).logits[0, -1], atol=1e-4, rtol=1e-3)
+    with pytest.raises(UserError, match="nothing follows"):
+        context.logits(torch.tensor([other]))
+    context.logits(torch.tensor([other + text(40, 3)]))
+    with pytest.raises(UserError, match="does not go on"):
+        context.logits(torch.tensor([one]))
