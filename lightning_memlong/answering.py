@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def ready(trainer: Any, module: Any, ckpt_path: str | None) -> MemLong:
     return model
 
 
-def documents(data: Any) -> list[tuple[str, str]]:
+def documents(data: Any) -> Iterator[tuple[str, str]]:
     """Name and text of each document of a DataModule.
 
     Raises:
@@ -56,9 +57,10 @@ def documents(data: Any) -> list[tuple[str, str]]:
     """
     allowed = "a text file, a folder of them, or an address"
     require(bool(data.path or data.hub_source.id), "data.path", data.path, allowed, "give --data.path book.txt")
-    found = list(data.texts())
-    require(bool(found), "data.path", data.path, "a source with at least one document", "give another")
-    return found
+    found = data.texts()
+    first = next(found, None)
+    require(first is not None, "data.path", data.path, "a source with a document that has text", "give another")
+    yield from chain([first], found)
 
 
 class Library:
@@ -69,7 +71,7 @@ class Library:
         file: The file of the bank; None: it is kept nowhere.
         capacity: Size of a new bank [tokens]; None: everything.
         window: Tokens read at once [tokens].
-        fallback: Where a bank without a file goes if reading is interrupted.
+        fallback: Where a bank without a file goes if reading is interrupted; None: nowhere.
 
     Raises:
         UserError: If the file's folder cannot be written.
@@ -81,7 +83,7 @@ class Library:
         file: str | None,
         capacity: int | None,
         window: int,
-        fallback: Path = Path("bank.safetensors"),
+        fallback: Path | None,
     ) -> None:
         self._model, self._capacity, self._window, self._fallback = model, capacity, window, fallback
         self.file = None if file is None else Path(file)
@@ -134,15 +136,13 @@ class Library:
             say(f"error: {error}", flush=True)
 
     def _stop(self, bank: MemoryBank) -> None:
-        file = self.file
-        if file is None:
-            file = self._fallback
+        """Say how to go on, and end the command."""
+        file = self.file or self._fallback
+        if self.file is None and file is not None:
             self._save(bank, file)
-        if self.problem is None:
-            say(
-                f"What was read is in {file}; go on with the same command"
-                + ("." if self.file else f" and --bank {file}.")
-            )
+        if file is not None and self.problem is None:
+            more = "" if self.file else f" and --bank {file}"
+            say(f"What was read is in {file}; go on with the same command{more}.")
         raise SystemExit(130)
 
 
@@ -166,13 +166,15 @@ def answers(
         window: Tokens of the local context [tokens].
         options: Of transformers' ``generate``.
     """
+    whole = int(bank.ends()[0])
     for prompt in prompts:
-        conversation = Conversation(model, bank, window=window)
-        try:
+        with Conversation(model, bank, window=window) as conversation:
             text = conversation.say(as_prompt(model, prompt, chat), **options)
-            yield Answer(document[0], prompt, str(text).strip(), conversation.passages, int(bank.ends()[0]))
-        finally:
-            conversation.close()
+            allowed = "options that give one text"
+            require(
+                isinstance(text, str), "generation", options, allowed, "leave num_return_sequences out, for instance"
+            )
+            yield Answer(document[0], prompt, text.strip(), conversation.passages, whole)
 
 
 def as_prompt(model: MemLong, text: str, chat: bool | None) -> Prompt:
@@ -184,6 +186,8 @@ def as_prompt(model: MemLong, text: str, chat: bool | None) -> Prompt:
 def place(passage: Passage, whole: int) -> str:
     """Where a passage stands, for people."""
     score = "" if passage.score != passage.score else f", similarity {passage.score:.2f}"
+    if passage.start >= whole:
+        return f"from this conversation{score}"
     return f"at {passage.start / max(whole, 1):.0%}, tokens {passage.start:,} to {passage.end:,}{score}"
 
 
@@ -211,15 +215,16 @@ def show_passages(passages: list[Passage], whole: int) -> None:
         )
 
 
-def write(folder: Path, found: list[Answer]) -> Path:
-    """Write answers as ``answers.md``, and as rows of ``answers.jsonl``."""
+def write(folder: Path, answer: Answer) -> Path:
+    """Append an answer to ``answers.md``, and as a row to ``answers.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for answer in found:
-        lines += [f"## {answer.document}", "", f"**{answer.prompt}**", "", answer.text, ""]
-        lines += [f"- retrieved {place(p, answer.tokens_read)}: {excerpt(p)}" for p in answer.passages]
-        lines.append("")
-    (folder / "answers.md").write_text("\n".join(lines))
-    rows = [json.dumps(asdict(answer), ensure_ascii=False) for answer in found]
-    (folder / "answers.jsonl").write_text("\n".join(rows) + "\n")
+    lines = [f"## {answer.document}", "", f"**{answer.prompt}**", "", answer.text, ""]
+    lines += [f"- retrieved {place(p, answer.tokens_read)}: {excerpt(p)}" for p in answer.passages]
+    with (folder / "answers.md").open("a") as file:
+        file.write("\n".join(lines) + "\n\n")
+    row = asdict(answer)
+    for passage in row["passages"]:
+        passage["score"] = None if passage["score"] != passage["score"] else passage["score"]  # JSON knows no NaN
+    with (folder / "answers.jsonl").open("a") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return folder / "answers.md"

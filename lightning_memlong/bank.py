@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_memlong.bank_checks import check_embedding_size, check_insertion
 from lightning_memlong.bank_file import load_bank, require_same, save_bank
-from lightning_memlong.bank_room import Mark, go_back, grow, mark, only
+from lightning_memlong.bank_room import Room
 from lightning_memlong.bank_state import restore, state_of
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
@@ -29,7 +29,7 @@ from lightning_memlong.storage import ChunkStorage, Where, as_chunks
 __all__ = ["MemoryBank", "Retrieved"]
 
 
-class MemoryBank:
+class MemoryBank(Room):
     """Preallocated, non-trainable storage with retrieval and eviction, for R independent rows.
 
     Keys and values never move once stored: a slot is written at insertion and freed at eviction, so eviction
@@ -77,6 +77,7 @@ class MemoryBank:
         self._storage: ChunkStorage | None = None
         self._one_layer = True
         self._first = 0
+        self._guests: dict[int, int] = {}
         self.made_with: dict[str, str] = {}
         """What it belongs to, such as ``backbone`` and ``retriever``; goes into its file."""
         self.insertions = self.evictions = 0
@@ -85,7 +86,15 @@ class MemoryBank:
         self._reader: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, Tensor]] | None = None
 
-    def insert(self, keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor, positions: Tensor) -> None:
+    def insert(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor,
+        positions: Tensor,
+        evict: bool = True,
+    ) -> None:
         """Store the chunks of one window of each row, evicting where a row is full.
 
         Args:
@@ -94,6 +103,7 @@ class MemoryBank:
             embeddings: (R, n, E) unit vectors.
             lengths: (R, n) real tokens of each chunk; a chunk of length 0 is not stored.
             positions: (R, n) place of each chunk's first token in its document.
+            evict: False where :meth:`make_room` has made room, beyond the capacity if need be.
 
         Raises:
             UserError: If a shape does not fit the bank, a window has more chunks than a row has room for, or something
@@ -111,7 +121,11 @@ class MemoryBank:
         embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
         # A policy may refuse: then nothing has happened yet in any row.
         wanted = [int((lengths[row] > 0).sum()) for row in range(self.rows)]
-        drops = [self._drops(ledger, count) for ledger, count in zip(self._ledgers, wanted, strict=True)]
+        nothing = torch.empty(0, dtype=torch.long)
+        drops = [
+            self._drops(ledger, count) if evict else nothing
+            for ledger, count in zip(self._ledgers, wanted, strict=True)
+        ]
         self.evicted = []
         targets: list[Tensor] = []
         sources: list[Tensor] = []
@@ -319,43 +333,13 @@ class MemoryBank:
             )
         return len(sources)
 
-    def tokens(self, row: int) -> Tensor:
-        """(T,) int32, what was read into a row, by place in the document; empty where nobody noted it."""
-        return self._ledgers[row].tokens if self._ledgers else torch.empty(0, dtype=torch.int32)
-
-    def note_tokens(self, row: int, tokens: Tensor) -> None:
-        """Note the (n,) tokens that follow those noted before, so that passages can be shown and reading goes on."""
-        ledger = self._ledgers[row]
-        ledger.tokens = torch.cat([ledger.tokens, tokens.to(torch.int32).cpu()])
-
-    def grow(self, capacity: int) -> None:
-        """Make room for ``capacity`` [tokens] in each row; entries stay as they are. A smaller one changes nothing.
-
-        Raises:
-            UserError: If there is not enough memory, or space on the disk; the bank is then as it was.
-        """
-        grow(self, capacity)
-
-    def only(self, row: int) -> "MemoryBank":
-        """A bank of one row, which is row ``row`` of this one: what is stored in one is stored in both."""
-        return only(self, row)
-
-    def mark(self, row: int) -> Mark:
-        """Where a row is now, for :meth:`go_back`."""
-        return mark(self, row)
-
-    def go_back(self, row: int, to: Mark) -> None:
-        """Take out what was stored in a row since :meth:`mark`; counters keep what they counted."""
-        go_back(self, row, to)
-
     def require_made_with(self, wanted: Mapping[str, str]) -> None:
-        """Check that this bank belongs to a model and a retriever; one that does not say what it belongs to passes.
+        """Check that this bank belongs to a model and a retriever, in all it says about it.
 
         Raises:
             UserError: If it was made with something else.
         """
-        if self.made_with:
-            require_same("memory", self.made_with, wanted)
+        require_same("memory", self.made_with, {k: v for k, v in wanted.items() if k in self.made_with})
 
     def save(self, path: str | Path, **made_with: str) -> Path:
         """Write the bank to a safetensors file, whole or not at all.
@@ -363,7 +347,12 @@ class MemoryBank:
         Args:
             path: The file.
             **made_with: What it belongs to, beside what :attr:`made_with` says; :meth:`open` checks it.
+
+        Raises:
+            UserError: If it cannot be written, or a conversation has its text in it.
         """
+        for row in range(self.rows):
+            self.require_free(row)
         return save_bank(Path(path), self.state_dict(), {**self.made_with, **made_with})
 
     @classmethod
@@ -411,10 +400,11 @@ class MemoryBank:
 
     def _drops(self, ledger: Ledger, count: int) -> Tensor:
         """Which entries have to go so that ``count`` more fit."""
-        if len(ledger) + count <= self.slots:
+        limit = self.capacity // self.chunk_size
+        if len(ledger) + count <= limit:
             return torch.empty(0, dtype=torch.long)
         kept = torch.arange(len(ledger))
-        while len(kept) + count > self.slots:
+        while len(kept) + count > limit:
             held = ledger.entries.take(kept)
             facts = {"counters": held.counters, "scores": held.scores, "lengths": held.lengths}
             facts |= {"ages": ledger.ages[kept], "idle": ledger.idle[kept]}

@@ -38,7 +38,8 @@ def check_insertion(bank: MemoryBank, keys: Tensor, values: Tensor, embeddings: 
             f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: floating-point types. Fix: "
             "convert them."
         )
-    if expected[1] > bank.slots and int((lengths > 0).sum(dim=1).max()) > bank.slots:
+    room = bank.capacity // bank.chunk_size
+    if expected[1] > room and int((lengths > 0).sum(dim=1).max()) > room:
         raise UserError(
             f"bank.insert: a window of {tokens} tokens does not fit into a row of {bank.capacity}. Allowed: a "
             "memory.capacity of at least data.window. Fix: raise --memory.capacity, or lower --data.window."

@@ -173,6 +173,8 @@ class MemLongCLI(LightningCLI):
             return
         if self.subcommand in ("predict", "chat"):
             self._check_answering()
+            if self.trainer.loggers:
+                check_writable(runs_root(self.config[self.subcommand]))
             return
         if self.subcommand == "fit":
             require_gradients(self.model.model.attention, self.trainer.strategy.root_device)
@@ -186,11 +188,10 @@ class MemLongCLI(LightningCLI):
             check_writable(runs_root(self.config[self.subcommand]))
 
     def _check_answering(self) -> None:
-        typed = next((a for a in self._argv if a.startswith("--memory.capacity")), None)
-        allowed = "the capacity in the configuration, which banks are trained with; documents are kept whole"
-        require(
-            typed is None, "memory.capacity", typed, allowed, "give --capacity, the size of the bank that is read into"
-        )
+        typed = any(a.partition("=")[0] == "--memory.capacity" for a in self._argv)
+        value = self._get(self.config_init, "memory").capacity
+        allowed = "that of the configuration, which banks are trained with; here documents are kept whole"
+        require(not typed, "memory.capacity", value, allowed, "give --capacity, the size of the bank that is read into")
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self._evaluates():

@@ -32,12 +32,16 @@ def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
     known = type(config).__dataclass_fields__
     for name in options:
         require(name in known, f"{key}.{name}", options[name], "one of " + ", ".join(known), "correct the name")
-    values = {
-        name: changed(getattr(config, name), value, f"{key}.{name}") if isinstance(value, Mapping)
-        and hasattr(getattr(config, name), "__dataclass_fields__") else value
-        for name, value in options.items()
-    }  # fmt: skip
+    values = {name: _changed_to(getattr(config, name), value, f"{key}.{name}") for name, value in options.items()}
     return replace(config, **values)
+
+
+def _changed_to(before: Any, value: Any, key: str) -> Any:
+    if not hasattr(before, "__dataclass_fields__") or isinstance(value, type(before)):
+        return value
+    allowed = "options of it by name: " + ", ".join(type(before).__dataclass_fields__)
+    require(isinstance(value, Mapping), key, value, allowed, "give {name: ...}, for instance")
+    return changed(before, value, key)
 
 
 @dataclass

@@ -1,17 +1,19 @@
 """Turns of a conversation about what was read: prompts in, text out, with the passages that were retrieved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from lightning_memlong.asking import embed_texts
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import LocalContext, Writer
+from lightning_memlong.progress import deferred_interrupt
 
 if TYPE_CHECKING:
     from lightning_memlong.model import MemLong
@@ -58,7 +60,7 @@ class Conversation:
         self.memory, self._mark = memory, memory.mark(row)
         self.context = LocalContext(model, memory, row, model.window(window))
         self._messages: list[Mapping[str, str]] = []
-        self._shown = ""  # the messages so far, as the chat template writes them
+        self._shown = ""  # what the chat template wrote before the last answer
         self._written = self.context.ids[0]  # (T,), of which the context has not read the last token yet
 
     @property
@@ -85,15 +87,15 @@ class Conversation:
         if len(self._written) and new and new[0] == int(self._written[-1]) and new[0] in tokenizer.all_special_ids:
             new = new[1:]  # the answer before has ended with it
         begin = len(self._written) + len(new)
-        try:
-            found = self.go_on(new, query or asked, **options)
-        except KeyboardInterrupt:  # an answer broken off is one that ends there
-            self._turn_ends(prompt, whole, self.context.ids[0], begin)
-            raise
-        if options.get("return_dict_in_generate"):
+        found, ended = self._go_on(new, query or asked, options)
+        whole_dict = bool(options.get("return_dict_in_generate"))
+        sequences = found.sequences if whole_dict else found
+        self._turn_ends(prompt, whole, self._without_padding(sequences[0], begin), begin)
+        if ended:
+            raise KeyboardInterrupt  # the turn ends where it was; the conversation can go on
+        if whole_dict:
             return found
-        self._turn_ends(prompt, whole, found[0], begin)
-        texts = [tokenizer.decode(row[begin:], skip_special_tokens=True) for row in found]
+        texts = [tokenizer.decode(row[begin:], skip_special_tokens=True) for row in sequences]
         return texts if len(texts) > 1 else texts[0]
 
     def go_on(self, tokens: Sequence[int], query: str, **options: Any) -> Any:
@@ -104,26 +106,64 @@ class Conversation:
             query: Text that retrieves for it.
             **options: See :meth:`MemLong.generate`.
         """
+        found, ended = self._go_on(tokens, query, options)
+        sequences = found.sequences if options.get("return_dict_in_generate") else found
+        self._written = self._without_padding(sequences[0], len(self._written) + len(tokens))
+        if ended:
+            raise KeyboardInterrupt
+        return found
+
+    def _go_on(self, tokens: Sequence[int], query: str, options: dict[str, Any]) -> tuple[Any, bool]:
+        """What was generated, and whether Ctrl-C ended it, between two tokens."""
         model, room = self._model, self.context.window
         allowed = f"from one to {room} tokens, the window"
         fix = "read long texts into memory (model.read) and ask about them, or raise window"
         require(0 < len(tokens) <= room, "prompt", f"{len(tokens)} tokens", allowed, fix)
-        if "stop_strings" in options:
-            options.setdefault("tokenizer", model.retrieval.tokenizer)
+        ids = torch.cat([self._written, torch.tensor(tokens, device=model.device)])[None]
         was_training = model.training
         model.eval()
         try:
-            self.context.ask(embed_texts(model, model.retrieval, [query], model.autocast)[0])
-            ids = torch.cat([self._written, torch.tensor(tokens, device=model.device)])[None]
-            return Writer(model, self.context).generate(ids, use_cache=False, **options)
-        except UserError:
+            with deferred_interrupt() as pressed:
+                self.context.ask(embed_texts(model, model.retrieval, [query], model.autocast)[0])
+                writer = Writer(model, self.context)
+                return writer.generate(ids, **self._options(options, pressed)), pressed()
+        except BaseException as error:
+            read = self.context.ids.shape[1] > len(self._written)
+            self._begin_again()  # a pass may have been broken off in the middle
+            if isinstance(error, ValueError | TypeError) and not isinstance(error, UserError) and not read:
+                told = str(error).splitlines()[0]
+                fix = "Allowed: options of transformers' generate. Fix: correct it."
+                raise UserError(f"generation: {told} {fix}") from error
             raise
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"generation: {str(error).splitlines()[0]} Allowed: options of transformers' generate. Fix: correct it."
-            ) from error
         finally:
             model.train(was_training)
+
+    def _options(self, options: dict[str, Any], pressed: Callable[[], bool]) -> dict[str, Any]:
+        """What transformers' ``generate`` is called with: what was asked for, and an end at Ctrl-C."""
+
+        def interrupted(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            return torch.full((len(ids),), pressed(), device=ids.device)
+
+        options = {"use_cache": False, **options}
+        allowed = "false: the local context is the cache"
+        require(options["use_cache"] is False, "use_cache", options["use_cache"], allowed, "leave it out")
+        if "stop_strings" in options:
+            options.setdefault("tokenizer", self._model.retrieval.tokenizer)
+        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or ()), interrupted])
+        return options
+
+    def _without_padding(self, ids: Tensor, begin: int) -> Tensor:
+        """A text (T,) up to the token that ends it; shorter ones of several are padded."""
+        ends = self._model.backbone.generation_config.eos_token_id  # type: ignore[union-attr]
+        for place in range(begin, len(ids)):
+            if int(ids[place]) in ([ends] if isinstance(ends, int) else ends or []):
+                return ids[: place + 1]
+        return ids
+
+    def _begin_again(self) -> None:
+        """Forget what the context has read; it is read again with the next turn."""
+        self.memory.go_back(self._row, self._mark)
+        self.context = LocalContext(self._model, self.memory, self._row, self.context.window)
 
     def _turn_ends(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
         """Keep what the next turn goes on from; of a text (T,), the answer begins at ``begin``."""
@@ -131,7 +171,7 @@ class Conversation:
         if not isinstance(prompt, str):
             answer = self._model.retrieval.tokenizer.decode(written[begin:], skip_special_tokens=True)
             self._messages += [*prompt, {"role": "assistant", "content": answer}]
-            self._shown = whole + answer
+            self._shown = whole
 
     def _turn(self, prompt: Prompt) -> tuple[str, str, str]:
         """All messages as a chat template writes them, the text that is new, and what of it asks."""
@@ -146,12 +186,32 @@ class Conversation:
         tokenizer = self._model.retrieval.tokenizer
         fix = "give a text, or choose an instruction-tuned backbone"
         require(bool(tokenizer.chat_template), "prompt", "messages", "text: this backbone has no chat template", fix)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        new = whole.removeprefix(self._shown)
-        if not whole.startswith(self._shown):  # a template that writes earlier turns in another way
-            new = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        return whole, new, prompt[-1]["content"]
+        whole = self._templated(messages)
+        return whole, self._new_part(whole, prompt), prompt[-1]["content"]
+
+    def _templated(self, messages: Sequence[Mapping[str, str]], answering: bool = True) -> str:
+        tokenizer = self._model.retrieval.tokenizer
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering))
+
+    def _new_part(self, whole: str, prompt: Sequence[Mapping[str, str]]) -> str:
+        """What of all messages the context has not read: the end of the last answer, and the new ones."""
+        if not self._messages:
+            return whole
+        before, answer = self._templated(self._messages, answering=False), self._messages[-1]["content"].strip()
+        said = before.removeprefix(self._shown)
+        if whole.startswith(before) and before.startswith(self._shown) and answer in said:
+            return said[said.rindex(answer) + len(answer) :] + whole.removeprefix(before)
+        # A template that writes earlier turns in another way than they were said: the new ones by themselves.
+        return self._templated(prompt)
 
     def close(self) -> None:
         """Take out of the bank what this conversation has moved into it."""
         self.memory.go_back(self._row, self._mark)
+
+    def __enter__(self) -> "Conversation":
+        """For ``with``: closed at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See :meth:`close`."""
+        self.close()

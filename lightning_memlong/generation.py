@@ -13,8 +13,8 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 
 from lightning_memlong.asking import retrieve_for
+from lightning_memlong.attention import Memo
 from lightning_memlong.bank import MemoryBank
-from lightning_memlong.bank_room import make_room
 from lightning_memlong.carried import CarriedMemory
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
@@ -64,7 +64,7 @@ class LocalContext:
 
     @property
     def _bank(self) -> MemoryBank:
-        """The row alone; made anew, since the bank may have grown."""
+        """The row alone."""
         return self._memory.only(self._row)
 
     @property
@@ -88,9 +88,13 @@ class LocalContext:
     def _attend_to(self, asking: list[Tensor]) -> None:
         there = self._memory.insertions > 0
         self.retrieved = retrieve_for(self._retrieval, self._bank, asking, count=True) if there else None
-        self._carried = CarriedMemory(backend=self._model.attention)
-        remind(self._model, self._carried, self.retrieved, self.window + 1)
+        self._carry()
         self._note()
+
+    def _carry(self) -> None:
+        """Let the passes that come carry what was retrieved; it is rotated once."""
+        self._carried = CarriedMemory(backend=self._model.attention)
+        remind(self._model, self._carried, self.retrieved, self.window)
 
     def _note(self) -> None:
         """Keep where what was retrieved stands."""
@@ -175,40 +179,38 @@ class LocalContext:
             self._repeat(order)
 
     def _begin_again(self, ids: Tensor) -> None:
-        """Read a text from its beginning: the best beam may be one that was left behind.
+        """Read texts from their beginning: the best beam may be one that was left behind.
 
         Raises:
-            UserError: If its beginning is not in the local context any more.
+            UserError: If their beginning is not in the local context any more.
         """
-        if self.moved or len(ids) > 1:
+        if self.moved:
             raise UserError("prompt: it does not go on from the text before. Fix: begin a new conversation.")
         self.ids, self._cache, self._embedded, self._hidden = ids[:, :0], LocalCache(self._model), [], []
-        if self.retrieved is not None:
-            self._repeat(torch.zeros(1, dtype=torch.long))
+        self._repeat(torch.zeros(len(ids), dtype=torch.long))
 
     def _repeat(self, order: Tensor) -> None:
-        if self.retrieved is not None:
-            r = self.retrieved
-            order = order.cpu()
-            device = order.to(r.mask.device)
-            self.retrieved = Retrieved(
-                r.keys.index_select(-4, device), r.values.index_select(-4, device), r.mask[device],
-                r.scores[order], r.entries[order], r.positions[order],
-            )  # fmt: skip
-            self._carried = CarriedMemory(backend=self._model.attention)
-            remind(self._model, self._carried, self.retrieved, self.window + 1)
+        """Let sequences have what those of ``order`` (B,) retrieved."""
+        if (r := self.retrieved) is None:
+            return
+        order = order.cpu()
+        there = order.to(r.mask.device)
+        self.retrieved = Retrieved(
+            r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
+            r.scores[order], r.entries[order], r.positions[order],
+        )  # fmt: skip
+        self._carry()
 
     def _run(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, hidden size) of the next tokens, which the cache then holds."""
         model, first = self._model, self.ids.shape[1] == 0
         prefix = int(first and model.bos is not None)
-        self.ids = torch.cat([self.ids, tokens], dim=1)
-        if prefix:
-            tokens = F.pad(tokens, (1, 0), value=model.bos)
+        fed = F.pad(tokens, (1, 0), value=model.bos) if prefix else tokens
         carried = self._carried
-        carried.prefix, carried.hidden = prefix, None
+        carried.prefix, carried.hidden, carried.memo = prefix, None, Memo()  # masks are those of a pass
         with model.autocast():
-            hidden = model.decode(tokens, carried, self._cache.of_backbone)
+            hidden = model.decode(fed, carried, self._cache.of_backbone)
+        self.ids = torch.cat([self.ids, tokens], dim=1)
         if isinstance(self._retrieval.retriever, HiddenRetriever):
             assert carried.hidden is not None
             self._hidden.append(carried.hidden[:, prefix:])
@@ -243,10 +245,10 @@ class LocalContext:
         lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]
         lengths[0, 0] -= kept
         starts[0, 0] += kept
-        make_room(self._memory, self._row, count)
-        self._bank.insert(keys, values, embeddings, lengths, self.origin + starts)
-        if len(self._bank.tokens(0)) == self.origin + self.moved:  # else nobody noted what was read
-            self._bank.note_tokens(0, self.ids[0, self.moved : self.moved + half])
+        self._memory.lend(self._row, id(self))
+        self._memory.make_room(self._row, count)  # what was read is not to make way for what is said about it
+        self._bank.insert(keys, values, embeddings, lengths, self.origin + starts, evict=False)
+        self._bank.note_tokens(0, self.ids[0, self.moved : self.moved + half], self.origin + self.moved)
 
 
 class Writer(GenerationMixin):

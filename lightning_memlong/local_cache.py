@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lightning_memlong.errors import UserError
 from lightning_memlong.passes import unrotated
 
 if TYPE_CHECKING:
@@ -22,9 +23,18 @@ class LocalCache:
 
     Args:
         model: Whose keys and values.
+
+    Raises:
+        UserError: If keys of one of its layers cannot be turned, so that nothing could be taken out.
     """
 
     def __init__(self, model: "MemLong") -> None:
+        unknown = sorted(set(range(model.config.num_hidden_layers)) - model.rotary.recognised)
+        if unknown:
+            raise UserError(
+                f"model.backbone: keys of layers {unknown} of {type(model.backbone).__name__} cannot be rotated back "
+                "by its rotary tables. Allowed: backbones whose keys can. Fix: choose another for writing."
+            )
         self._model = model
         self.of_backbone = DynamicCache()
         """What the decoder is given."""

@@ -7,10 +7,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from lightning_memlong.bank import MemoryBank
-from lightning_memlong.bank_room import SPARE, make_room
+from lightning_memlong.bank_room import SPARE
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.identity import weights_digest
@@ -48,6 +47,7 @@ class LongText:
         """
         allowed = "previous: text that is being written cannot be asked with"
         require(config.query != "current", "memory.query", config.query, allowed, "leave it out")
+        require(config.enabled, "memory.enabled", False, "true: what is read goes there", "set it to true")
         self._settings = config, tokenizer
         self._retrieval = None if retriever is None else Retrieval(config, retriever, tokenizer)
 
@@ -79,7 +79,7 @@ class LongText:
         model, config = self._model, self.retrieval.config
         retriever = f"{config.retriever.name} {config.retriever.prompt}".strip()
         return {
-            "backbone": weights_digest(model),
+            "weights": weights_digest(model),
             "source": f"{model.source} of layers {model.stored_layers}",
             "retriever": retriever,
             "chunk_size": str(config.chunk_size),
@@ -92,15 +92,16 @@ class LongText:
             wanted: None: 2,048, or as many whole chunks as the backbone has positions for.
 
         Raises:
-            UserError: If it is not a whole number of chunks, at least two.
+            UserError: If it is not a whole number of chunks, at least two, for which the backbone has positions.
         """
         chunk = self.retrieval.config.chunk_size
+        # A first token stands before it.
+        most = (int(getattr(self._model.config, "max_position_embeddings", None) or 2**31) - 1) // chunk * chunk
         if wanted is None:
-            most = int(getattr(self._model.config, "max_position_embeddings", None) or WINDOW)
-            wanted = max(2, min(WINDOW, most - 1) // chunk) * chunk
-        ok = wanted >= 2 * chunk and wanted % chunk == 0
-        allowed = f"a multiple of memory.chunk_size={chunk}, at least two chunks"
-        require(ok, "window", wanted, allowed, f"use {max(2, round(wanted / chunk)) * chunk}")
+            wanted = max(2 * chunk, min(WINDOW // chunk * chunk, most))
+        ok = 2 * chunk <= wanted <= most and wanted % chunk == 0
+        allowed = f"a multiple of memory.chunk_size={chunk} from two chunks to the backbone's {most} positions"
+        require(ok, "window", wanted, allowed, f"use {min(most, max(2, round(wanted / chunk)) * chunk)}")
         return wanted
 
     # ---- reading ------------------------------------------------------------------------------------------
@@ -121,8 +122,9 @@ class LongText:
 
         Args:
             text: A text; or several, each read into a row of its own, side by side.
-            memory: A bank to go on with: if what it holds is the beginning of the text, the rest is read; else the text
-                is read after what it holds. None: a new one.
+            memory: A bank to go on with: if what it holds is the beginning of the text, the rest is read (and its last
+                chunk again, if the text goes on in mid-token); else the text is read after what it holds. None: a new
+                one.
             window: Tokens read at once [tokens]; None: see :meth:`window`.
             capacity: Size of a new bank's row [tokens], which then evicts by ``memory.policy``, and whose windows
                 retrieve as in training so that it knows what is used. None: all that is read is kept.
@@ -151,12 +153,16 @@ class LongText:
         require(ok, "capacity", capacity, allowed, "raise it, or lower the window")
         bank = self._new_bank(len(tokens), tokens, capacity) if memory is None else memory
         self.check(bank, len(tokens))
+        allowed = f"null, or {bank.capacity}: the bank is there already"
+        require(capacity in (None, bank.capacity), "capacity", capacity, allowed, "leave it out, or begin a new bank")
+        for row in range(bank.rows):
+            bank.require_free(row)
         stretches = [_rest(bank, row, t) for row, t in enumerate(tokens)]
         if not any(len(s.tokens) > s.known for s in stretches):
             return bank
         keeps = bank.keeps_everything
-        for row, stretch in enumerate(stretches):
-            make_room(bank, row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
+        for row, stretch in enumerate(stretches if keeps else ()):
+            bank.make_room(row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
         total = sum(len(s.tokens) - s.known for s in stretches)
         was_training, done = model.training, 0
         model.eval()
@@ -180,11 +186,11 @@ class LongText:
     def has_read(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
         """Whether what a row of a bank was made of is exactly a text."""
         tokens = self._tokens(text, row)
-        return _begun(memory, row, tokens) and int(memory.ends()[row]) == len(tokens)
+        return _begun(memory, row, tokens) == int(memory.ends()[row]) == len(tokens)
 
     def holds_beginning(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
         """Whether what a row of a bank was made of is the beginning of a text, or all of it."""
-        return _begun(memory, row, self._tokens(text, row))
+        return _begun(memory, row, self._tokens(text, row)) is not None
 
     def _tokens(self, text: str, row: int) -> np.ndarray:
         found = f"text {row + 1} of several" if row else "text"
@@ -267,22 +273,32 @@ class LongText:
         Raises:
             UserError: For an empty prompt, one that does not fit the window, or a bank made with something else.
         """
-        conversation = self.converse(memory, row=row, window=window)
-        try:
+        with self.converse(memory, row=row, window=window) as conversation:
             return conversation.say(prompt, query=query, **options)
-        finally:
-            conversation.close()
 
 
-def _begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> bool:
-    held, end = bank.tokens(row), int(bank.ends()[row])
-    return len(held) == end <= len(tokens) and torch.equal(held, torch.from_numpy(tokens[:end].astype(np.int32)))
+SEAM = 8
+"""Last tokens of a text that may become others when it goes on."""
+
+
+def _begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> int | None:
+    """How many tokens a bank's row and a text begin with in common, if what the row holds is the text's beginning."""
+    held, end = bank.tokens(row).numpy(), int(bank.ends()[row])
+    if len(held) != end:
+        return None
+    both = min(end, len(tokens))
+    differ = np.flatnonzero(held[:both] != tokens[:both])
+    common = int(differ[0]) if len(differ) else both
+    return common if common == end or (end > SEAM and common >= end - SEAM) else None
 
 
 def _rest(bank: MemoryBank, row: int, tokens: np.ndarray) -> Stretch:
     """What of a text is still to be read into a row."""
     end = int(bank.ends()[row])
-    if not _begun(bank, row, tokens):
+    common = _begun(bank, row, tokens)
+    if common is None:
         return Stretch(tokens, end)
+    if common < end:
+        end = bank.cut(row, common)
     known = bank.chunk_size if end >= bank.chunk_size else 0
     return Stretch(tokens[end - known :], end - known, known)

@@ -1,5 +1,6 @@
 """Models ready to read and write, from a checkpoint, an exported folder or any backbone."""
 
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from lightning_memlong.backbones import first_token, load_tokenizer
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig, changed, require
+from lightning_memlong.errors import UserError
 from lightning_memlong.exported import exported_memory, exported_settings
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ def from_pretrained(
     Raises:
         UserError: If it cannot be loaded, its gates were trained for other layers, or settings cannot be used.
     """
+    known = set(inspect.signature(cls.__init__).parameters) - {"self", "backbone"}
+    for name, value in settings.items():
+        require(name in known, name, value, "settings of MemLong: " + ", ".join(sorted(known)), "correct the name")
     if (checkpoint := _checkpoint_of(Path(where))) is not None:
-        model, stored = _from_checkpoint(cls, checkpoint, settings)
+        model, stored = _from_checkpoint(checkpoint, settings, memory is not None)
     else:
         model, stored = _from_folder(cls, where, settings)
     chosen = memory if isinstance(memory, MemoryConfig) else changed(memory_settings(stored), memory or {}, "memory")
@@ -38,23 +43,44 @@ def from_pretrained(
 
 
 def _checkpoint_of(path: Path) -> Path | None:
+    """The checkpoint a path means: itself, or the newest of a run folder."""
     if path.suffix == ".ckpt":
         return path
-    return path / "checkpoints" / "last.ckpt" if (path / "checkpoints").is_dir() else None
+    folder = path / "checkpoints"
+    newest = max(folder.glob("last*.ckpt"), key=lambda f: f.stat().st_mtime, default=folder / "last.ckpt")
+    return newest if folder.is_dir() else None
 
 
-def _from_checkpoint(cls: "type[MemLong]", file: Path, settings: dict[str, Any]) -> "tuple[MemLong, Mapping[str, Any]]":
+def _from_checkpoint(file: Path, settings: dict[str, Any], memory: bool) -> "tuple[MemLong, Mapping[str, Any]]":
     from lightning_memlong.module import MemLongModule  # they bring Lightning, which nothing else here needs
     from lightning_memlong.stored import load_weights, read_checkpoint, stored_settings
 
     stored = stored_settings(read_checkpoint(file, str(file)))
-    options = {**stored, **settings}
-    options["tuning"] = TuningConfig(**options.get("tuning", {}))
-    module = MemLongModule(**options)
+    stored["tuning"] = TuningConfig(**stored.get("tuning", {}))
+    if "bos" in settings:
+        settings = {**settings, "prepend_bos": False if settings["bos"] is None else settings["bos"]}
+        del settings["bos"]
+    module = MemLongModule(**{**stored, **settings})
     load_weights(module, str(file), complete=True)
-    config = file.parents[1] / "config.yaml"
-    run = yaml.safe_load(config.read_text()) if config.is_file() else {}
-    return module.model, run.get("memory") or {}
+    return module.model, _memory_of_run(file, memory)
+
+
+def _memory_of_run(file: Path, given: bool) -> Mapping[str, Any]:
+    """The memory settings of the run a checkpoint lies in; where it lies in none, those that were given must do.
+
+    Raises:
+        UserError: If they are not there, and none were given.
+    """
+    config = file.absolute().parents[1] / "config.yaml"
+    try:
+        return dict(yaml.safe_load(config.read_text())["memory"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        if given:
+            return {}
+        raise UserError(
+            f"memory: the settings of the run are not in {config} ({type(error).__name__}). Allowed: a checkpoint in "
+            "its run folder, or any with settings of the memory. Fix: give memory={'chunk_size': ...}."
+        ) from error
 
 
 def _from_folder(cls: "type[MemLong]", where: str, settings: dict[str, Any]) -> "tuple[MemLong, Mapping[str, Any]]":

@@ -76,7 +76,7 @@ def read_windows(
     for start in windows.offsets(max(len(s.tokens) for s in stretches)):
         batch = _batch(windows, stretches, start, size)
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        sink = sink_before(model, retrieval.tokenizer) if start == 0 or stride == window else None
+        sink = sink_before(model, retrieval.tokenizer, start, window, size)
         memory = retrieval.retrieve(bank, batch) if retrieve else None
         with autocast():
             found = model.capture(batch["input_ids"], memory, sink, hidden_wanted)
@@ -86,12 +86,27 @@ def read_windows(
         for row, (stretch, count) in enumerate(zip(stretches, new, strict=True)):
             if count:
                 end = start + int(batch["length"][row])
-                bank.note_tokens(row, torch.from_numpy(stretch.tokens[end - count : end].astype(np.int32)))
+                new_ones = torch.from_numpy(stretch.tokens[end - count : end].astype(np.int32))
+                bank.note_tokens(row, new_ones, stretch.offset + end - count)
         yield sum(new)
 
 
-def sink_before(model: "MemLong", tokenizer: Any) -> int | None:
-    """What stands before a window that begins a text: the first token a text has, else the last one; else nothing."""
+def sink_before(model: "MemLong", tokenizer: Any, offset: int, window: int, chunk_size: int) -> int | None:
+    """What stands before a window: the model's own first token; or, where no context does, a first token.
+
+    Args:
+        model: Who reads.
+        tokenizer: Its backbone's.
+        offset: Where the window begins in what is read [tokens].
+        window: Tokens of it.
+        chunk_size: Tokens of a chunk.
+    """
+    alone = offset == 0 or reading_stride(window, chunk_size) == window
+    return first_of_all(model, tokenizer) if alone else model.bos
+
+
+def first_of_all(model: "MemLong", tokenizer: Any) -> int | None:
+    """The token a text begins with: the model's own, the tokenizer's first or last one; None where it names none."""
     named = (model.bos, tokenizer.bos_token_id, tokenizer.eos_token_id)
     return next((token for token in named if token is not None), None)
 
@@ -102,7 +117,8 @@ def _batch(windows: Windows, stretches: Sequence[Stretch], start: int, size: int
     places = [Place(row, start, tokens) if len(tokens) else None for row, tokens in enumerate(cut)]
     batch = windows.batch(places)
     longest = -(-max(map(len, cut)) // size) * size
-    batch["input_ids"], batch["labels"] = batch["input_ids"][:, :longest], batch["labels"][:, :longest]
+    batch["input_ids"] = batch["input_ids"][:, :longest]
+    del batch["labels"]  # nothing is scored
     batch["offset"] = torch.tensor([s.offset + start for s in stretches])
     overlap = windows.window - windows.stride
     known = [min(s.known if start == 0 else overlap, len(c)) for s, c in zip(stretches, cut, strict=True)]

@@ -179,7 +179,7 @@ class Retrieval:
             assert hidden is not None
             return pooled(hidden, self._chunks(batch)[1], size)
         rows, tokens = batch["input_ids"].shape
-        chunks = batch["input_ids"].cpu().view(rows * tokens // size, size)
+        chunks = batch["input_ids"].cpu().reshape(rows * tokens // size, size)
         lengths = self._chunks(batch)[1].flatten()
         which = (lengths > 0) if wanted is None else wanted.flatten()
         embeddings = torch.zeros(len(chunks), self.retriever.size)

@@ -92,6 +92,11 @@ class Rotary:
             best = min(errors, key=errors.__getitem__)
             if errors[best] < 0.1:  # rounding of bfloat16 makes 0.01, a wrong table about 1
                 self._layer_table[layer] = best
+        return self.recognised
+
+    @property
+    def recognised(self) -> set[int]:
+        """Layers whose table is known."""
         return set(self._layer_table)
 
     def _spread(self, rotated: Tensor, table: str) -> float:

@@ -50,10 +50,9 @@ def talk(
                     out.print(passage.text, markup=False, highlight=False)
             elif typed.startswith("/"):
                 out.print(HELP, markup=False, highlight=False)
-            elif typed:
-                _answer(model, conversation, typed, streamer, options)
+            elif typed and _answer(model, conversation, typed, streamer, options):
                 show_passages(conversation.passages, whole)
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         out.print()
     finally:
         conversation.close()
@@ -61,10 +60,14 @@ def talk(
 
 def _answer(
     model: MemLong, conversation: Conversation, typed: str, streamer: TextStreamer, options: dict[str, Any]
-) -> None:
+) -> bool:
+    """Write an answer; whether there is one, whole or broken off."""
     try:
         conversation.say(as_prompt(model, typed, None), streamer=streamer, **options)
     except KeyboardInterrupt:
-        streamer.end()
+        console().print("(broken off)", style="dim")
     except UserError as error:
+        streamer.end()  # it waits for the rest of an answer
         console().print(f"{error}", markup=False, highlight=False)
+        return False
+    return True

@@ -1,6 +1,7 @@
 """Lightning's Trainer with our subcommands; each is a method, as ``fit`` and ``test`` are."""
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,27 @@ class Trainer(L.Trainer):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         ok = bool(prompts) and all(p.strip() for p in prompts)
         require(ok, "prompt", prompt, "a text, or a list of texts", 'give --prompt "..."')
-        found = documents(datamodule)
+        several = documents(datamodule)
+        first, second = next(several), next(several, None)
         one = "null for several documents: a file holds the bank of one"
-        require(bank is None or len(found) == 1, "bank", bank, one, "leave it out, or give --data.path one file")
+        require(bank is None or second is None, "bank", bank, one, "leave it out, or give --data.path one file")
         reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path("answers")
-        library = Library(reader, bank, capacity, datamodule.window, folder / "bank.safetensors")
+        note_settings(self, model)
+        keep = folder / "bank.safetensors" if second is None else None
+        library = Library(reader, bank, capacity, datamodule.window, keep)
         options = {"max_new_tokens": max_new_tokens, **generation}
         given: list[Answer] = []
-        for document in found:
-            memory = library.bank(*document)
-            for answer in answers(reader, document, memory, prompts, chat, datamodule.window, options):
-                show(answer)
-                given.append(answer)
-        note_settings(self, model)
-        say(f"Written: {write(folder, given)}, answers.jsonl")
+        say(f"Answers, as they come: {folder / 'answers.md'}, answers.jsonl", flush=True)
+        try:
+            for document in chain([first], [second] if second else [], several):
+                memory = library.bank(*document)
+                for answer in answers(reader, document, memory, prompts, chat, datamodule.window, options):
+                    show(answer)
+                    write(folder, answer)
+                    given.append(answer)
+        except KeyboardInterrupt:
+            say("\nInterrupted. The answers so far are kept.")
+            raise SystemExit(130) from None
         if library.problem is not None:
             raise library.problem
         return given
@@ -115,9 +123,10 @@ class Trainer(L.Trainer):
             generation: Further options of transformers' generate, such as {do_sample: true, temperature: 0.7}.
         """
         found = documents(datamodule)
-        require(len(found) == 1, "data.path", datamodule.path, "one document", "name one file")
-        reader = ready(self, model, ckpt_path)
-        memory = Library(reader, bank, capacity, datamodule.window).bank(*found[0])
+        book = next(found)
+        require(next(found, None) is None, "data.path", datamodule.path, "one document", "name one file")
+        reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path()
+        memory = Library(reader, bank, capacity, datamodule.window, folder / "bank.safetensors").bank(*book)
         talk(reader, memory, datamodule.window, {"max_new_tokens": max_new_tokens, **generation})
 
     def layers(

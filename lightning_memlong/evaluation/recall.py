@@ -196,7 +196,7 @@ def _write(
     size = bank.chunk_size
     padded = torch.nn.functional.pad(ids, (0, -ids.shape[1] % size))
     with subject.autocast():
-        sink = None if offset else sink_before(subject.model, subject.tokenizer)
+        sink = sink_before(subject.model, subject.tokenizer, offset, window, size)
         found = subject.model.capture(padded, bos=sink, hidden=True)
         keys, values = found["keys"][..., 0, :, :, :], found["values"][..., 0, :, :, :]
     positions = torch.arange(offset, end, size)

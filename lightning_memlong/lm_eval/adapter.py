@@ -16,7 +16,7 @@ from lightning_memlong.conversation import Conversation
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import LocalContext
 from lightning_memlong.model import MemLong
-from lightning_memlong.reading import sink_before
+from lightning_memlong.reading import first_of_all
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -66,12 +66,7 @@ class MemLongLM(TemplateLM):
         memory = {k: options.pop(k) for k in list(options) if k in MemoryConfig.__dataclass_fields__}
         if isinstance(memory.get("retriever"), str):
             memory["retriever"] = RetrieverConfig(memory["retriever"])
-        try:
-            model = MemLong.from_pretrained(str(pretrained), memory, **options)
-        except TypeError as error:  # an option of neither
-            raise UserError(
-                f"model_args: {error}. Allowed: settings of MemLong and of its memory. Fix: correct it."
-            ) from error
+        model = MemLong.from_pretrained(str(pretrained), memory, **options)
         self._device = torch.device(device or "cuda")
         if self._device.type == "cuda" and not torch.cuda.is_available():  # lm-eval's default, wherever it runs
             log.info("no CUDA device: computing on the CPU")
@@ -90,7 +85,7 @@ class MemLongLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token a text begins with."""
-        token = sink_before(self.model, self.tokenizer)
+        token = first_of_all(self.model, self.tokenizer)
         allowed = "a backbone whose tokenizer names a first or a last token"
         require(token is not None, "pretrained", self.model.name, allowed, "choose another")
         return int(token)  # type: ignore[arg-type]
@@ -127,11 +122,9 @@ class MemLongLM(TemplateLM):
                 f"less than {self.window}",
                 "raise window",
             )
-            before = before[before[:1] == [self.model.bos] :]  # which stands there by itself
             with self._behind(before, self.window - len(scored)) as (bank, local):
-                conversation = Conversation(self.model, bank, window=self.window)
-                losses, likeliest = self._score(conversation.context, local, scored)
-                conversation.close()
+                with Conversation(self.model, bank, window=self.window) as conversation:
+                    losses, likeliest = self._score(conversation.context, local, scored)
             scores.append((-float(losses.sum()), bool(likeliest.all())))
             self.cache_hook.add_partial("loglikelihood", (context, continuation), scores[-1])
         return scores
@@ -167,10 +160,14 @@ class MemLongLM(TemplateLM):
             options["max_new_tokens"] = int(options.pop("max_gen_toks", self.max_gen_toks))
             if stops:
                 options["stop_strings"] = stops
-            with self._behind(self.tok_encode(context) or [self.prefix_token_id], self.window) as (bank, local):
-                conversation = Conversation(self.model, bank, window=self.window)
-                ids = conversation.go_on(local, self._question(local), **options)
-                conversation.close()
+            # Greedy unless a task asks for sampling, whatever the backbone's own settings are.
+            if not float(options.get("temperature") or 0.0):
+                options = {**options, "do_sample": False}
+                options.pop("temperature", None)
+            with self._behind(self.tok_encode(context), self.window) as (bank, local):
+                local = local or [self.prefix_token_id]
+                with Conversation(self.model, bank, window=self.window) as conversation:
+                    ids = conversation.go_on(local, self._question(local), **options)
             text = self.tokenizer.decode(ids[0, len(local) :], skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0]
@@ -186,6 +183,8 @@ class MemLongLM(TemplateLM):
 
         Many requests share a context: the bank of the last one is kept.
         """
+        if list(tokens[:1]) == [self.model.bos]:
+            tokens = tokens[1:]  # it stands there by itself
         cut = max(0, len(tokens) - room)
         cut = -(-cut // self.model.retrieval.config.chunk_size) * self.model.retrieval.config.chunk_size
         cut = cut if cut < len(tokens) else max(0, len(tokens) - room)

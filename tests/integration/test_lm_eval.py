@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from lightning_memlong.generation import LocalContext  # noqa: E402
 from lightning_memlong.lm_eval import MemLongLM  # noqa: E402
 
 TASK = """
@@ -99,8 +100,25 @@ def test_what_does_not_fit_the_window_is_read_into_memory(backbone: Path) -> Non
         logits = mine.model(torch.tensor([[*local, *scored]]), memory=memory).logits[0, len(local) - 1 : -1]
     wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(scored), reduction="sum")
     assert scores[0] == pytest.approx(-float(wanted), rel=1e-4)
-    text = requests("loglikelihood_rolling", ("kan lor mis tur " * 40,))
-    assert -20 * 640 < mine.loglikelihood_rolling(text)[0] < 0
+    text = "kan lor mis tur " * 40
+    context = LocalContext(mine.model, mine.model.retrieval.new_bank(1, 0), 0, 128)
+    ids, total = [mine.prefix_token_id], 0.0
+    for token in mine.tok_encode(text):
+        total += float(context.logits(torch.tensor([ids]))[0, 0].log_softmax(-1)[token])
+        ids.append(token)
+    assert context.moved > 0
+    found = mine.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
+    assert found[0] == pytest.approx(total, rel=1e-4)
+
+
+def test_it_writes_the_likeliest_whatever_the_backbone_says(backbone: Path) -> None:
+    mine = ours(backbone)
+    asked = requests("generate_until", ("kan lor", {"until": ["\n\n"], "max_gen_toks": 12}))
+    greedy = mine.generate_until(asked)
+    mine.model.backbone.generation_config.do_sample = True
+    assert mine.generate_until(asked) == mine.generate_until(asked) == greedy
+    sampled = requests("generate_until", ("kan lor", {"do_sample": True, "temperature": 5.0, "max_gen_toks": 12}))
+    assert mine.generate_until(sampled) != greedy
 
 
 def test_a_first_token_is_there_once(backbone: Path) -> None:
@@ -139,7 +157,7 @@ def test_a_local_task_through_the_command_line(backbone: Path, tasks: Path) -> N
 def test_mistakes_are_told(backbone: Path) -> None:
     for options, message in (
         ({"batch_size": 8}, "batch_size=8.*one after the other"),
-        ({"topk": 3}, "model_args: .*topk"),
+        ({"topk": 3}, "topk=3.*memory_layer"),
         ({"window": 100}, "window=100"),
         ({"top_k": 0}, "memory.top_k=0"),
     ):

@@ -156,6 +156,79 @@ def test_a_conversation_goes_on(model: MemLong, book: str) -> None:
     again.close()
 
 
+def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = model.read(book, window=64, progress=False)
+    options = {"max_new_tokens": 30, "min_new_tokens": 30}
+    with model.converse(bank, window=64) as talk:
+        first = talk.say("kan lor", **options)
+    for refused in ({"num_beams": 2, "max_new_tokens": 90, "min_new_tokens": 90}, {"temprature": 2}):
+        with model.converse(bank, window=64) as talk:
+            assert talk.say("kan lor", **options) == first
+            with pytest.raises(UserError):
+                talk.say(" rax sin", **refused)
+            talk.say(" mis tur", **options)
+            text = model.retrieval.tokenizer.decode(talk.context.ids[0])
+            assert text.startswith(f"kan lor{first} mis tur"), "read anew, without the turn that failed"
+                "read anew, with what the new question retrieved"
+            )
+    assert len(bank.tokens(0)) == len(book)
+
+    def broken(self: Any, ids: Any, last: int = 1) -> Any:
+        raise KeyboardInterrupt
+
+    with model.converse(bank, window=64) as talk:
+        assert talk.say("kan lor", **options) == first
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("lightning_memlong.generation.LocalContext.logits", broken)
+            talk.say(" rax sin", **options)
+        assert talk.context.ids.shape[1] == 0 and len(talk.say(" mis tur", **options)) > 0
+
+
+def test_beams_and_samples_turn_after_turn(model: MemLong, book: str) -> None:
+    bank = model.read(book, window=64, progress=False)
+    for options in ({"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}):
+        with model.converse(bank, window=128) as talk:
+            for question in ("kan lor", " mis tur", " rax sin"):
+                talk.say(question, max_new_tokens=20, min_new_tokens=3, **options)
+            found = talk.say(" rax", max_new_tokens=5, min_new_tokens=5, return_dict_in_generate=True)
+            assert found.sequences.shape[0] == 1
+            assert talk.say("kan", max_new_tokens=3) is not None
+            with pytest.raises(UserError, match="one sequence"):
+                talk.say("mis", max_new_tokens=128, min_new_tokens=128, num_beams=2)
+
+
+@pytest.mark.parametrize("how", [{"dtype": "int8"}, {"storage": "host"}, {"storage": "disk"}, {"capacity": 512}])
+def test_conversations_on_any_bank(byte_backbone: Path, book: str, how: dict[str, Any]) -> None:
+    capacity = {"capacity": how.pop("capacity")} if "capacity" in how else {}
+    model = MemLong.from_pretrained(byte_backbone, SETTINGS | how, memory_layer=1)
+    bank = model.read([book, book[:900]], window=64, progress=False, **capacity)
+    kept = [bank.entries(row).positions.clone() for row in (0, 1)]
+    with model.converse(bank, row=1, window=64) as talk:
+        texts = [talk.say(q, max_new_tokens=60, min_new_tokens=60) for q in ("kan lor", " mis tur", " rax sin")]
+        assert talk.context.moved >= 96 and len(bank.entries(1)) > len(kept[1])
+        with pytest.raises(UserError, match="open conversation"):
+            model.read(["more", "more"], bank, progress=False)
+        again = model.converse(bank, row=1, window=64)
+        again.say("kan lor", max_new_tokens=20)
+        with pytest.raises(UserError, match="open conversation"):
+            again.say(" mis tur", max_new_tokens=60, min_new_tokens=60)
+    assert all(torch.equal(bank.entries(row).positions, kept[row]) for row in (0, 1))
+    evicted = bank.evictions
+    with model.converse(bank, row=1, window=64) as talk:
+        assert [talk.say(q, max_new_tokens=60, min_new_tokens=60) for q in ("kan lor", " mis tur", " rax sin")] == texts
+    assert bank.evictions == evicted, "what was read does not make way for what is said about it"
+
+
+def test_a_text_that_goes_on_in_mid_token_is_read_once(model: MemLong, book: str) -> None:
+    bank = model.read(book[:1000], window=64, progress=False)
+    other = book[:997] + "XYZ and on " * 30
+    model.read(other, bank, window=64, progress=False)
+    whole = model.read(other, window=64, progress=False)
+    assert torch.equal(bank.tokens(0), whole.tokens(0))
+    for name in ("positions", "lengths", "embeddings"):
+        assert torch.equal(getattr(bank.entries(0), name), getattr(whole.entries(0), name)), name
+
+
 def test_messages_are_written_by_the_chat_template(byte_backbone: Path) -> None:
     model = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
     tokenizer = model.retrieval.tokenizer
@@ -170,6 +243,14 @@ def test_messages_are_written_by_the_chat_template(byte_backbone: Path) -> None:
     talk.say([{"role": "user", "content": "lor"}], max_new_tokens=5, min_new_tokens=5)
     written = tokenizer.decode(talk.context.ids[0])
     assert written.startswith(f"[user]kan[end][assistant]{first}[end][user]lor[end][assistant]")
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content.strip()")
+    trimming = model.converse(window=128)
+    letters = tokenizer("ab ")["input_ids"]
+    plain = {"prefix_allowed_tokens_fn": lambda *_: letters, "do_sample": True, "max_new_tokens": 9}
+    first = trimming.say([{"role": "user", "content": "kan"}], **plain)
+    trimming.say([{"role": "user", "content": "lor"}], max_new_tokens=5, min_new_tokens=5)
+    written = tokenizer.decode(trimming.context.ids[0])
+    assert written.startswith(f"[user]kan[end][assistant]{first}[end][user]lor[end][assistant]"), first
 
 
 @pytest.mark.parametrize("retriever", ["hidden", "bm25", "hashing"])
@@ -234,7 +315,7 @@ def test_bad_input_is_told(model: MemLong, byte_backbone: Path, book: str, tmp_p
     tuned = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
     with torch.no_grad():
         tuned.backbone.get_decoder().layers[3].self_attn.k_proj.weight += 0.01
-    with pytest.raises(UserError, match="backbone is .* there and .* here"):
+    with pytest.raises(UserError, match="weights is .* there and .* here"):
         tuned.generate("kan", bank)
     with pytest.raises(UserError, match="from_pretrained"):
         MemLong(str(byte_backbone), memory_layer=1).read("kan")

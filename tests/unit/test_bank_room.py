@@ -21,7 +21,7 @@ def fill(bank: MemoryBank, chunks: int, seed: int = 0) -> None:
     positions = bank.ends()[:, None] + torch.arange(chunks) * CHUNK
     bank.insert(keys, 2 * keys, embeddings, torch.full((rows, chunks), CHUNK), positions)
     for row in range(rows):
-        bank.note_tokens(row, torch.arange(chunks * CHUNK) + 100 * row)
+        bank.note_tokens(row, torch.arange(chunks * CHUNK) + 100 * row, int(positions[row, 0]))
 
 
 def held(bank: MemoryBank, row: int) -> tuple[Tensor, Tensor]:
@@ -72,6 +72,57 @@ def test_a_row_alone_shares_what_is_stored() -> None:
     assert len(bank.entries(1)) == 5 and torch.equal(held(alone, 0)[0], held(bank, 1)[0])
     assert torch.equal(held(bank, 0)[0], others[0]) and torch.equal(held(bank, 2)[0], others[1])
     assert bank.tokens(1).tolist() == [*range(100, 112), *range(8)]
+
+
+def test_a_row_of_an_empty_bank_and_one_that_grows_meanwhile() -> None:
+    bank = MemoryBank(3, 4 * CHUNK, CHUNK, policy="none")
+    alone = bank.only(2)
+    fill(alone, 2)
+    assert [len(bank.entries(row)) for row in range(3)] == [0, 0, 2] and bank.insertions == alone.insertions == 2
+    before = held(bank, 2)[0]
+    bank.grow(9 * CHUNK)
+    fill(alone, 5, 1)
+    assert torch.equal(held(alone, 0)[0][..., : 2 * CHUNK, :], before) and len(bank.entries(2)) == 7
+    fill(bank.only(1), 1, 2)
+    assert torch.equal(held(alone, 0)[0], held(bank, 2)[0]) and bank.stats()["entries"] == 8
+
+
+def test_room_beyond_the_capacity_is_lent_and_given_back() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK, policy="fifo")
+    fill(bank, 8)
+    before = held(bank, 0)
+    mark = bank.mark(0)
+    bank.make_room(0, 3)
+    keys = torch.randn(2, 1, 2, 3 * CHUNK, 3)
+    new = {"lengths": torch.full((1, 3), CHUNK), "positions": torch.tensor([[32, 36, 40]])}
+    bank.insert(keys, keys, torch.nn.functional.normalize(torch.randn(1, 3, 5), dim=-1), **new, evict=False)
+    assert len(bank.entries(0)) == 11 and not bank.evictions and bank.capacity == 8 * CHUNK
+    bank.go_back(0, mark)
+    assert all(torch.equal(a, b) for a, b in zip(held(bank, 0), before, strict=True))
+    fill(bank, 2, 5)
+    assert len(bank.entries(0)) <= 8 and bank.evictions, "it evicts at its capacity, as before"
+
+
+def test_a_row_is_cut_at_a_place() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 6)
+    assert bank.cut(0, 13) == 12 and len(bank.entries(0)) == 3 and bank.ends().tolist() == [12]
+    assert bank.tokens(0).tolist() == list(range(12))
+    fill(bank, 2, 3)
+    assert bank.entries(0).positions.tolist() == [0, 4, 8, 12, 16] and bank.entries(0).born.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_conversation_at_a_time() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 2)
+    mark = bank.mark(0)
+    bank.lend(0, 1)
+    bank.lend(0, 1)
+    for refused in (lambda: bank.lend(0, 2), lambda: bank.save("/nowhere/bank")):
+        with pytest.raises(UserError, match="open conversation.*close that conversation first"):
+            refused()
+    bank.go_back(0, mark)
+    bank.lend(0, 2)
 
 
 def test_going_back_takes_out_what_came_later() -> None:
