@@ -169,8 +169,6 @@ def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, m
             talk.say(" mis tur", **options)
             text = model.retrieval.tokenizer.decode(talk.context.ids[0])
             assert text.startswith(f"kan lor{first} mis tur"), "read anew, without the turn that failed"
-                "read anew, with what the new question retrieved"
-            )
     assert len(bank.tokens(0)) == len(book)
 
     def broken(self: Any, ids: Any, last: int = 1) -> Any:
