@@ -7,7 +7,6 @@ L stored layers, H key/value heads, D head size, E embedding size.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.bank_checks import check_embedding_size, check_insertion
-from lightning_memlong.bank_file import load_bank, require_same, save_bank
+from lightning_memlong.bank_kept import Kept
 from lightning_memlong.bank_room import Room
-from lightning_memlong.bank_state import restore, state_of
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.eviction import load_policy
@@ -29,7 +27,7 @@ from lightning_memlong.storage import ChunkStorage, Where, as_chunks
 __all__ = ["MemoryBank", "Retrieved"]
 
 
-class MemoryBank(Room):
+class MemoryBank(Room, Kept):
     """Preallocated, non-trainable storage with retrieval and eviction, for R independent rows.
 
     Keys and values never move once stored: a slot is written at insertion and freed at eviction, so eviction
@@ -78,8 +76,7 @@ class MemoryBank(Room):
         self._one_layer = True
         self._first = 0
         self._guests: dict[int, int] = {}
-        self.made_with: dict[str, str] = {}
-        """What it belongs to, such as ``backbone`` and ``retriever``; goes into its file."""
+        self.made_with = {}
         self.insertions = self.evictions = 0
         self.evicted: list[Entries] = []
         """What the last insertion dropped, of each row where it dropped something; for observers."""
@@ -289,24 +286,6 @@ class MemoryBank(Room):
         """(N,) insertions into a row since each of its entries was stored; 0 is the newest."""
         return self._ledgers[row].ages
 
-    def state_dict(self, keys_values: bool = True) -> dict[str, Any]:
-        """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU.
-
-        Args:
-            keys_values: False leaves keys and values out; :meth:`rewrite` puts them back after loading.
-        """
-        return state_of(self, keys_values)
-
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Take over a saved state exactly; keys and values go to ``device``, or where ``storage`` says.
-
-        Raises:
-            UserError: If the state belongs to a bank of other rows, capacity, chunk size or element type; this bank is
-                then as it was.
-        """
-        self._settle()
-        restore(self, state, device)
-
     def rewrite(self, row: int, keys: Tensor, values: Tensor, positions: Tensor) -> int:
         """Put keys and values back into those entries of a row that begin at ``positions``; nothing else changes.
 
@@ -332,58 +311,6 @@ class MemoryBank(Room):
                 chunk_keys, chunk_values, sources, (self._first + row) * self.slots + held.slots[places]
             )
         return len(sources)
-
-    def require_made_with(self, wanted: Mapping[str, str]) -> None:
-        """Check that this bank belongs to a model and a retriever, in all it says about it.
-
-        Raises:
-            UserError: If it was made with something else.
-        """
-        require_same("memory", self.made_with, {k: v for k, v in wanted.items() if k in self.made_with})
-
-    def save(self, path: str | Path, **made_with: str) -> Path:
-        """Write the bank to a safetensors file, whole or not at all.
-
-        Args:
-            path: The file.
-            **made_with: What it belongs to, beside what :attr:`made_with` says; :meth:`open` checks it.
-
-        Raises:
-            UserError: If it cannot be written, or a conversation has its text in it.
-        """
-        for row in range(self.rows):
-            self.require_free(row)
-        return save_bank(Path(path), self.state_dict(), {**self.made_with, **made_with})
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        device: torch.device | str = "cpu",
-        made_with: Mapping[str, str] | None = None,
-        **settings: Any,
-    ) -> "MemoryBank":
-        """A bank that was saved by any run.
-
-        Args:
-            path: The file.
-            device: Where keys and values go.
-            made_with: What it must belong to, as given to :meth:`save`.
-            **settings: Arguments of :class:`MemoryBank` other than its sizes, such as ``storage``. A bank that kept
-                everything goes on doing so, whatever the policy; without a ``dtype`` it stays in the file's.
-
-        Raises:
-            UserError: If the file is damaged, of another version, or was made with something else.
-        """
-        state, there = load_bank(Path(path), made_with or {})
-        if state.get("keeps_everything"):
-            settings |= {"policy": "none", "policy_args": {}}
-        kept = next((row["keys"].dtype for row in state["ledgers"] if "keys" in row), None)
-        settings["dtype"] = settings.get("dtype") or kept
-        bank = cls(state["rows"], state["capacity"], state["chunk_size"], **settings)
-        bank.load_state_dict(state, device)
-        bank.made_with = there
-        return bank
 
     def _allocate(
         self, shape: torch.Size, given: torch.dtype, device: torch.device | str, embedding_size: int, one_layer: bool

@@ -12,7 +12,8 @@ from lightning_memlong.asking import embed_texts
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import LocalContext, Writer
+from lightning_memlong.generation import Writer
+from lightning_memlong.local_context import LocalContext
 from lightning_memlong.progress import deferred_interrupt
 
 if TYPE_CHECKING:

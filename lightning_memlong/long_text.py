@@ -14,7 +14,7 @@ from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.identity import weights_digest
 from lightning_memlong.progress import deferred_interrupt, token_bar
-from lightning_memlong.reading import Autocast, Stretch, read_windows
+from lightning_memlong.reading import Autocast, begun, read_windows, rest_of
 from lightning_memlong.retrieval import Retrieval
 from lightning_memlong.retriever import Retriever, load_retriever
 
@@ -157,7 +157,7 @@ class LongText:
         require(capacity in (None, bank.capacity), "capacity", capacity, allowed, "leave it out, or begin a new bank")
         for row in range(bank.rows):
             bank.require_free(row)
-        stretches = [_rest(bank, row, t) for row, t in enumerate(tokens)]
+        stretches = [rest_of(bank, row, t) for row, t in enumerate(tokens)]
         if not any(len(s.tokens) > s.known for s in stretches):
             return bank
         keeps = bank.keeps_everything
@@ -186,11 +186,11 @@ class LongText:
     def has_read(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
         """Whether what a row of a bank was made of is exactly a text."""
         tokens = self._tokens(text, row)
-        return _begun(memory, row, tokens) == int(memory.ends()[row]) == len(tokens)
+        return begun(memory, row, tokens) == int(memory.ends()[row]) == len(tokens)
 
     def holds_beginning(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
         """Whether what a row of a bank was made of is the beginning of a text, or all of it."""
-        return _begun(memory, row, self._tokens(text, row)) is not None
+        return begun(memory, row, self._tokens(text, row)) is not None
 
     def _tokens(self, text: str, row: int) -> np.ndarray:
         found = f"text {row + 1} of several" if row else "text"
@@ -275,30 +275,3 @@ class LongText:
         """
         with self.converse(memory, row=row, window=window) as conversation:
             return conversation.say(prompt, query=query, **options)
-
-
-SEAM = 8
-"""Last tokens of a text that may become others when it goes on."""
-
-
-def _begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> int | None:
-    """How many tokens a bank's row and a text begin with in common, if what the row holds is the text's beginning."""
-    held, end = bank.tokens(row).numpy(), int(bank.ends()[row])
-    if len(held) != end:
-        return None
-    both = min(end, len(tokens))
-    differ = np.flatnonzero(held[:both] != tokens[:both])
-    common = int(differ[0]) if len(differ) else both
-    return common if common == end or (end > SEAM and common >= end - SEAM) else None
-
-
-def _rest(bank: MemoryBank, row: int, tokens: np.ndarray) -> Stretch:
-    """What of a text is still to be read into a row."""
-    end = int(bank.ends()[row])
-    common = _begun(bank, row, tokens)
-    if common is None:
-        return Stretch(tokens, end)
-    if common < end:
-        end = bank.cut(row, common)
-    known = bank.chunk_size if end >= bank.chunk_size else 0
-    return Stretch(tokens[end - known :], end - known, known)

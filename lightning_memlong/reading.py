@@ -124,3 +124,30 @@ def _batch(windows: Windows, stretches: Sequence[Stretch], start: int, size: int
     known = [min(s.known if start == 0 else overlap, len(c)) for s, c in zip(stretches, cut, strict=True)]
     batch["fresh"] = torch.tensor(known)
     return batch
+
+
+SEAM = 8
+"""Last tokens of a text that may become others when it goes on."""
+
+
+def begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> int | None:
+    """How many tokens a bank's row and a text begin with in common, if what the row holds is the text's beginning."""
+    held, end = bank.tokens(row).numpy(), int(bank.ends()[row])
+    if len(held) != end:
+        return None
+    both = min(end, len(tokens))
+    differ = np.flatnonzero(held[:both] != tokens[:both])
+    common = int(differ[0]) if len(differ) else both
+    return common if common == end or (end > SEAM and common >= end - SEAM) else None
+
+
+def rest_of(bank: MemoryBank, row: int, tokens: np.ndarray) -> Stretch:
+    """What of a text is still to be read into a row."""
+    end = int(bank.ends()[row])
+    common = begun(bank, row, tokens)
+    if common is None:
+        return Stretch(tokens, end)
+    if common < end:
+        end = bank.cut(row, common)
+    known = bank.chunk_size if end >= bank.chunk_size else 0
+    return Stretch(tokens[end - known :], end - known, known)

@@ -14,7 +14,7 @@ from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
 from lightning_memlong.conversation import Conversation
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import LocalContext
+from lightning_memlong.local_context import LocalContext
 from lightning_memlong.model import MemLong
 from lightning_memlong.reading import first_of_all
 

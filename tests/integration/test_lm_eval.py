@@ -21,8 +21,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lightning_memlong.generation import LocalContext  # noqa: E402
 from lightning_memlong.lm_eval import MemLongLM  # noqa: E402
+from lightning_memlong.local_context import LocalContext  # noqa: E402
 
 TASK = """
 task: {name}

@@ -177,7 +177,7 @@ def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, m
     with model.converse(bank, window=64) as talk:
         assert talk.say("kan lor", **options) == first
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("lightning_memlong.generation.LocalContext.logits", broken)
+            patch.setattr("lightning_memlong.local_context.LocalContext.logits", broken)
             talk.say(" rax sin", **options)
         assert talk.context.ids.shape[1] == 0 and len(talk.say(" mis tur", **options)) > 0
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import LocalContext
+from lightning_memlong.local_context import LocalContext
 from lightning_memlong.model import MemLong
 from lightning_memlong.retrieved import Retrieved
 from tests.conftest import tiny_llama
