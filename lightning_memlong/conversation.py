@@ -129,13 +129,14 @@ class Conversation:
                 writer = Writer(model, self.context)
                 return writer.generate(ids, **self._options(options, pressed)), pressed()
         except BaseException as error:
-            read = self.context.ids.shape[1] > len(self._written)
-            self._begin_again()  # a pass may have been broken off in the middle
-            if isinstance(error, ValueError | TypeError) and not isinstance(error, UserError) and not read:
-                told = str(error).splitlines()[0]
-                fix = "Allowed: options of transformers' generate. Fix: correct it."
-                raise UserError(f"generation: {told} {fix}") from error
-            raise
+            nothing_read = self.context.ids.shape[1] <= len(self._written)
+            if not isinstance(error, ValueError | TypeError) or not nothing_read:
+                self._begin_again()  # a pass may have been broken off in the middle
+                raise
+            if isinstance(error, UserError):
+                raise
+            told, fix = str(error).splitlines()[0], "Allowed: options of transformers' generate. Fix: correct it."
+            raise UserError(f"generation: {told} {fix}") from error
         finally:
             model.train(was_training)
 

@@ -62,8 +62,11 @@ def _answer(
     model: MemLong, conversation: Conversation, typed: str, streamer: TextStreamer, options: dict[str, Any]
 ) -> bool:
     """Write an answer; whether there is one, whole or broken off."""
+    prompt = as_prompt(model, typed, None)
+    if isinstance(prompt, str) and conversation.context.ids.shape[1]:
+        prompt = f"\n{prompt}"  # no template parts the turns
     try:
-        conversation.say(as_prompt(model, typed, None), streamer=streamer, **options)
+        conversation.say(prompt, streamer=streamer, **options)
     except KeyboardInterrupt:
         console().print("(broken off)", style="dim")
     except UserError as error:
