@@ -44,6 +44,9 @@ bench: setup
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/dashboard.py
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/pass_key.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,12 +14,15 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
+
+from benchmarks.reading import standard_library  # noqa: E402
 
 WAYS = ("plain", "memlong", "memlong, single")
 WRITTEN = 64
@@ -137,13 +140,17 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     """Measure, print, and write a table and a picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file")
+    parser.add_argument("file", nargs="?", help="without it: sources of the standard library")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "generation"))
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)  # a measurement in a process of its own
     options = parser.parse_args()
+    if options.file is None:
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as text:
+            text.write("".join(Path(file).read_text() for file in standard_library()))
+        options.file = text.name
     if options.one:
         print(json.dumps(measure(options.one, options.file, options.lengths[0], options.window)))
         return

@@ -12,6 +12,7 @@ import argparse
 import csv
 import statistics
 import sys
+import sysconfig
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
@@ -26,6 +27,11 @@ from lightning_memlong.progress import token_bar  # noqa: E402
 from lightning_memlong.reading import Stretch, read_windows  # noqa: E402
 
 EARLY, QUESTION = 10_240, "Who was on board of the ship, and what became of them?"
+
+
+def standard_library() -> list[str]:
+    """Text that is on every machine."""
+    return [str(file) for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
 
 
 def tokens_of(files: list[str], count: int, model: MemLong) -> np.ndarray:
@@ -72,7 +78,7 @@ def layers_left_out(model: MemLong, tokens: np.ndarray, window: int, rounds: int
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("files", nargs="*", help="without any: sources of the standard library")
     parser.add_argument("--tokens", type=int, default=2**20)
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=7)
@@ -83,7 +89,7 @@ def main() -> None:
     readers = {"retrieval_layers": [11]} if options.source == "single" else {}
     memory = {"top_k": 3, "dtype": options.dtype, "retriever": {"cache": False}}
     model = MemLong.from_pretrained("smollm2-135m", memory, memory_layer=11, source=options.source, **readers)
-    tokens = tokens_of(options.files, options.tokens, model)
+    tokens = tokens_of(options.files or standard_library(), options.tokens, model)
     print(f"{len(tokens):,} tokens, windows of {options.window}, {options.source}, {torch.get_num_threads()} threads")
     seconds = layers_left_out(model, tokens, options.window, options.rounds)
     ratio = seconds["all layers"] / seconds["needed"]

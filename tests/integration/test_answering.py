@@ -212,4 +212,6 @@ def test_an_answer_broken_off_ends_there(options: list[str], monkeypatch: pytest
     turns = [number for number, ids in enumerate(said) if len(ids) > 1]
     answer = [token for ids in said[1 : turns[1]] for token in ids]
     assert 3 <= len(answer) < 12, "12 were to be written"
-    assert said[turns[1]] == [*said[0], *answer, *said[turns[1]][-len("\nmis tur") :]], "the next turn goes on from there"
+    assert said[turns[1]] == [*said[0], *answer, *said[turns[1]][-len("\nmis tur") :]], (
+        "the next turn goes on from there"
+    )
