@@ -190,7 +190,7 @@ def test_chatting(
     assert chat([book.name, *options]) == 0
     out = capfd.readouterr().out
     assert "3,000 tokens in memory. /help" in out and "/new        begin" in out
-    assert out.count("  retrieved at ") >= 6 and "'65 tokens'" in out
+    assert out.count("  retrieved at ") >= 6 and "'66 tokens'" in out
     passages = [line for line in out.splitlines() if line and line in book.read_text()]
     assert passages, "whole passages are shown when asked for"
 
