@@ -38,7 +38,7 @@ def tokens_of(files: list[str], count: int, model: MemLong) -> np.ndarray:
     """The first so many tokens of files, one after the other."""
     found: list[int] = []
     for file in files:
-        found += model.retrieval.tokenizer(Path(file).read_text(), add_special_tokens=False, verbose=False)["input_ids"]
+        found += model.tokenise(Path(file).read_text()).tolist()
         if len(found) >= count:
             break
     return np.asarray(found[:count])

@@ -13,6 +13,7 @@ from lightning_memlong.conversation import Conversation, Passage, Prompt
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 from lightning_memlong.model import MemLong
+from lightning_memlong.reading import begun
 from lightning_memlong.report import console
 from lightning_memlong.runs import check_writable
 from lightning_memlong.stored import on_device
@@ -99,22 +100,22 @@ class Library:
             UserError: If the file is of another document, or was made with something else.
             SystemExit: If reading was interrupted; what was read has been saved.
         """
-        bank = None
+        bank, tokens = None, self._model.tokenise(text)
         if self.file is not None and self.file.exists():
             bank = self._model.retrieval.open_bank(self.file, self._model.device, self._model.made_with())
-            if not self._model.holds_beginning(bank, text):
+            if begun(bank, 0, tokens) is None:
                 raise UserError(
                     f"bank={str(self.file)!r} holds another text than {name}. Allowed: a file made from it, or one "
                     "that does not exist yet. Fix: give another --bank for each document."
                 )
             say(f"{name}: {int(bank.ends()[0]):,} tokens found in {self.file}", flush=True)
         before = 0 if bank is None else int(bank.ends()[0])
-        bank = self._model.read(text, bank, window=self._window, capacity=self._capacity)
+        bank = self._model.read_tokens([tokens], bank, window=self._window, capacity=self._capacity)
         self._told(name, bank)
-        whole = self._model.has_read(bank, text)
-        if self.file is not None and int(bank.ends()[0]) > before:
+        end = int(bank.ends()[0])
+        if self.file is not None and end > before:
             self._save(bank, self.file)
-        if not whole:
+        if end != len(tokens):
             self._stop(bank)
         return bank
 
@@ -148,7 +149,7 @@ class Library:
 
 def answers(
     model: MemLong,
-    document: tuple[str, str],
+    document: str,
     bank: MemoryBank,
     prompts: list[str],
     chat: bool | None,
@@ -159,7 +160,7 @@ def answers(
 
     Args:
         model: Writes.
-        document: Name and text.
+        document: Its name.
         bank: The document's.
         prompts: What is asked.
         chat: Whether prompts are messages in the backbone's chat template; None: if it has one.
@@ -174,7 +175,7 @@ def answers(
             require(
                 isinstance(text, str), "generation", options, allowed, "leave num_return_sequences out, for instance"
             )
-            yield Answer(document[0], prompt, text.strip(), conversation.passages, whole)
+            yield Answer(document, prompt, text.strip(), conversation.passages, whole)
 
 
 def as_prompt(model: MemLong, text: str, chat: bool | None) -> Prompt:
@@ -215,7 +216,7 @@ def show_passages(passages: list[Passage], whole: int) -> None:
         )
 
 
-def write(folder: Path, answer: Answer) -> Path:
+def write(folder: Path, answer: Answer) -> None:
     """Append an answer to ``answers.md``, and as a row to ``answers.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"## {answer.document}", "", f"**{answer.prompt}**", "", answer.text, ""]
@@ -227,4 +228,3 @@ def write(folder: Path, answer: Answer) -> Path:
         passage["score"] = None if passage["score"] != passage["score"] else passage["score"]  # JSON knows no NaN
     with (folder / "answers.jsonl").open("a") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return folder / "answers.md"

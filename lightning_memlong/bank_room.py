@@ -170,6 +170,7 @@ def _row_of(bank: MemoryBank, row: int) -> MemoryBank:
         def __init__(self) -> None:
             pass
 
+        # Attributes of a bank, which here follow the bank's.
         _first = property(lambda self: row)  # type: ignore[assignment]
         _ledgers = property(lambda self: bank._ledgers[row : row + 1])  # type: ignore[assignment]
 

@@ -173,19 +173,20 @@ class MemLongCLI(LightningCLI):
             return
         if self.subcommand in ("predict", "chat"):
             self._check_answering()
-            if self.trainer.loggers:
-                check_writable(runs_root(self.config[self.subcommand]))
-            return
-        if self.subcommand == "fit":
+        else:
+            self._open_data(str(self.subcommand))
+        if self.trainer.loggers:
+            check_writable(runs_root(self.config[self.subcommand]))
+
+    def _open_data(self, subcommand: str) -> None:
+        if subcommand == "fit":
             require_gradients(self.model.model.attention, self.trainer.strategy.root_device)
-        stage = "validate" if self.subcommand == "layers" else self.subcommand
+        stage = "validate" if subcommand == "layers" else subcommand
         if not self._evaluates() or self._get(self.config_init, "evaluation").reads_data:
             self.datamodule.setup(stage)
         if callback := self.trainer.memory_callback():  # type: ignore[attr-defined]
             callback.check(self.datamodule, self.model, stage)
             callback.load_retriever(self.model)
-        if self.trainer.loggers:
-            check_writable(runs_root(self.config[self.subcommand]))
 
     def _check_answering(self) -> None:
         typed = any(a.partition("=")[0] == "--memory.capacity" for a in self._argv)

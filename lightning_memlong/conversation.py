@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from datamodules.token_cache import tokenise
 from lightning_memlong.asking import embed_texts
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
@@ -15,6 +16,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Writer
 from lightning_memlong.local_context import LocalContext
 from lightning_memlong.progress import deferred_interrupt
+from lightning_memlong.reading import evaluating
 
 if TYPE_CHECKING:
     from lightning_memlong.model import MemLong
@@ -82,7 +84,7 @@ class Conversation:
         """
         tokenizer, model = self._model.retrieval.tokenizer, self._model
         whole, text, asked = self._turn(prompt)
-        new = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        new = tokenise(tokenizer, [text])[0].tolist()
         if not len(self._written) and new and new[0] == model.bos:
             new = new[1:]  # the context begins with it by itself
         if len(self._written) and new and new[0] == int(self._written[-1]) and new[0] in tokenizer.all_special_ids:
@@ -121,10 +123,8 @@ class Conversation:
         fix = "read long texts into memory (model.read) and ask about them, or raise window"
         require(0 < len(tokens) <= room, "prompt", f"{len(tokens)} tokens", allowed, fix)
         ids = torch.cat([self._written, torch.tensor(tokens, device=model.device)])[None]
-        was_training = model.training
-        model.eval()
         try:
-            with deferred_interrupt() as pressed:
+            with evaluating(model), deferred_interrupt() as pressed:
                 self.context.ask(embed_texts(model, model.retrieval, [query], model.autocast)[0])
                 writer = Writer(model, self.context)
                 return writer.generate(ids, **self._options(options, pressed)), pressed()
@@ -137,8 +137,6 @@ class Conversation:
                 raise
             told, fix = str(error).splitlines()[0], "Allowed: options of transformers' generate. Fix: correct it."
             raise UserError(f"generation: {told} {fix}") from error
-        finally:
-            model.train(was_training)
 
     def _options(self, options: dict[str, Any], pressed: Callable[[], bool]) -> dict[str, Any]:
         """What transformers' ``generate`` is called with: what was asked for, and an end at Ctrl-C."""
@@ -157,10 +155,9 @@ class Conversation:
     def _without_padding(self, ids: Tensor, begin: int) -> Tensor:
         """A text (T,) up to the token that ends it; shorter ones of several are padded."""
         ends = self._model.backbone.generation_config.eos_token_id  # type: ignore[union-attr]
-        for place in range(begin, len(ids)):
-            if int(ids[place]) in ([ends] if isinstance(ends, int) else ends or []):
-                return ids[: place + 1]
-        return ids
+        known = [ends] if isinstance(ends, int) else ends or []
+        ended = next((place for place, token in enumerate(ids[begin:].tolist(), begin + 1) if token in known), None)
+        return ids[:ended]
 
     def _begin_again(self) -> None:
         """Forget what the context has read; it is read again with the next turn."""

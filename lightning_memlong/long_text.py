@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.token_cache import tokenise
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.bank_room import SPARE
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.identity import weights_digest
 from lightning_memlong.progress import deferred_interrupt, token_bar
-from lightning_memlong.reading import Autocast, begun, read_windows, rest_of
+from lightning_memlong.reading import Autocast, evaluating, read_windows, rest_of
 from lightning_memlong.retrieval import Retrieval
 from lightning_memlong.retriever import Retriever, load_retriever
 
@@ -135,7 +136,7 @@ class LongText:
                 finds no room; the bank is then as it was.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        tokens = [self._tokens(t, row) for row, t in enumerate(texts)]
+        tokens = [self.tokenise(t, row) for row, t in enumerate(texts)]
         return self.read_tokens(tokens, memory, window=window, capacity=capacity, progress=progress)
 
     def read_tokens(
@@ -164,18 +165,14 @@ class LongText:
         for row, stretch in enumerate(stretches if keeps else ()):
             bank.make_room(row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
         total = sum(len(s.tokens) - s.known for s in stretches)
-        was_training, done = model.training, 0
-        model.eval()
-        try:
-            with token_bar(progress) as bar, deferred_interrupt() as interrupted:
-                bar.begin(total, "reading")
-                for count in read_windows(model, self.retrieval, bank, stretches, window, self.autocast, not keeps):
-                    done += count
-                    bar.advance(count)
-                    if interrupted():
-                        break
-        finally:
-            model.train(was_training)
+        done = 0
+        with evaluating(model), token_bar(progress) as bar, deferred_interrupt() as interrupted:
+            bar.begin(total, "reading")
+            for count in read_windows(model, self.retrieval, bank, stretches, window, self.autocast, not keeps):
+                done += count
+                bar.advance(count)
+                if interrupted():
+                    break
         if done < total:
             print(
                 f"Interrupted: {done:,} of {total:,} tokens were read and are kept. The same call goes on from there, "
@@ -183,20 +180,15 @@ class LongText:
             )
         return bank
 
-    def has_read(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
-        """Whether what a row of a bank was made of is exactly a text."""
-        tokens = self._tokens(text, row)
-        return begun(memory, row, tokens) == int(memory.ends()[row]) == len(tokens)
+    def tokenise(self, text: str, row: int = 0) -> np.ndarray:
+        """Tokens (T,) of a text that is to be read into a row, whole and without special ones.
 
-    def holds_beginning(self, memory: MemoryBank, text: str, row: int = 0) -> bool:
-        """Whether what a row of a bank was made of is the beginning of a text, or all of it."""
-        return begun(memory, row, self._tokens(text, row)) is not None
-
-    def _tokens(self, text: str, row: int) -> np.ndarray:
+        Raises:
+            UserError: If it is empty.
+        """
         found = f"text {row + 1} of several" if row else "text"
         require(isinstance(text, str) and bool(text.strip()), found, text[:20], "some text", "give a document to read")
-        ids = self.retrieval.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int64)
+        return tokenise(self.retrieval.tokenizer, [text])[0]
 
     def _new_bank(self, rows: int, tokens: Sequence[np.ndarray], capacity: int | None) -> MemoryBank:
         if capacity is None:

@@ -4,7 +4,7 @@ Legend: R rows read side by side, W tokens of a window, C tokens of a chunk, T t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,17 @@ class Stretch:
 def reading_stride(window: int, chunk_size: int) -> int:
     """Tokens from one reading window to the next; a window of one chunk cannot overlap."""
     return window - chunk_size if window >= 2 * chunk_size else window
+
+
+@contextmanager
+def evaluating(model: "MemLong") -> Iterator[None]:
+    """Evaluation mode while a block runs, then the mode the model was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()

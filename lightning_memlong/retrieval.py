@@ -50,11 +50,14 @@ class Retrieval:
             UserError: See :meth:`MemoryBank.open`.
         """
         c = self.config
+        return MemoryBank.open(path, device, made_with, policy=c.policy, policy_args=c.policy_args, **self._kept())
+
+    def _kept(self) -> dict[str, Any]:
+        """How a bank keeps what it holds, whatever its size and policy."""
+        c = self.config
         dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
-        return MemoryBank.open(
-            path, device, made_with, policy=c.policy, policy_args=c.policy_args, index=c.index, dtype=dtype,
-            half_life=c.half_life, storage=c.storage, storage_folder=c.storage_folder,
-        )  # fmt: skip
+        facts = {"index": c.index, "dtype": dtype, "half_life": c.half_life}
+        return {**facts, "storage": c.storage, "storage_folder": c.storage_folder}
 
     def new_bank(self, rows: int, everything: int | None = None, capacity: int | None = None) -> MemoryBank:
         """An empty bank as the settings say; or one that holds ``everything`` [tokens] and evicts nothing.
@@ -66,10 +69,7 @@ class Retrieval:
         if everything is not None:
             slots = max(2, -(-everything // c.chunk_size), c.top_k)
             capacity, policy, arguments = slots * c.chunk_size, "none", {}
-        dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
-        return MemoryBank(
-            rows, capacity, c.chunk_size, policy, arguments, c.index, dtype, c.half_life, c.storage, c.storage_folder
-        )
+        return MemoryBank(rows, capacity, c.chunk_size, policy, arguments, **self._kept())
 
     # ---- before a window is read --------------------------------------------------------------------------
 

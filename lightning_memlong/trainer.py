@@ -88,9 +88,9 @@ class Trainer(L.Trainer):
         given: list[Answer] = []
         say(f"Answers, as they come: {folder / 'answers.md'}, answers.jsonl", flush=True)
         try:
-            for document in chain([first], [second] if second else [], several):
-                memory = library.bank(*document)
-                for answer in answers(reader, document, memory, prompts, chat, datamodule.window, options):
+            for name, text in chain([first], [second] if second else [], several):
+                memory = library.bank(name, text)
+                for answer in answers(reader, name, memory, prompts, chat, datamodule.window, options):
                     show(answer)
                     write(folder, answer)
                     given.append(answer)

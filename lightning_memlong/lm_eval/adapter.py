@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.token_cache import tokenise
 from lightning_memlong.asking import embed_texts
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
@@ -97,7 +98,7 @@ class MemLongLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; the model puts its own first token before them."""
-        return self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokenise(self.tokenizer, [string])[0].tolist()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the backbone's template writes them."""
@@ -185,9 +186,9 @@ class MemLongLM(TemplateLM):
         """
         if list(tokens[:1]) == [self.model.bos]:
             tokens = tokens[1:]  # it stands there by itself
-        cut = max(0, len(tokens) - room)
-        cut = -(-cut // self.model.retrieval.config.chunk_size) * self.model.retrieval.config.chunk_size
-        cut = cut if cut < len(tokens) else max(0, len(tokens) - room)
+        least, size = max(0, len(tokens) - room), self.model.retrieval.config.chunk_size
+        whole = -(-least // size) * size  # chunks are whole, if anything is left after them
+        cut = whole if whole < len(tokens) else least
         if cut == 0:
             yield None, list(tokens)
             return
@@ -215,6 +216,5 @@ class MemLongLM(TemplateLM):
 def _losses(logits: Tensor, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Of logits (1, n, V) and the tokens that came: losses (n,) and whether each was the likeliest (n,)."""
     target = torch.tensor(wanted, device=logits.device)
-    return torch.nn.functional.cross_entropy(logits[0].float(), target, reduction="none"), logits[0].argmax(
-        -1
-    ) == target
+    losses = torch.nn.functional.cross_entropy(logits[0].float(), target, reduction="none")
+    return losses, logits[0].argmax(-1) == target

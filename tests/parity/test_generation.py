@@ -26,7 +26,9 @@ class Numbers:
     chat_template = None
     all_special_ids = (0,)
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], **_: Any) -> dict[str, list[Any]]:
+        if isinstance(text, list):
+            return {"input_ids": [self(each)["input_ids"] for each in text]}
         return {"input_ids": [int(word) for word in text.split()]}
 
     def decode(self, ids: Any, **_: Any) -> str:
