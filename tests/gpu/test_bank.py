@@ -1,0 +1,70 @@
+"""Where keys and values lie makes no difference, and a bank moves between machines."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_memlong.bank import MemoryBank
+from tests.gpu.tiny import CHUNK, ROWS, batches, documents, model_on, read, retrieval
+
+PLACES = ["device", "host", "disk"]
+
+
+def gathered(bank: MemoryBank) -> list[torch.Tensor]:
+    """Keys, values and mask of some entries."""
+    found = bank.gather(torch.tensor([[0, 3], [2, -1]]), count=False)
+    assert found is not None
+    return [found.keys.cpu(), found.values.cpu(), found.mask.cpu()]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "int8"])
+def test_places_of_storage_agree(dtype: str, device: torch.device, tmp_path: Path) -> None:
+    results = []
+    for storage in PLACES:
+        works = retrieval(storage=storage, storage_folder=str(tmp_path), dtype=dtype, capacity=64)
+        logits, bank = read(model_on(device), works, documents(), device)
+        assert bank.evictions > 0
+        found = bank.gather(torch.zeros(ROWS, 1, dtype=torch.long), count=False)
+        assert found is not None and found.keys.device.type == found.mask.device.type == device.type
+        results.append((logits, *gathered(bank)))
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            # Device and host quantise alike, but not to the last bit on two processors.
+            torch.testing.assert_close(another, one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("storage", PLACES)
+def test_a_bank_is_saved_here_and_opened_there(storage: str, device: torch.device, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"storage": storage, "storage_folder": str(tmp_path)}
+    model, works = model_on(device), retrieval(**settings)
+    _, bank = read(model, works, documents(), device)
+    file = bank.save(tmp_path / "bank.safetensors")
+    on_cpu = MemoryBank.open(file, "cpu")
+    back = works.new_bank(ROWS)
+    back.load_state_dict(on_cpu.state_dict(), device)
+    for other in (on_cpu, back):
+        for one, another in zip(gathered(bank), gathered(other), strict=True):
+            assert torch.equal(one, another)
+        assert torch.equal(other.entries(1).counters, bank.entries(1).counters)
+    batch = batches(documents(2), device)[0] | {"offset": bank.ends()}
+    here, there = (model(batch["input_ids"], memory=works.retrieve(b, dict(batch), False)).logits for b in (bank, back))
+    assert torch.equal(here, there)
+
+
+def test_a_bank_grows_and_takes_back(device: torch.device) -> None:
+    _, bank = read(model_on(device), retrieval(), documents(), device)
+    before, marks = gathered(bank), [bank.mark(row) for row in range(ROWS)]
+    for row in range(ROWS):
+        bank.make_room(row, 64)
+    window = torch.randn(3, ROWS, 2, 2 * CHUNK, 16, device=device)
+    embeddings = torch.nn.functional.normalize(torch.randn(ROWS, 2, 256), dim=-1)
+    starts = 128 + torch.tensor([[0, CHUNK]] * ROWS)
+    bank.insert(window, window, embeddings, torch.full((ROWS, 2), CHUNK), starts, evict=False)
+    newest = bank.gather(torch.full((ROWS, 1), len(bank.entries(0)) - 1), count=False)
+    assert newest is not None and torch.equal(newest.keys, window[:, :, :, CHUNK:])
+    for row, mark in enumerate(marks):
+        bank.go_back(row, mark)
+    for one, another in zip(before, gathered(bank), strict=True):
+        assert torch.equal(one, another)

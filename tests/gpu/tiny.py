@@ -1,0 +1,83 @@
+"""A tiny model with random weights, a tokenizer of numbers, and documents read through a bank window by window."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.config import MemoryConfig, RetrieverConfig
+from lightning_memlong.model import MemLong
+from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.retriever import HashingRetriever
+from tests.conftest import tiny_llama
+
+CHUNK, WINDOW, ROWS, WINDOWS = 8, 32, 2, 4
+
+
+class Numbers:
+    """A tokenizer of numbers: token 17 is the word 17."""
+
+    pad_token_id = bos_token_id = eos_token_id = 0
+    chat_template = None
+    all_special_ids = (0,)
+
+    def __call__(self, text: str | list[str], **_: Any) -> dict[str, list[Any]]:
+        if isinstance(text, list):
+            return {"input_ids": [self(each)["input_ids"] for each in text]}
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
+    def batch_decode(self, rows: Any, **_: Any) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+
+def model_on(device: torch.device, **settings: Any) -> MemLong:
+    """The same weights on any device; gates are open."""
+    backbone = tiny_llama(head_dim=16, max_position_embeddings=256)  # a smaller head FlexAttention does not take
+    model = MemLong(backbone, **({"memory_layer": 1} | settings)).to(device)
+    for gate in model.gates.values():
+        gate.data.fill_(0.5)
+    return model.eval()
+
+
+def retrieval(**settings: Any) -> Retrieval:
+    """Memory settings at work."""
+    config = {"chunk_size": CHUNK, "capacity": 128, "top_k": 2, "retriever": RetrieverConfig("hashing")} | settings
+    return Retrieval(MemoryConfig(**config), HashingRetriever(), Numbers())
+
+
+def documents(seed: int = 0, windows: int = WINDOWS) -> Tensor:
+    """(rows, tokens), in which things come again, so that retrieval has something to find."""
+    mixer = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 23, (ROWS, windows * WINDOW), generator=mixer)
+
+
+def batches(ids: Tensor, device: torch.device) -> list[dict[str, Any]]:
+    """Windows as a DataModule gives them."""
+    rows = len(ids)
+    return [
+        {
+            "input_ids": part.to(device),
+            "labels": part.to(device),
+            "length": torch.full((rows,), WINDOW, device=device),
+            "document_start": torch.full((rows,), number == 0, device=device),
+            "document_id": torch.arange(rows, device=device),
+            "offset": torch.full((rows,), number * WINDOW, device=device),
+            "fresh": torch.zeros(rows, dtype=torch.long, device=device),
+        }
+        for number, part in enumerate(ids.split(WINDOW, dim=1))
+    ]
+
+
+@torch.no_grad()
+def read(model: MemLong, works: Retrieval, ids: Tensor, device: torch.device) -> tuple[Tensor, MemoryBank]:
+    """Logits of all tokens, read window by window through a bank; and the bank."""
+    bank, logits = works.new_bank(len(ids)), []
+    for batch in batches(ids, device):
+        output = model(batch["input_ids"], memory=works.retrieve(bank, batch))
+        works.store(bank, {"keys": output.keys, "values": output.values}, batch)
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1), bank
