@@ -5,7 +5,7 @@ PYTHON ?= python3
 FAISS ?= cpu
 BIN := .venv/bin
 
-.PHONY: setup fit test check format bench clean
+.PHONY: setup fit test check format bench gpu clean
 
 setup: .venv/.ready
 
@@ -47,6 +47,10 @@ bench: setup
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/pass_key.py
+
+# On a machine with one CUDA card; a part that fails is told, and the next goes on.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

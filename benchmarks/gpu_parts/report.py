@@ -1,6 +1,7 @@
 """Rows as they come: on the screen, in Markdown and in JSON, written anew after each, so that a kill loses none."""
 
 import json
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -86,7 +87,10 @@ def facts(context: Context, minutes: float) -> dict[str, Any]:
         found["CUDA"] = torch.version.cuda
     found |= {name: _version(name) for name in PACKAGES}
     found |= {"Python": platform.python_version(), "processor threads": torch.get_num_threads()}
-    commit = _output("git", "-C", str(context.root), "describe", "--always", "--dirty")
+    # A machine that is lent may get the files without their history.
+    commit = os.environ.get("MEMLONG_COMMIT") or _output(
+        "git", "-C", str(context.root), "describe", "--always", "--dirty"
+    )
     return found | {"commit": commit, "seed": context.seed, "minutes": minutes, "tiny": context.tiny}
 
 

@@ -58,6 +58,9 @@ def _verdict(outcomes: dict[str, str], output: str, stopped: bool) -> Iterator[R
     failed = [name for name, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")]
     skipped = sum(outcome == "SKIPPED" for outcome in outcomes.values())
     reasons = [line for line in output.splitlines() if re.match(r"^(/|E  )", line) and "Error" in line]
+    if not outcomes and stopped:
+        yield Row("checks", status="stopped", note="time was over before any had run")
+        return
     if not outcomes:
         last = " ".join(output.strip().splitlines()[-3:])
         yield Row("checks", status="failed", note=f"none was run: {last[-300:]}")

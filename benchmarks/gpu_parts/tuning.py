@@ -27,7 +27,9 @@ HOLD_OUT, WINDOWS = 8, 48
 def missing(context: Context) -> str | None:
     """Why there are no weights; None: there are."""
     if context.weights:
-        return None if Path(context.weights).exists() else f"{context.weights} is not there"
+        if not Path(context.weights).exists():
+            raise FileNotFoundError(f"--weights {context.weights}: it is not there")
+        return None
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"no weights: {', '.join(absent)} not installed; or give --weights FILE.gguf or FOLDER" if absent else None
 
@@ -54,7 +56,7 @@ class Tuning:
     def __init__(self, name: str, context: Context) -> None:
         self.name, self.context = name, context
         self.window, chunk, top_k = (64, 16, 2) if context.tiny else (1024, 128, 3)
-        files = context.text or standard_library()[: 24 if context.tiny else None]
+        files = context.text or standard_library()[: 10 if context.tiny else None]
         self.tokenizer = load_tokenizer(name)
         texts = [t[: 4000 if context.tiny else None] for f in files if (t := Path(f).read_text(errors="replace"))]
         documents = [d for d in tokenise(self.tokenizer, texts) if len(d) > self.window]
@@ -139,4 +141,4 @@ def run(context: Context) -> Iterator[Row]:
             return
         without = tuning.perplexity(model, False)
         yield Row("held-out perplexity, tuned without memory", without, note=f"as many steps, {steps}")
-        yield Row("tuned with memory, on / tuned without memory", on / without, "", 1.0)
+        yield Row("tuned with memory, on / tuned without memory", on / without, "", None if context.tiny else 1.0)

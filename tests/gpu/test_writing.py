@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu_parts.models import Numbers
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.local_context import LocalContext
 from lightning_memlong.model import MemLong
 from lightning_memlong.retrieved import Retrieved
 from tests.gpu.conftest import error
-from tests.gpu.tiny import CHUNK, WINDOW, Numbers, model_on
+from tests.gpu.tiny import CHUNK, WINDOW, model_on
 
 FORMS: list[dict[str, Any]] = [{}, {"source": "single"}, {"fusion": "gated", "bos": 2}, {"position": "zero"}]
 

@@ -1,10 +1,11 @@
-"""A tiny model with random weights, a tokenizer of numbers, and documents read through a bank window by window."""
+"""A tiny model with random weights, and documents read through a bank window by window."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_parts.models import Numbers
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.model import MemLong
@@ -13,25 +14,6 @@ from lightning_memlong.retriever import HashingRetriever
 from tests.conftest import tiny_llama
 
 CHUNK, WINDOW, ROWS, WINDOWS = 8, 32, 2, 4
-
-
-class Numbers:
-    """A tokenizer of numbers: token 17 is the word 17."""
-
-    pad_token_id = bos_token_id = eos_token_id = 0
-    chat_template = None
-    all_special_ids = (0,)
-
-    def __call__(self, text: str | list[str], **_: Any) -> dict[str, list[Any]]:
-        if isinstance(text, list):
-            return {"input_ids": [self(each)["input_ids"] for each in text]}
-        return {"input_ids": [int(word) for word in text.split()]}
-
-    def decode(self, ids: Any, **_: Any) -> str:
-        return " ".join(str(int(i)) for i in ids)
-
-    def batch_decode(self, rows: Any, **_: Any) -> list[str]:
-        return [self.decode(row) for row in rows]
 
 
 def model_on(device: torch.device, **settings: Any) -> MemLong:
