@@ -104,7 +104,7 @@ class ChunkStorage:
         return picked[0], picked[1]
 
     def _pick(self, held: Tensor, slots: Tensor) -> Tensor:
-        if held.device == self.device or self.device.type == "cpu":
+        if held.device.type == self.device.type or self.device.type == "cpu":  # "cuda" is not equal to "cuda:0"
             return held.index_select(2, slots.to(held.device))
         # Through pinned memory: the copy is queued, and nobody waits for it here.
         staged = torch.empty(
