@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", nargs="+", default=[], help="text files for it; default: the standard library")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results"), help="folder of the results")
-    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)  # go on with the results that are there
+    parser.add_argument("--keep", action="store_true", help="keep the parts that are in the results already")
     options = parser.parse_args()
     options.only = [name for name in SHARES if name in options.only]
     if options.shape == "full" and options.device == "cpu":
@@ -88,6 +88,7 @@ def measure(name: str, context: Any, report: Any) -> bool:
     from benchmarks.gpu_parts.context import Row, Stopped, free, told
 
     begin = time.monotonic()
+    report.begin(name)
     print(f"\n## {name}: up to {context.clock.seconds:.0f} s", flush=True)
     try:
         with interrupted_after(GRACE * context.clock.seconds + 5, Stopped):
@@ -111,14 +112,11 @@ def measure(name: str, context: Any, report: Any) -> bool:
 
 
 def go_on(rest: list[str], minutes: float) -> int:
-    """The parts that are left, in a new process, as a kernel has brought this one's use of the card down."""
-    given = [a for a in sys.argv[1:]]
-    for option in ("--only", "--minutes"):
-        while option in given:
-            at = given.index(option)
-            end = next((i for i in range(at + 1, len(given)) if given[i].startswith("--")), len(given))
-            del given[at:end]
-    command = [sys.executable, __file__, *given, "--minutes", str(minutes), "--only", *rest, "--keep"]
+    """The parts that are left, in a new process, as a kernel has brought this one's use of the card down.
+
+    Of an option that is given twice the last one counts.
+    """
+    command = [sys.executable, __file__, *sys.argv[1:], "--minutes", str(minutes), "--only", *rest, "--keep"]
     return subprocess.run(command, check=False).returncode
 
 

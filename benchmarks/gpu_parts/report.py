@@ -22,7 +22,7 @@ class Report:
     Args:
         folder: Where ``gpu-CARD.md`` and ``.json`` go.
         facts: Card, versions and so on.
-        keep: Go on with the rows that are in the file: a part has brought a process down, and another goes on.
+        keep: Keep the parts that are in the file: they were measured by an earlier call.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], keep: bool = False) -> None:
@@ -31,14 +31,17 @@ class Report:
         self.facts = facts
         self.parts: dict[str, list[dict[str, Any]]] = {}
         if keep and self.file.exists():
-            kept = json.loads(self.file.read_text())
-            self.parts, self.facts = kept["parts"], kept["facts"]
+            self.parts = json.loads(self.file.read_text())["parts"]
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def failed(self) -> bool:
         """Whether anything has failed."""
         return any(row["status"] == "failed" for rows in self.parts.values() for row in rows)
+
+    def begin(self, part: str) -> None:
+        """Measure a part, again if need be."""
+        self.parts[part] = []
 
     def add(self, part: str, row: Row) -> None:
         """Note and print a row."""
