@@ -2,7 +2,7 @@
 
 import sys
 
-from lightning_memlong.cli import main
+from lightning_memlong.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

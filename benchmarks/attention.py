@@ -19,8 +19,8 @@ from torch import Tensor  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from benchmarks.paired import paired  # noqa: E402
-from lightning_memlong.attention import retrieval_causal_attention  # noqa: E402
-from lightning_memlong.carried import CarriedMemory, register_attention  # noqa: E402
+from lightning_memlong.attention.functional import retrieval_causal_attention  # noqa: E402
+from lightning_memlong.model.attention_interface import CarriedMemory, register_attention  # noqa: E402
 
 TOKENS = MEMORY = 1024
 SHAPES = {  # name -> hidden size, heads, key/value heads, head size, inner size

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
-from datamodules.planting import Probe, filler_tokens, plant  # noqa: E402
 from lightning_memlong import MemLong  # noqa: E402
-from lightning_memlong.conversation import Conversation  # noqa: E402
+from lightning_memlong.generation.conversation import Conversation  # noqa: E402
+from lightning_memlong.text.planting import Probe, filler_tokens, plant  # noqa: E402
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -22,9 +22,9 @@ import torch  # noqa: E402
 
 from benchmarks.paired import now, paired  # noqa: E402
 from lightning_memlong import MemLong  # noqa: E402
-from lightning_memlong.bank import MemoryBank  # noqa: E402
+from lightning_memlong.bank.memory_bank import MemoryBank  # noqa: E402
+from lightning_memlong.generation.prefill import Stretch, read_windows  # noqa: E402
 from lightning_memlong.progress import token_bar  # noqa: E402
-from lightning_memlong.reading import Stretch, read_windows  # noqa: E402
 
 EARLY, QUESTION = 10_240, "Who was on board of the ship, and what became of them?"
 

@@ -11,11 +11,11 @@ from torch.utils.tensorboard import SummaryWriter
 from callbacks.memory_bank import memory_callback
 from callbacks.validation_record import ValidationRecord
 from datamodules.synthetic_recall import SyntheticRecall
-from lightning_memlong.bank import MemoryBank, Retrieved
+from lightning_memlong.bank.memory_bank import MemoryBank, Retrieved
+from lightning_memlong.cli.runs import tensorboard_writers
 from lightning_memlong.config import require
 from lightning_memlong.evaluation.figures import draw_heads
-from lightning_memlong.profiler import PARTS, StepProfiler
-from lightning_memlong.runs import tensorboard_writers
+from lightning_memlong.training.profiler import PARTS, StepProfiler
 
 
 def _chart(*tags: str) -> list[Any]:
@@ -58,7 +58,7 @@ LAYOUT = {
 class Dashboard(L.Callback):
     """Writes what the memory does to TensorBoard: curves, histograms, a map and texts of each validation.
 
-    Milliseconds of a step's parts need ``trainer.profiler: lightning_memlong.profiler.StepProfiler``.
+    Milliseconds of a step's parts need ``trainer.profiler: lightning_memlong.training.profiler.StepProfiler``.
 
     Args:
         every_n_steps: Optimiser steps between two looks at the bank [steps].

@@ -9,12 +9,12 @@ import lightning as L
 import torch
 
 from callbacks.memory_checks import check_memory
-from lightning_memlong.bank import MemoryBank, Retrieved
+from lightning_memlong.bank.eviction import load_policy
+from lightning_memlong.bank.memory_bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
-from lightning_memlong.eviction import load_policy
-from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retriever import Retriever, load_retriever
+from lightning_memlong.retrieval.retrieval import Retrieval
+from lightning_memlong.retrieval.retriever import Retriever, load_retriever
 
 log = logging.getLogger(__name__)
 

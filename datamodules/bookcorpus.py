@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.documents import DocumentDataModule
 from datamodules.hub import Hub
-from datamodules.rows import Columns, Row, Shard
+from datamodules.records import Columns, Row, Shard
 from datamodules.token_cache import Document
 from lightning_memlong.config import require
 

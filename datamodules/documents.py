@@ -16,13 +16,13 @@ import numpy as np
 from datamodules import splits
 from datamodules.cached import CachedStream
 from datamodules.hub import Hub
-from datamodules.locate import locate
-from datamodules.opening import Stream, is_bad, open_split
-from datamodules.rows import Columns, Row, Shard
+from datamodules.open_split import Stream, is_bad, open_split
+from datamodules.records import Columns, Row, Shard
+from datamodules.resolve_source import locate
 from datamodules.splits import ROLES, Split
 from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document
-from lightning_memlong.backbones import load_tokenizer
+from lightning_memlong.backbone.loading import load_tokenizer
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from datamodules.network import file_system, not_there, once_more
-from datamodules.rows import Columns
+from datamodules.records import Columns
 from datamodules.sources import COMPRESSION, FileShard
 from lightning_memlong.errors import UserError
 

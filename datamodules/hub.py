@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from datamodules.network import once_more
-from datamodules.rows import Columns
+from datamodules.records import Columns
 from datamodules.sources import HubShard
 from lightning_memlong.errors import UserError
 

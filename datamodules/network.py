@@ -11,7 +11,7 @@ import aiohttp
 import fsspec
 import pyarrow as pa
 
-from datamodules.rows import Row
+from datamodules.records import Row
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger("lightning_memlong")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.network import file_system, not_there, once_more, patiently
-from datamodules.rows import Columns, Row, decoded, of_columns
+from datamodules.records import Columns, Row, decoded, of_columns
 
 log = logging.getLogger("lightning_memlong")
 

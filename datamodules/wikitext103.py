@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from datamodules.documents import DocumentDataModule
 from datamodules.hub import Hub
-from datamodules.rows import Row, Shard
+from datamodules.records import Row, Shard
 from datamodules.token_cache import Document
 
 TITLE = re.compile(r"^ ?= (?!= )(.+?)(?<! =) = ?$")

@@ -10,16 +10,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "MemLong": "model",
-    "MemLongModule": "module",
-    "MemoryBank": "bank",
-    "Retrieved": "retrieved",
-    "Conversation": "conversation",
+    "MemLong": "model.model",
+    "MemLongModule": "training.module",
+    "MemoryBank": "bank.memory_bank",
+    "Retrieved": "bank.retrieved",
+    "Conversation": "generation.conversation",
     "MemoryConfig": "config",
     "RetrieverConfig": "config",
     "TuningConfig": "config",
     "UserError": "errors",
-    "retrieval_causal_attention": "attention",
+    "retrieval_causal_attention": "attention.functional",
 }
 __all__ = ["__version__", *_HOME]
 

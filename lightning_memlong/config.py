@@ -44,6 +44,13 @@ def _changed_to(before: Any, value: Any, key: str) -> Any:
     return changed(before, value, key)
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+
+
 @dataclass
 class RetrieverConfig:
     """The frozen text encoder that embeds chunks (paper, section 2: the retriever)."""

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from lightning_memlong.config import MemoryConfig, changed
 from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.model import MemLong
-from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retriever import Retriever, load_retriever
+from lightning_memlong.model.model import MemLong
+from lightning_memlong.retrieval.retrieval import Retrieval
+from lightning_memlong.retrieval.retriever import Retriever, load_retriever
 
 
 class Progress(Protocol):

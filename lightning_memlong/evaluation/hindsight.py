@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank.retrieved import Retrieved
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.reading import score
-from lightning_memlong.retrieval import Retrieval, seed_of
-from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.retrieval.retrieval import Retrieval, seed_of
 
 
 def choose_with_hindsight(

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.asking import embed_texts, retrieve_for
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
-from lightning_memlong.retrieval import pooled, seed_of
-from lightning_memlong.retriever import HiddenRetriever
+from lightning_memlong.retrieval.retrieval import pooled, seed_of
+from lightning_memlong.retrieval.retriever import HiddenRetriever
+from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
 
 HUB: dict[str, str | None] = dict.fromkeys(TASKS)
 

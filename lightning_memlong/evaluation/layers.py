@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from lightning_memlong.backbone.layers import LayerIndex, layer_index, text_config, unlimited_layers
+from lightning_memlong.backbone.tuning import spans
 from lightning_memlong.config import TuningConfig, require_choice
-from lightning_memlong.layers import LayerIndex, layer_index, text_config, unlimited_layers
-from lightning_memlong.model import SOURCES, MemLong
-from lightning_memlong.tuning import spans
+from lightning_memlong.model.model import SOURCES, MemLong
 
 READERS = ("above", "every", "spread", "own")
 """Which layers read, given the memory layer: it and all ``above`` that see the whole context; ``every`` one, sliding

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.windows import Place, Windows
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.output import MemLongOutput
-from lightning_memlong.reading import Stretch, read_windows, reading_stride
-from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.generation.prefill import Stretch, read_windows, reading_stride
+from lightning_memlong.model.output import MemLongOutput
+from lightning_memlong.retrieval.retrieval import Retrieval
+from lightning_memlong.text.windows import Place, Windows
 
 
 def read(

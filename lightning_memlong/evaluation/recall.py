@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.planting import KINDS, Probe, filler_tokens, plant
-from datamodules.windows import window_offsets
-from lightning_memlong.asking import embed_texts, retrieve_for
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank.retrieved import Retrieved
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.reading import Scoring, read, score, window_batch
 from lightning_memlong.evaluation.recall_report import report
 from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.reading import reading_stride, sink_before
-from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.generation.prefill import reading_stride, sink_before
+from lightning_memlong.retrieval.retrieval import Retrieval
+from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
+from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
+from lightning_memlong.text.windows import window_offsets
 
 
 class Cell(NamedTuple):

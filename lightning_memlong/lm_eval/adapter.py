@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.token_cache import tokenise
-from lightning_memlong.asking import embed_texts
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
-from lightning_memlong.conversation import Conversation
 from lightning_memlong.errors import UserError
-from lightning_memlong.local_context import LocalContext
-from lightning_memlong.model import MemLong
-from lightning_memlong.reading import first_of_all
+from lightning_memlong.generation.conversation import Conversation
+from lightning_memlong.generation.local_context import LocalContext
+from lightning_memlong.generation.prefill import first_of_all
+from lightning_memlong.model.model import MemLong
+from lightning_memlong.retrieval.text_queries import embed_texts
+from lightning_memlong.text.tokenise import tokenise
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -8,13 +8,13 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightning_memlong.cli import calm
+from lightning_memlong.cli.console import console
+from lightning_memlong.cli.main import calm
+from lightning_memlong.cli.parser import Parser
+from lightning_memlong.cli.runs import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.parsing import Parser
-from lightning_memlong.report import console
-from lightning_memlong.runs import check_writable
 from lightning_memlong.sweep.execute import Outcome, Watch, check_folder, command, results
 from lightning_memlong.sweep.launchers import LAUNCHERS
 from lightning_memlong.sweep.plan import Plan, Run

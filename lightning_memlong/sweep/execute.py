@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_memlong.cli.runs import suffix_of
 from lightning_memlong.errors import UserError
-from lightning_memlong.runs import suffix_of
 from lightning_memlong.sweep.plan import TRAIN, Run
 from lightning_memlong.sweep.settings import AFTER
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_memlong.cli import MemLongCLI, user_error
-from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
+from lightning_memlong.cli.main import MemLongCLI, user_error
+from lightning_memlong.cli.parser import plain
+from lightning_memlong.config import MemoryConfig, RetrieverConfig, flat, require
 from lightning_memlong.errors import UserError
-from lightning_memlong.parsing import flat, plain
 from lightning_memlong.sweep.settings import Sweep
 
 TRAIN = Path(__file__).parents[2] / "train.py"

@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lightning_memlong import report as shown
+from lightning_memlong.cli import console as shown
+from lightning_memlong.cli.runs import OUTCOMES, hyperparameters, suffix_of
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Report
-from lightning_memlong.runs import OUTCOMES, hyperparameters, suffix_of
 from lightning_memlong.sweep.execute import results
 from lightning_memlong.sweep.figures import draw_axis
 from lightning_memlong.sweep.plan import BASELINE, Cell, Plan, Run

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from callbacks.memory_bank import MemoryBankCallback
-from lightning_memlong.cli import MemLongCLI, main
+from lightning_memlong.cli.main import MemLongCLI, main
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_memlong.cli import main
+from lightning_memlong.cli.main import main
 from lightning_memlong.evaluation.cells import Cells
 from tests.integration.helpers import EVAL, ROOT, found_in, rows_of, tiny
 

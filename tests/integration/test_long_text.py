@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lightning_memlong import MemLong, MemoryBank, MemoryConfig, UserError
-from lightning_memlong.cli import main
+from lightning_memlong.cli.main import main
 from lightning_memlong.config import RetrieverConfig
-from lightning_memlong.reading import read_windows
+from lightning_memlong.generation.prefill import read_windows
 from tests.integration.helpers import tiny
 
 SETTINGS = {"chunk_size": 16, "capacity": 256, "top_k": 2, "retriever": {"name": "hashing"}}
@@ -104,7 +104,7 @@ def test_a_small_bank_evicts_what_is_not_used(model: MemLong, book: str) -> None
 def test_ctrl_c_ends_reading_between_windows(
     model: MemLong, book: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import lightning_memlong.long_text as long_text
+    import lightning_memlong.generation.long_context as long_text
 
     def pressed(*args: Any, **options: Any) -> Any:
         for number, count in enumerate(read_windows(*args, **options)):
@@ -177,7 +177,7 @@ def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, m
     with model.converse(bank, window=64) as talk:
         assert talk.say("kan lor", **options) == first
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("lightning_memlong.local_context.LocalContext.logits", broken)
+            patch.setattr("lightning_memlong.generation.local_context.LocalContext.logits", broken)
             talk.say(" rax sin", **options)
         assert talk.context.ids.shape[1] == 0 and len(talk.say(" mis tur", **options)) > 0
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_memlong.cli import MemLongCLI, main
+from lightning_memlong.cli.main import MemLongCLI, main
 from lightning_memlong.evaluation import InContextLearning, RecallProbes
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.reading import read

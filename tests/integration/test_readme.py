@@ -13,12 +13,12 @@ import yaml
 
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
-from lightning_memlong.chat import main as chat
-from lightning_memlong.cli import main
+from lightning_memlong.cli.chat import main as chat
+from lightning_memlong.cli.main import main
+from lightning_memlong.cli.talking import talk
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
-from lightning_memlong.module import MemLongModule
 from lightning_memlong.sweep.command import main as sweep
-from lightning_memlong.talking import talk
+from lightning_memlong.training.module import MemLongModule
 from tests.integration.helpers import ROOT, tiny, without_capacity
 
 README = (ROOT / "README.md").read_text()
@@ -133,7 +133,7 @@ def test_the_python_examples_run(
 def test_the_chat_command_runs(
     byte_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (command,) = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.chat")]
+    (command,) = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.cli.chat")]
     (tmp_path / "book.txt").write_text("kan lor mis tur " * 60)
     words = command.replace("path/to/book.txt", str(tmp_path / "book.txt"))
     words = words.replace("book.safetensors", str(tmp_path / "b"))

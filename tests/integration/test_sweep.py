@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoTokenizer
 
-from lightning_memlong.cli import main as train
+from lightning_memlong.cli.main import main as train
 from lightning_memlong.sweep import execute as execution
 from lightning_memlong.sweep.command import main, read
 from lightning_memlong.sweep.launchers import LAUNCHERS

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong import kernels
-from lightning_memlong.attention import (
+from lightning_memlong.attention import kernels
+from lightning_memlong.attention.functional import (
     Memo,
     Memory,
     Scores,
@@ -17,8 +17,8 @@ from lightning_memlong.attention import (
     local_attention,
     retrieval_causal_attention,
 )
+from lightning_memlong.attention.kernels import SplitJointAttention
 from lightning_memlong.errors import UserError
-from lightning_memlong.kernels import SplitJointAttention
 from tests.reference import attention_oracle
 
 ROWS, TOKENS, MEMORY, SIZE = 2, 6, 5, 8
@@ -67,7 +67,7 @@ def run(
     kernel: str, inputs: list[Tensor], memory: Memory, scores: Scores, local: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Joint attention by the kernel named, whatever would have been chosen."""
-    import lightning_memlong.attention as module
+    import lightning_memlong.attention.functional as module
 
     chosen = module.choose_kernel
     module.choose_kernel = lambda *_: kernel  # type: ignore[assignment]
@@ -179,7 +179,7 @@ def test_capped_scores_stay_float32_under_autocast() -> None:
 
 
 def test_a_mask_made_while_evaluating_can_be_trained_with() -> None:
-    from lightning_memlong.flex import _causal
+    from lightning_memlong.attention.flex import _causal
 
     with torch.inference_mode():
         mask = _causal(7, 7, "cpu")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lightning_memlong.bank import Retrieved
+from lightning_memlong.backbone.rope import FAMILIES, UNTURNED
+from lightning_memlong.bank.memory_bank import Retrieved
 from lightning_memlong.errors import UserError
-from lightning_memlong.model import MemLong
-from lightning_memlong.rotary import FAMILIES, UNTURNED
+from lightning_memlong.model.model import MemLong
 
 COMMON = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
           "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank.retrieved import Retrieved
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.local_context import LocalContext
-from lightning_memlong.model import MemLong
-from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.generation.local_context import LocalContext
+from lightning_memlong.model.model import MemLong
 from tests.conftest import tiny_llama
 from tests.parity.test_families import MODELS, build
 from tests.reference import SlowWriter

@@ -1,0 +1,1 @@
+"""Retrieval causal attention as functions of tensors, and how it is computed."""

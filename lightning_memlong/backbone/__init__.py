@@ -1,0 +1,1 @@
+"""Hugging Face decoders: loaded, their layers chosen, frozen and tuned."""

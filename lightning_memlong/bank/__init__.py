@@ -1,0 +1,1 @@
+"""What is remembered of a document: keys and values, embeddings, counters, eviction."""

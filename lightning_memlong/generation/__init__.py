@@ -1,0 +1,1 @@
+"""Texts of any length: prefilled into a bank, and continued with it."""

@@ -1,0 +1,36 @@
+"""Writing with a memory, inside transformers' own generate loop."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutput
+
+from lightning_memlong.generation.local_context import LocalContext
+
+if TYPE_CHECKING:
+    from lightning_memlong.model.model import MemLong
+
+
+class Writer(GenerationMixin):
+    """A local context as transformers' generate loop sees it: a model without a cache, given the whole text each time.
+
+    Args:
+        model: Its backbone's configuration is the loop's.
+        context: Where the text goes.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: "MemLong", context: LocalContext) -> None:
+        self._backbone, self._context = model.backbone, context
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the backbone's."""
+        return getattr(self._backbone, name)
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutput:
+        """Logits (B, 1, V) after a text (B, T)."""
+        return CausalLMOutput(logits=self._context.logits(input_ids))
+
+    __call__ = forward

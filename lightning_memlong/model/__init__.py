@@ -1,0 +1,1 @@
+"""The network: captures keys and values, and reads retrieved ones, in a forward pass."""

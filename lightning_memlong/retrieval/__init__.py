@@ -1,0 +1,1 @@
+"""What a window or a text retrieves with, and the frozen encoders."""

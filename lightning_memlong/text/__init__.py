@@ -1,0 +1,1 @@
+"""Tokens and windows of documents, without any model."""
