@@ -96,10 +96,10 @@ class MemoryBankCallback(L.Callback):
             for number, tokens in enumerate(read):
                 ids = torch.from_numpy(tokens.astype("int64"))[None].to(pl_module.device)
                 output = pl_module.model(ids)
-                fresh = 0 if number == 0 else data.window - data.stride
+                overlap = 0 if number == 0 else data.window - data.stride
                 start = number * data.stride
-                positions = torch.arange(start + fresh, start + data.window, self.config.chunk_size)
-                bank.rewrite(row, output.keys[0, :, fresh:], output.values[0, :, fresh:], positions)
+                positions = torch.arange(start + overlap, start + data.window, self.config.chunk_size)
+                bank.rewrite(row, output.keys[0, :, overlap:], output.values[0, :, overlap:], positions)
         log.info("Read %d windows again for the memory bank", sum(map(len, windows)))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:

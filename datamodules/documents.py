@@ -1,7 +1,7 @@
 """Document streams: every batch row reads one document from start to end, window by window.
 
 A batch is ``{"input_ids": (B, T), "labels": (B, T), "length": (B,), "document_start": (B,), "document_id": (B,),
-"offset": (B,), "fresh": (B,)}``. Row b continues row b of the batch before it until its document ends; a window
+"offset": (B,), "overlap": (B,)}``. Row b continues row b of the batch before it until its document ends; a window
 never holds two documents; the short last window of a document is padded on the right and masked.
 """
 

@@ -95,7 +95,7 @@ def window_batch(
     batch = Windows(local, scored, len(documents), subject.tokenizer.pad_token_id or 0).batch(places)
     batch["labels"][:, : local - scored] = -100  # of the window that begins a document, too
     # Queries are made of whole chunks.
-    batch["fresh"] = torch.full_like(batch["fresh"], (local - scored) // chunk * chunk)
+    batch["overlap"] = torch.full_like(batch["overlap"], (local - scored) // chunk * chunk)
     batch["memory_start"] = (torch.tensor(scoring.ends) - scoring.context).clamp(min=0)
     return _on(subject, batch)
 

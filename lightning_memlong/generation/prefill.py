@@ -93,7 +93,7 @@ def read_windows(
             found = model.capture(batch["input_ids"], memory, sink, hidden_wanted)
         embeddings = None if embed is None else embed(batch, found.get("hidden"))
         retrieval.store(bank, found, batch, embeddings)
-        new = (batch["length"] - batch["fresh"]).clamp(min=0).tolist()
+        new = (batch["length"] - batch["overlap"]).clamp(min=0).tolist()
         for row, (stretch, count) in enumerate(zip(stretches, new, strict=True)):
             if count:
                 end = start + int(batch["length"][row])
@@ -133,7 +133,7 @@ def _batch(windows: Windows, stretches: Sequence[Stretch], start: int, size: int
     batch["offset"] = torch.tensor([s.offset + start for s in stretches])
     overlap = windows.window - windows.stride
     known = [min(s.known if start == 0 else overlap, len(c)) for s, c in zip(stretches, cut, strict=True)]
-    batch["fresh"] = torch.tensor(known)
+    batch["overlap"] = torch.tensor(known)
     return batch
 
 

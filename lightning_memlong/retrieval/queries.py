@@ -50,7 +50,7 @@ def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Seque
 
 
 def chunk_queries(
-    bank: MemoryBank, embeddings: Tensor, offset: Tensor, fresh: Tensor, asking: Asking, known: Sequence[Known]
+    bank: MemoryBank, embeddings: Tensor, offset: Tensor, overlap: Tensor, asking: Asking, known: Sequence[Known]
 ) -> Tensor:
     """Queries of each chunk of the window (R, n, Q, E): of the chunks before that chunk.
 
@@ -61,12 +61,12 @@ def chunk_queries(
         bank: Of R rows.
         embeddings: (R, n, E) of the window's chunks; those stored with an earlier window are not looked at.
         offset: (R,) where the window begins in its document [tokens].
-        fresh: (R,) how many of its tokens were stored with an earlier window [tokens].
+        overlap: (R,) how many of its tokens were stored with an earlier window [tokens].
         asking: How chunks ask.
         known: Of each row, all that can be found.
     """
-    already = fresh // bank.chunk_size
-    stored = bank.last_embeddings(asking.count + int(already.max()), offset + fresh)
+    already = overlap // bank.chunk_size
+    stored = bank.last_embeddings(asking.count + int(already.max()), offset + overlap)
     rows = []
     for row, held in enumerate(stored):
         line = torch.cat([held, embeddings[row, int(already[row]) :]])

@@ -81,7 +81,7 @@ class Retrieval:
         """
         # Streams of one's own need not say these where windows are disjoint and in order.
         batch.setdefault("offset", bank.ends())
-        batch.setdefault("fresh", torch.zeros_like(batch["offset"]))
+        batch.setdefault("overlap", torch.zeros_like(batch["offset"]))
         self.prepare(batch)
         if bank.insertions == 0:
             return None
@@ -121,7 +121,7 @@ class Retrieval:
     def _queries(self, bank: MemoryBank, batch: dict[str, Any], known: list[Known]) -> Tensor:
         """(R, G, Q, E): of one search a row, or one a chunk."""
         own, by_chunk, as_query = self._window_embeddings, self.config.granularity == "chunk", self.retriever.as_query
-        offset, fresh = batch["offset"].cpu(), batch["fresh"].cpu()
+        offset, overlap = batch["offset"].cpu(), batch["overlap"].cpu()
         if self.config.query == "current":
             assert own is not None
             asked = torch.stack([as_query(o, k) for o, k in zip(own, known, strict=True)])
@@ -129,8 +129,8 @@ class Retrieval:
         asking = Asking(self.config.query_chunks, self.config.query_pooling, as_query)
         if by_chunk:
             assert own is not None
-            return chunk_queries(bank, own, offset, fresh, asking, known)
-        return window_queries(bank, offset + fresh, asking, known)
+            return chunk_queries(bank, own, offset, overlap, asking, known)
+        return window_queries(bank, offset + overlap, asking, known)
 
     # ---- after it was read --------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Retrieval:
     def _new_lengths(self, batch: dict[str, Any]) -> Tensor:
         """Real tokens (R, n) of the window's chunks; 0 for those that were stored with an earlier window."""
         starts, lengths = self._chunks(batch)
-        lengths[starts.expand_as(lengths) < batch["fresh"].cpu()[:, None]] = 0
+        lengths[starts.expand_as(lengths) < batch["overlap"].cpu()[:, None]] = 0
         return lengths
 
     def _chunks(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

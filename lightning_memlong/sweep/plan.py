@@ -230,7 +230,7 @@ class _Resolved(MemLongCLI):
 
 def _tokens_a_step(settings: Mapping[str, Any]) -> int:
     """Fresh tokens an optimiser step is trained on."""
-    fresh = settings["data.init_args.stride"] or settings["data.init_args.window"]
+    advance = settings["data.init_args.stride"] or settings["data.init_args.window"]
     devices = settings["trainer.devices"]
     processes = devices if isinstance(devices, int) and devices > 0 else 1
-    return fresh * settings["data.init_args.batch_size"] * settings["trainer.accumulate_grad_batches"] * processes
+    return advance * settings["data.init_args.batch_size"] * settings["trainer.accumulate_grad_batches"] * processes

@@ -2,13 +2,47 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired
 
-Batch = dict[str, Tensor]
+
+class WindowBatch(TypedDict):
+    """One window of each of B rows. Tokens go to the device; facts of a window stay on the host, where they are used.
+
+    Row b continues row b of the batch before it until its document ends; a window never holds two documents; the
+    short last window of a document is padded on the right and masked.
+    """
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    labels: Tensor
+    """(B, T) int64, aligned with ``input_ids``; -100 where not scored."""
+    length: Tensor
+    """(B,) real tokens of the window [tokens]."""
+    document_start: Tensor
+    """(B,) bool, whether the window begins its document."""
+    document_id: Tensor
+    """(B,) which document; -1 for a row of padding."""
+    offset: Tensor
+    """(B,) where the window begins in its document [tokens]."""
+    overlap: Tensor
+    """(B,) tokens at its beginning that belong to the window before, and are neither scored nor stored again."""
+    memory_start: NotRequired[Tensor]
+    """(B,) only entries that begin there or after it are retrieved [tokens]."""
+    planted: NotRequired[list]
+    """(B,) which planted key a window asks for; see :mod:`lightning_memlong.text.planting`."""
+    memory: NotRequired[Any]
+    """What the bank gathered for the window, a ``Retrieved`` or None; put there by the MemoryBankCallback."""
+
+
+Batch = dict[str, Any]
+"""A :class:`WindowBatch` while it is put together, and as Lightning's hooks see it."""
+ON_DEVICE = ("input_ids", "labels")
+"""Of a batch, what the network reads."""
 
 
 def window_offsets(length: int, window: int, stride: int) -> list[int]:
@@ -59,10 +93,10 @@ class Windows:
         labels = torch.full((self.window,), -100, dtype=torch.long)
         document, offset, tokens = place or Place(-1, 0, np.zeros(0, np.int64))
         length = len(tokens)
-        fresh = 0 if offset == 0 else self.window - self.stride
+        overlap = 0 if offset == 0 else self.window - self.stride
         ids[:length] = torch.from_numpy(tokens.astype(np.int64))
-        labels[fresh:length] = ids[fresh:length]
+        labels[overlap:length] = ids[overlap:length]
         labels[0] = -100  # nothing in the window to predict it from
         facts = {"length": length, "document_start": place is not None and offset == 0}
-        facts |= {"document_id": document, "offset": offset, "fresh": fresh}
+        facts |= {"document_id": document, "offset": offset, "overlap": overlap}
         return {"input_ids": ids, "labels": labels} | {k: torch.tensor(v) for k, v in facts.items()}

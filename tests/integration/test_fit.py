@@ -228,7 +228,7 @@ def test_the_five_keys_of_a_batch_are_enough(options: list[str]) -> None:
         names = ("input_ids", "labels", "length", "document_start", "document_id")
         batch = {k: whole[k] for k in names}
         callback.retrieve("val", batch, cli.model)
-        assert torch.equal(batch["offset"], whole["offset"]) and torch.equal(batch["fresh"], whole["fresh"])
+        assert torch.equal(batch["offset"], whole["offset"]) and torch.equal(batch["overlap"], whole["overlap"])
         output = cli.model.model(batch["input_ids"])
         callback.store("val", {"keys": output.keys, "values": output.values}, batch, cli.model)
         if i == 20:

@@ -141,7 +141,7 @@ def test_documents_come_out_whole_and_every_label_once(
             assert batch["input_ids"].shape == batch["labels"].shape == (rows, window)
             for row in range(rows):
                 document, offset, length = (int(batch[k][row]) for k in ("document_id", "offset", "length"))
-                fresh = int(batch["fresh"][row])
+                overlap = int(batch["overlap"][row])
                 ids, labels = batch["input_ids"][row], batch["labels"][row]
                 assert (labels[labels != -100] == ids[labels != -100]).all()
                 if document < 0:
@@ -154,7 +154,7 @@ def test_documents_come_out_whole_and_every_label_once(
                     assert previous[row] == (document, offset - stride), "a row goes on with its own document"
                 previous[row] = (document, offset)
                 readers[number].add((rank, row))
-                read[number] += ids[fresh:length].tolist()
+                read[number] += ids[overlap:length].tolist()
                 labelled += labels[labels != -100].tolist()
                 if offset and stride < window:
                     first = int((labels != -100).nonzero()[0])

@@ -41,8 +41,8 @@ def test_each_chunk_asks_with_the_chunks_before_it(count: int, overlap: int) -> 
         [F.normalize(text[row, max(0, begin + c - count) : begin + c].mean(0), dim=0) for c in range(CHUNKS)]
         for row in range(ROWS)
     ]
-    offset, fresh = torch.full((ROWS,), begin * CHUNK), torch.full((ROWS,), overlap * CHUNK)
-    queries = chunk_queries(bank_with(stored), window, offset, fresh, Asking(count), NOTHING)[:, :, 0]
+    offset, known = torch.full((ROWS,), begin * CHUNK), torch.full((ROWS,), overlap * CHUNK)
+    queries = chunk_queries(bank_with(stored), window, offset, known, Asking(count), NOTHING)[:, :, 0]
     torch.testing.assert_close(queries, torch.stack([torch.stack(row) for row in expected]))
     whole = window_queries(bank_with(stored), offset, Asking(count), NOTHING)[:, 0, 0]
     torch.testing.assert_close(whole, queries[:, 0], msg="the first chunk asks what the window would")
