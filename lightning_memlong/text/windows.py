@@ -33,8 +33,8 @@ class WindowBatch(TypedDict):
     """(B,) tokens at its beginning that belong to the window before, and are neither scored nor stored again."""
     memory_start: NotRequired[Tensor]
     """(B,) only entries that begin there or after it are retrieved [tokens]."""
-    planted: NotRequired[list]
-    """(B,) which planted key a window asks for; see :mod:`lightning_memlong.text.planting`."""
+    planted: NotRequired[Tensor]
+    """(B, 2) first token and the place after the last of what a window asks for in its document; -1: nothing."""
     memory: NotRequired[Any]
     """What the bank gathered for the window, a ``Retrieved`` or None; put there by the MemoryBankCallback."""
 
