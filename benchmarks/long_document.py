@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from benchmarks.paired import now  # noqa: E402
 from callbacks.throughput import peak_memory_gb  # noqa: E402
-from lightning_memlong.bank.memory_bank import MemoryBank  # noqa: E402
+from lightning_memlong.bank import MemoryBank  # noqa: E402
 from lightning_memlong.config import TuningConfig  # noqa: E402
 from lightning_memlong.model.model import MemLong  # noqa: E402
 

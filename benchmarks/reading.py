@@ -22,7 +22,7 @@ import torch  # noqa: E402
 
 from benchmarks.paired import now, paired  # noqa: E402
 from lightning_memlong import MemLong  # noqa: E402
-from lightning_memlong.bank.memory_bank import MemoryBank  # noqa: E402
+from lightning_memlong.bank import MemoryBank  # noqa: E402
 from lightning_memlong.generation.prefill import Stretch, read_windows  # noqa: E402
 from lightning_memlong.progress import token_bar  # noqa: E402
 

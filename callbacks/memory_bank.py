@@ -9,8 +9,7 @@ import lightning as L
 import torch
 
 from callbacks.memory_checks import check_memory
-from lightning_memlong.bank.eviction import load_policy
-from lightning_memlong.bank.memory_bank import MemoryBank, Retrieved
+from lightning_memlong.bank import MemoryBank, Retrieved, load_policy
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.retrieval.retrieval import Retrieval
@@ -99,7 +98,7 @@ class MemoryBankCallback(L.Callback):
                 overlap = 0 if number == 0 else data.window - data.stride
                 start = number * data.stride
                 positions = torch.arange(start + overlap, start + data.window, self.config.chunk_size)
-                bank.rewrite(row, output.keys[0, :, overlap:], output.values[0, :, overlap:], positions)
+                bank.overwrite(row, output.keys[0, :, overlap:], output.values[0, :, overlap:], positions)
         log.info("Read %d windows again for the memory bank", sum(map(len, windows)))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:

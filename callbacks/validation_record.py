@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.evaluation.figures import draw_map
 from lightning_memlong.model.output import MemLongOutput
 

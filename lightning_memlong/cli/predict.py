@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.console import console
 from lightning_memlong.cli.runs import check_writable
 from lightning_memlong.config import require
@@ -102,7 +102,7 @@ class Library:
         """
         bank, tokens = None, self._model.tokenise(text)
         if self.file is not None and self.file.exists():
-            bank = self._model.retrieval.open_bank(self.file, self._model.device, self._model.made_with())
+            bank = self._model.retrieval.open_bank(self.file, self._model.device, self._model.provenance())
             if begun(bank, 0, tokens) is None:
                 raise UserError(
                     f"bank={str(self.file)!r} holds another text than {name}. Allowed: a file made from it, or one "

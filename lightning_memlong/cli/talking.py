@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.console import console
 from lightning_memlong.cli.predict import as_prompt, show_passages
 from lightning_memlong.errors import UserError

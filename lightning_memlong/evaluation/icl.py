@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
@@ -143,7 +143,7 @@ class InContextLearning(Evaluation):
                 subject.progress.advance(tokens)
                 yield _row(drawn, cell) | _judge(scores, drawn, len(TASKS[drawn.task].words))
 
-    def _read(self, subject: Subject, drawn: Drawn, count: int) -> MemoryBank:
+    def _read(self, subject: Subject, drawn: Drawn, count: int) -> BankView:
         """Demonstrations as entries of a bank of one row."""
         texts = [_shown(drawn.task, e) for e in drawn.memory[:count]]
         ids = [subject.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
@@ -170,7 +170,7 @@ class InContextLearning(Evaluation):
             place += len(tokens)
         return bank
 
-    def _scores(self, subject: Subject, drawn: Drawn, cell: Cell, bank: MemoryBank | None) -> Tensor:
+    def _scores(self, subject: Subject, drawn: Drawn, cell: Cell, bank: BankView | None) -> Tensor:
         """Log-likelihood of each label word (examples, labels), float32."""
         before = "".join(_shown(drawn.task, e) for e in drawn.context[: cell.context])
         scores = []
@@ -182,7 +182,7 @@ class InContextLearning(Evaluation):
         return torch.cat(scores)
 
     def _retrieved(
-        self, subject: Subject, bank: MemoryBank, cell: Cell, drawn: Drawn, asked: Sequence[Example], at: int
+        self, subject: Subject, bank: BankView, cell: Cell, drawn: Drawn, asked: Sequence[Example], at: int
     ) -> Any:
         """What each example retrieves, a row each."""
         retrieval, top_k = subject.retrieval(), subject.memory.top_k

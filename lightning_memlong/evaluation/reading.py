@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.generation.prefill import Stretch, read_windows, reading_stride
 from lightning_memlong.model.output import MemLongOutput
@@ -21,7 +21,7 @@ from lightning_memlong.text.windows import Place, Windows
 
 def read(
     subject: Subject, retrievals: Sequence[Retrieval], documents: Sequence[np.ndarray], window: int
-) -> list[MemoryBank]:
+) -> list[BankView]:
     """Read documents window by window, without memory, into a bank that holds all of them.
 
     Every way of choosing chunks then finds the same keys and values; they are computed once.
@@ -48,13 +48,13 @@ def read(
     stretches = [Stretch(tokens) for tokens in documents]
     for count in read_windows(subject.model, first, bank, stretches, window, subject.autocast, embed=embed):
         subject.progress.advance(count)
-    banks = {id(first.retriever): bank}
+    banks: dict[int, BankView] = {id(first.retriever): bank}
     overlap = window - reading_stride(window, first.config.chunk_size)
     for name in encoders:
         if name not in banks:
             again = overlap // first.config.chunk_size
             chunks = torch.cat([e[:, again if number else 0 :] for number, e in enumerate(embedded[name])], dim=1)
-            banks[name] = bank.found_by([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
+            banks[name] = bank.with_embeddings([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
     return [banks[id(r.retriever)] for r in retrievals]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.hf_generate import Writer
@@ -60,7 +60,7 @@ class Conversation:
             memory = model.retrieval.new_bank(1, 0)
         model.check(memory)
         require(0 <= row < memory.rows, "row", row, f"0 to {memory.rows - 1}, a row of the bank", "correct it")
-        self.memory, self._mark = memory, memory.mark(row)
+        self.memory, self._mark = memory, memory.snapshot(row)
         self.context = LocalContext(model, memory, row, model.window(window))
         self._messages: list[Mapping[str, str]] = []
         self._shown = ""  # what the chat template wrote before the last answer
@@ -161,7 +161,7 @@ class Conversation:
 
     def _begin_again(self) -> None:
         """Forget what the context has read; it is read again with the next turn."""
-        self.memory.go_back(self._row, self._mark)
+        self.memory.rollback(self._row, self._mark)
         self.context = LocalContext(self._model, self.memory, self._row, self.context.window)
 
     def _turn_ends(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
@@ -205,7 +205,7 @@ class Conversation:
 
     def close(self) -> None:
         """Take out of the bank what this conversation has moved into it."""
-        self.memory.go_back(self._row, self._mark)
+        self.memory.rollback(self._row, self._mark)
 
     def __enter__(self) -> "Conversation":
         """For ``with``: closed at the end."""

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.attention.functional import Memo
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.sink_cache import LocalCache
@@ -41,7 +40,7 @@ class LocalContext:
         window: W, a multiple of the chunk size.
     """
 
-    def __init__(self, model: "MemLong", memory: MemoryBank, row: int, window: int) -> None:
+    def __init__(self, model: "MemLong", memory: BankView, row: int, window: int) -> None:
         self._model, self._memory, self._row, self.window = model, memory, row, window
         self._retrieval, self._chunk = model.retrieval, memory.chunk_size
         self.origin = int(memory.ends()[row])
@@ -61,9 +60,9 @@ class LocalContext:
         self._asked = False
 
     @property
-    def _bank(self) -> MemoryBank:
+    def _bank(self) -> BankView:
         """The row alone."""
-        return self._memory.only(self._row)
+        return self._memory.view(self._row)
 
     @property
     def _prefix(self) -> int:
@@ -243,7 +242,7 @@ class LocalContext:
         lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]
         lengths[0, 0] -= kept
         starts[0, 0] += kept
-        self._memory.lend(self._row, id(self))
-        self._memory.make_room(self._row, count)  # what was read is not to make way for what is said about it
+        self._memory.acquire(self._row, id(self))
+        self._memory.reserve(self._row, count)  # what was read is not to make way for what is said about it
         self._bank.insert(keys, values, embeddings, lengths, self.origin + starts, evict=False)
-        self._bank.note_tokens(0, self.ids[0, self.moved : self.moved + half], self.origin + self.moved)
+        self._bank.append_tokens(0, self.ids[0, self.moved : self.moved + half], self.origin + self.moved)

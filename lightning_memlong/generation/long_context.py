@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.room import SPARE
+from lightning_memlong.bank import SPARE, MemoryBank
 from lightning_memlong.cli.fingerprint import weights_digest
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.errors import UserError
@@ -75,7 +74,7 @@ class LongText:
     def _model(self) -> MemLong:
         return self  # type: ignore[return-value]
 
-    def made_with(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """What a bank belongs to that this model reads into."""
         model, config = self._model, self.retrieval.config
         retriever = f"{config.retriever.name} {config.retriever.prompt}".strip()
@@ -157,13 +156,13 @@ class LongText:
         allowed = f"null, or {bank.capacity}: the bank is there already"
         require(capacity in (None, bank.capacity), "capacity", capacity, allowed, "leave it out, or begin a new bank")
         for row in range(bank.rows):
-            bank.require_free(row)
+            bank.require_unlocked(row)
         stretches = [rest_of(bank, row, t) for row, t in enumerate(tokens)]
         if not any(len(s.tokens) > s.known for s in stretches):
             return bank
         keeps = bank.keeps_everything
         for row, stretch in enumerate(stretches if keeps else ()):
-            bank.make_room(row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
+            bank.reserve(row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
         total = sum(len(s.tokens) - s.known for s in stretches)
         done = 0
         with evaluating(model), token_bar(progress) as bar, deferred_interrupt() as interrupted:
@@ -196,7 +195,7 @@ class LongText:
             bank = self.retrieval.new_bank(rows, max(map(len, tokens)) + spare)
         else:
             bank = self.retrieval.new_bank(rows, capacity=capacity)
-        bank.made_with = self.made_with()
+        bank.provenance = self.provenance()
         return bank
 
     def check(self, memory: MemoryBank, rows: int | None = None) -> None:
@@ -209,7 +208,7 @@ class LongText:
         Raises:
             UserError: If it was made with something else.
         """
-        memory.require_made_with(self.made_with())
+        memory.require_provenance(self.provenance())
         chunk = self.retrieval.config.chunk_size
         fix = "use a bank this model has read into, or set memory.chunk_size to the bank's"
         require(memory.chunk_size == chunk, "memory.chunk_size", chunk, f"{memory.chunk_size}, the bank's", fix)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 from lightning_memlong.retrieval.retrieval import Retrieval
 from lightning_memlong.retrieval.retriever import HiddenRetriever
 from lightning_memlong.text.windows import Place, Windows
@@ -56,7 +56,7 @@ def evaluating(model: "MemLong") -> Iterator[None]:
 def read_windows(
     model: "MemLong",
     retrieval: Retrieval,
-    bank: MemoryBank,
+    bank: BankView,
     stretches: Sequence[Stretch],
     window: int,
     autocast: Autocast = nullcontext,
@@ -98,7 +98,7 @@ def read_windows(
             if count:
                 end = start + int(batch["length"][row])
                 new_ones = torch.from_numpy(stretch.tokens[end - count : end].astype(np.int32))
-                bank.note_tokens(row, new_ones, stretch.offset + end - count)
+                bank.append_tokens(row, new_ones, stretch.offset + end - count)
         yield sum(new)
 
 
@@ -141,7 +141,7 @@ SEAM = 8
 """Last tokens of a text that may become others when it goes on."""
 
 
-def begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> int | None:
+def begun(bank: BankView, row: int, tokens: np.ndarray) -> int | None:
     """How many tokens a bank's row and a text begin with in common, if what the row holds is the text's beginning."""
     held, end = bank.tokens(row).numpy(), int(bank.ends()[row])
     if len(held) != end:
@@ -152,13 +152,13 @@ def begun(bank: MemoryBank, row: int, tokens: np.ndarray) -> int | None:
     return common if common == end or (end > SEAM and common >= end - SEAM) else None
 
 
-def rest_of(bank: MemoryBank, row: int, tokens: np.ndarray) -> Stretch:
+def rest_of(bank: BankView, row: int, tokens: np.ndarray) -> Stretch:
     """What of a text is still to be read into a row."""
     end = int(bank.ends()[row])
     common = begun(bank, row, tokens)
     if common is None:
         return Stretch(tokens, end)
     if common < end:
-        end = bank.cut(row, common)
+        end = bank.truncate(row, common)
     known = bank.chunk_size if end >= bank.chunk_size else 0
     return Stretch(tokens[end - known :], end - known, known)

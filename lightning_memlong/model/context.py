@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_memlong.backbone.rope import memory_positions
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.attention_interface import CarriedMemory, OnDemand
 

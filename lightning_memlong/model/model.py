@@ -15,7 +15,7 @@ from lightning_memlong.backbone.lm_head import Head
 from lightning_memlong.backbone.loading import load_backbone
 from lightning_memlong.backbone.rope import FAMILIES, Rotary
 from lightning_memlong.backbone.tuning import Tuning
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import MemoryConfig, TuningConfig, require_choice
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.long_context import LongText

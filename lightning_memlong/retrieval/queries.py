@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 
 Known = Callable[[], Tensor]
 """Gives the embeddings (N, E) of all chunks of a row that can be found: a copy, so only made for who asks."""
@@ -40,7 +40,7 @@ class Asking:
         return F.normalize(torch.cat([asking[:1].expand(missing, -1), asking]), dim=1)
 
 
-def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Sequence[Known]) -> Tensor:
+def window_queries(bank: BankView, place: Tensor, asking: Asking, known: Sequence[Known]) -> Tensor:
     """Queries (R, 1, Q, E) of the last chunks before ``place`` (R,); ``known``: of each row, all that can be found.
 
     That is where the tokens begin which are predicted, be it in the middle of a window that overlaps the one before.
@@ -50,7 +50,7 @@ def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Seque
 
 
 def chunk_queries(
-    bank: MemoryBank, embeddings: Tensor, offset: Tensor, overlap: Tensor, asking: Asking, known: Sequence[Known]
+    bank: BankView, embeddings: Tensor, offset: Tensor, overlap: Tensor, asking: Asking, known: Sequence[Known]
 ) -> Tensor:
     """Queries of each chunk of the window (R, n, Q, E): of the chunks before that chunk.
 
@@ -77,7 +77,7 @@ def chunk_queries(
 
 
 def search(
-    bank: MemoryBank, queries: Tensor, top_k: int, before: Tensor, after: Tensor | None = None
+    bank: BankView, queries: Tensor, top_k: int, before: Tensor, after: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Scores and places (R, G, k) of the entries nearest to any of the queries (R, G, Q, E), best first.
 

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import BankView, MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.retrieval.queries import Asking, Known, chunk_queries, search, window_queries
 from lightning_memlong.retrieval.retriever import HiddenRetriever, Retriever
@@ -38,19 +37,19 @@ class Retrieval:
         self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
         self._window_embeddings: Tensor | None = None
 
-    def open_bank(self, path: str | Path, device: torch.device, made_with: Mapping[str, str]) -> MemoryBank:
+    def open_bank(self, path: str | Path, device: torch.device, provenance: Mapping[str, str]) -> MemoryBank:
         """A bank from a file, with these settings' storage, index and policy.
 
         Args:
             path: The file.
             device: Where keys and values go.
-            made_with: What it must belong to.
+            provenance: What it must belong to.
 
         Raises:
             UserError: See :meth:`MemoryBank.open`.
         """
         c = self.config
-        return MemoryBank.open(path, device, made_with, policy=c.policy, policy_args=c.policy_args, **self._kept())
+        return MemoryBank.open(path, device, provenance, policy=c.policy, policy_args=c.policy_args, **self._kept())
 
     def _kept(self) -> dict[str, Any]:
         """How a bank keeps what it holds, whatever its size and policy."""
@@ -73,7 +72,7 @@ class Retrieval:
 
     # ---- before a window is read --------------------------------------------------------------------------
 
-    def retrieve(self, bank: MemoryBank, batch: dict[str, Any], count: bool = True) -> Retrieved | None:
+    def retrieve(self, bank: BankView, batch: dict[str, Any], count: bool = True) -> Retrieved | None:
         """What the bank gives for a window; None: nothing yet. Unless ``count`` is false, the counters go up.
 
         Only chunks that end where the window begins, or before, are looked at; with ``batch["memory_start"]`` (R,),
@@ -90,7 +89,7 @@ class Retrieval:
         with self._profile("memory.gather"):
             return bank.gather(entries, scores, count)
 
-    def choose(self, bank: MemoryBank, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+    def choose(self, bank: BankView, batch: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
         """Scores (R, G, k), None for the controls, and places (R, G, k) of what a window retrieves."""
         before, top_k = batch["offset"].cpu(), self.config.top_k
         after = batch["memory_start"].cpu() if "memory_start" in batch else None
@@ -118,7 +117,7 @@ class Retrieval:
         elif self.config.granularity == "chunk" and self.config.selection == "similarity":
             self._window_embeddings = self.embed(batch, self._new_lengths(batch) > 0)
 
-    def _queries(self, bank: MemoryBank, batch: dict[str, Any], known: list[Known]) -> Tensor:
+    def _queries(self, bank: BankView, batch: dict[str, Any], known: list[Known]) -> Tensor:
         """(R, G, Q, E): of one search a row, or one a chunk."""
         own, by_chunk, as_query = self._window_embeddings, self.config.granularity == "chunk", self.retriever.as_query
         offset, overlap = batch["offset"].cpu(), batch["overlap"].cpu()
@@ -135,7 +134,7 @@ class Retrieval:
     # ---- after it was read --------------------------------------------------------------------------------
 
     def store(
-        self, bank: MemoryBank, outputs: Mapping[str, Any], batch: dict[str, Any], embeddings: Tensor | None = None
+        self, bank: BankView, outputs: Mapping[str, Any], batch: dict[str, Any], embeddings: Tensor | None = None
     ) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full.
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.retrieval.queries import Asking, search
 from lightning_memlong.retrieval.retrieval import Retrieval, seed_of
 from lightning_memlong.retrieval.retriever import HiddenRetriever
@@ -41,7 +40,7 @@ def embed_texts(
 
 
 def retrieve_for(
-    retrieval: Retrieval, bank: MemoryBank, asking: Sequence[Tensor], before: int | None = None, count: bool = False
+    retrieval: Retrieval, bank: BankView, asking: Sequence[Tensor], before: int | None = None, count: bool = False
 ) -> Retrieved | None:
     """What each of B texts retrieves from a bank of one row: a record of B rows, or None if there is nothing.
 

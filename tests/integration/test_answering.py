@@ -12,7 +12,7 @@ import pytest
 
 import lightning_memlong.cli.talking as talking
 import lightning_memlong.generation.long_context as long_text
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.chat import main as chat
 from lightning_memlong.cli.main import main
 from lightning_memlong.generation.prefill import read_windows

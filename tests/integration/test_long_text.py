@@ -29,7 +29,7 @@ def model(byte_backbone: Path) -> MemLong:
 
 
 def same_banks(a: MemoryBank, b: MemoryBank, row: int = 0, other: int = 0) -> None:
-    mine, theirs = (bank.only(r).state_dict()["ledgers"][0] for bank, r in ((a, row), (b, other)))
+    mine, theirs = (bank.view(r).state_dict()["ledgers"][0] for bank, r in ((a, row), (b, other)))
     for name in ("keys", "values", "positions", "lengths", "embeddings", "tokens"):
         torch.testing.assert_close(mine[name], theirs[name], atol=2e-5, rtol=1e-4, msg=name)
 
@@ -331,11 +331,11 @@ def test_a_checkpoint_and_its_run_folder_read_and_write(
     model = MemLong.from_pretrained(run)
     assert model.memory_layer == 1 and model.retrieval.config.top_k == 2 and model.retrieval.config.chunk_size == 16
     again = MemLong.from_pretrained(run / "checkpoints" / "last.ckpt", {"top_k": 1})
-    assert again.retrieval.config.top_k == 1 and again.made_with() == model.made_with()
+    assert again.retrieval.config.top_k == 1 and again.provenance() == model.provenance()
     untrained = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
-    assert untrained.made_with() != model.made_with(), "what it reads with its tuned layers is its own"
+    assert untrained.provenance() != model.provenance(), "what it reads with its tuned layers is its own"
     assert main(["export", *options, "--ckpt_path", "last", "--output", str(tmp_path / "exported")]) == 0
     exported = MemLong.from_pretrained(tmp_path / "exported")
-    assert exported.made_with() == model.made_with() and exported.retrieval.config.top_k == 2
+    assert exported.provenance() == model.provenance() and exported.retrieval.config.top_k == 2
     bank = model.read(book, window=64, progress=False)
     assert exported.generate("kan", bank, max_new_tokens=9) == model.generate("kan", bank, max_new_tokens=9)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightning_memlong.backbone.rope import FAMILIES, UNTURNED
-from lightning_memlong.bank.memory_bank import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.model import MemLong
 

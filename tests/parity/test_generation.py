@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.local_context import LocalContext

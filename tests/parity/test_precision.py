@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.model.model import MemLong
 from tests.conftest import tiny_llama
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.model import MemLong

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.retrieval.bm25 import SATURATION, BM25Retriever
 from lightning_memlong.retrieval.queries import Asking, chunk_queries, search, window_queries
 
@@ -138,10 +138,13 @@ def test_bm25_is_bm25() -> None:
 def test_another_encoder_finds_the_same_keys_and_values() -> None:
     stored, other = units(7), units(5).repeat(1, 2, 1)[:, :7]
     bank = bank_with(stored)
-    same = bank.found_by(list(other))
+    same = bank.with_embeddings(list(other))
     expected, asked = bank_with(other), units(3)[:, 0]
     one, two = (b.gather(b.search(asked, 3)[1]) for b in (same, expected))
     assert one is not None and two is not None
     assert torch.equal(one.keys, two.keys) and torch.equal(one.entries, two.entries)
-    assert same._storage is bank._storage
+    changed = torch.ones_like(one.keys[0, :, :CHUNK])
+    bank.overwrite(0, changed, changed, bank.entries(0).positions[:1])
+    seen = same.gather(torch.zeros(ROWS, 1, dtype=torch.long))
+    assert seen is not None and torch.equal(seen.keys[0], changed), "nothing was copied"
     assert torch.equal(bank.entries(0).embeddings, stored[0]), "the bank itself is left alone"
