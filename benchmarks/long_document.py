@@ -23,7 +23,7 @@ from benchmarks.paired import now  # noqa: E402
 from callbacks.throughput import peak_memory_gb  # noqa: E402
 from lightning_memlong.bank import MemoryBank  # noqa: E402
 from lightning_memlong.config import TuningConfig  # noqa: E402
-from lightning_memlong.model.model import MemLong  # noqa: E402
+from lightning_memlong.memlong import MemLong  # noqa: E402
 
 SHAPES = {  # hidden size, layers, heads, head size, inner size, vocabulary, memory layer, retrieval layers
     "openllama-3b": (3200, 26, 32, 100, 8640, 32000, 13, [13, 17, 21, 25]),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.evaluation.figures import draw_map
-from lightning_memlong.model.output import MemLongOutput
+from lightning_memlong.model import MemLongOutput
 
 TOKENS_SHOWN = 12
 """Of those that gained most."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.reading import score
-from lightning_memlong.retrieval.retrieval import Retrieval, seed_of
+from lightning_memlong.retrieval import Retrieval, seed_of
 
 
 def choose_with_hindsight(
@@ -54,7 +54,6 @@ def _pool(
     """(R, candidates) places, -1 where a document has fewer chunks."""
     rankings = []
     for name, retrieval in retrievals.items():
-        retrieval.prepare(batch)
         rankings.append(retrieval.choose(banks[name], batch)[1][:, 0])
     start, before = batch["memory_start"].cpu(), batch["offset"].cpu()
     bank = next(iter(banks.values()))

@@ -19,9 +19,7 @@ from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
-from lightning_memlong.retrieval.retrieval import pooled, seed_of
-from lightning_memlong.retrieval.retriever import HiddenRetriever
-from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
+from lightning_memlong.retrieval import Chunks, embed_texts, retrieve_for, seed_of
 
 HUB: dict[str, str | None] = dict.fromkeys(TASKS)
 
@@ -159,9 +157,11 @@ class InContextLearning(Evaluation):
                 output = subject.model(batch, logits_to_keep=1)
             starts, lengths, owners = _entries([len(ids[i]) for i in group], size)
             keys, values = (_cut(t[..., len(begun) :, :], starts, lengths, size) for t in (output.keys, output.values))
-            if isinstance(retrieval.retriever, HiddenRetriever):
+            if retrieval.retriever.needs_hidden:
                 states = _cut(output.memory_hidden[:, len(begun) :], starts, lengths, size)
-                embeddings = pooled(states, torch.tensor(lengths)[None], size)[0]
+                hidden = states[0].detach().float().cpu().unflatten(0, (-1, size))
+                chunks = Chunks(torch.empty(0), torch.tensor(lengths), lambda _: [], hidden)
+                embeddings = retrieval.retriever.embed(chunks)
             else:
                 each = retrieval.retriever.encode([drawn.memory[i].text for i in group])
                 embeddings = each[torch.tensor(owners)]
@@ -189,9 +189,9 @@ class InContextLearning(Evaluation):
         if cell.selection == "random":
             chosen = [bank.random(top_k, [seed_of(drawn.seed, at + i)])[0] for i in range(len(asked))]
             return bank.gather(torch.stack(chosen)[None], count=False)
-        by_prompt = isinstance(retrieval.retriever, HiddenRetriever)
+        by_prompt = retrieval.retriever.needs_hidden
         texts = [TASKS[drawn.task].template.format(e.text) if by_prompt else e.text for e in asked]
-        asking = embed_texts(subject.model, retrieval, texts, subject.autocast)
+        asking = embed_texts(retrieval, texts, subject.device, subject.hidden_states)
         return retrieve_for(retrieval, bank, asking[:, None].unbind())
 
     def report(self, rows: list[Row]) -> Report:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lightning_memlong.bank import BankView
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.generation.prefill import Stretch, read_windows, reading_stride
-from lightning_memlong.model.output import MemLongOutput
-from lightning_memlong.retrieval.retrieval import Retrieval
-from lightning_memlong.text.windows import Place, Windows
+from lightning_memlong.generation import Span, read_windows, reading_stride
+from lightning_memlong.model import MemLongOutput
+from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.text import ON_DEVICE, Place, Windows
 
 
 def read(
@@ -45,7 +45,7 @@ def read(
             embedded[name].append(retrieval.embed(batch, hidden=hidden))
         return embedded[id(first.retriever)][-1]
 
-    stretches = [Stretch(tokens) for tokens in documents]
+    stretches = [Span(tokens) for tokens in documents]
     for count in read_windows(subject.model, first, bank, stretches, window, subject.autocast, embed=embed):
         subject.progress.advance(count)
     banks: dict[int, BankView] = {id(first.retriever): bank}
@@ -59,7 +59,7 @@ def read(
 
 
 def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(subject.device) for name, value in batch.items()}
+    return {name: value.to(subject.device) if name in ON_DEVICE else value for name, value in batch.items()}
 
 
 @dataclass(frozen=True)

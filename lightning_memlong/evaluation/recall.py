@@ -16,11 +16,10 @@ from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.reading import Scoring, read, score, window_batch
 from lightning_memlong.evaluation.recall_report import report
 from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.generation.prefill import reading_stride, sink_before
-from lightning_memlong.retrieval.retrieval import Retrieval
-from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
+from lightning_memlong.generation import reading_stride, sink_before
+from lightning_memlong.retrieval import Retrieval, embed_texts, retrieve_for
+from lightning_memlong.text import window_offsets
 from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
-from lightning_memlong.text.windows import window_offsets
 
 
 class Cell(NamedTuple):
@@ -134,7 +133,7 @@ class RecallProbes(Evaluation):
         if retrieval.config.selection != "similarity":
             return retrieval.retrieve(bank, batch, count=False)
         question = subject.tokenizer.decode(probe.tokens[probe.question : probe.answer])
-        asking = embed_texts(subject.model, retrieval, [question], subject.autocast)
+        asking = embed_texts(retrieval, [question], subject.device, subject.hidden_states)
         return retrieve_for(retrieval, bank, [asking], int(batch["offset"][0]))
 
     def _row(

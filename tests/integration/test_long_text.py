@@ -12,7 +12,7 @@ import torch
 from lightning_memlong import MemLong, MemoryBank, MemoryConfig, UserError
 from lightning_memlong.cli.main import main
 from lightning_memlong.config import RetrieverConfig
-from lightning_memlong.generation.prefill import read_windows
+from lightning_memlong.generation import read_windows
 from tests.integration.helpers import tiny
 
 SETTINGS = {"chunk_size": 16, "capacity": 256, "top_k": 2, "retriever": {"name": "hashing"}}
@@ -331,11 +331,15 @@ def test_a_checkpoint_and_its_run_folder_read_and_write(
     model = MemLong.from_pretrained(run)
     assert model.memory_layer == 1 and model.retrieval.config.top_k == 2 and model.retrieval.config.chunk_size == 16
     again = MemLong.from_pretrained(run / "checkpoints" / "last.ckpt", {"top_k": 1})
-    assert again.retrieval.config.top_k == 1 and again.provenance() == model.provenance()
+    assert again.retrieval.config.top_k == 1 and again.long_context.provenance() == model.long_context.provenance()
     untrained = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
-    assert untrained.provenance() != model.provenance(), "what it reads with its tuned layers is its own"
+    assert untrained.long_context.provenance() != model.long_context.provenance(), (
+        "what it reads with its tuned layers is its own"
+    )
     assert main(["export", *options, "--ckpt_path", "last", "--output", str(tmp_path / "exported")]) == 0
     exported = MemLong.from_pretrained(tmp_path / "exported")
-    assert exported.provenance() == model.provenance() and exported.retrieval.config.top_k == 2
+    assert (
+        exported.long_context.provenance() == model.long_context.provenance() and exported.retrieval.config.top_k == 2
+    )
     bank = model.read(book, window=64, progress=False)
     assert exported.generate("kan", bank, max_new_tokens=9) == model.generate("kan", bank, max_new_tokens=9)

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.attention import kernels
-from lightning_memlong.attention.functional import (
+from lightning_memlong.attention import (
     Memo,
     Memory,
     Scores,
     attend_with_memory,
-    choose_kernel,
-    joint_mask,
+    kernels,
     local_attention,
     retrieval_causal_attention,
 )
+from lightning_memlong.attention.functional import choose_kernel, joint_mask
 from lightning_memlong.attention.kernels import SplitJointAttention
 from lightning_memlong.errors import UserError
 from tests.reference import attention_oracle
