@@ -3,7 +3,7 @@
 from lightning_memlong.attention.functional import (
     BACKENDS,
     Memo,
-    Memory,
+    RetrievedKV,
     Scores,
     attend_with_memory,
     local_attention,
@@ -15,7 +15,7 @@ from lightning_memlong.attention.kernels import compute_dtype
 __all__ = [
     "BACKENDS",
     "Memo",
-    "Memory",
+    "RetrievedKV",
     "Scores",
     "attend_with_memory",
     "compute_dtype",

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 
-from lightning_memlong.attention import Memory, Scores, attend_with_memory, compute_dtype, local_attention
+from lightning_memlong.attention import RetrievedKV, Scores, attend_with_memory, compute_dtype, local_attention
 from lightning_memlong.model.context import ForwardContext, StopForward
 
 ATTENTION_NAME = "memlong"
@@ -56,7 +56,7 @@ def memory_attention_forward(
         output = local_attention(query, key, value, attention_mask, scores, context.backend, context.memo)
         return output.transpose(1, 2).contiguous(), None
     keys, values = context.memory_kv[layer]
-    retrieved = Memory(keys, values, context.memory_mask, context.prefix, context.gates.get(str(layer)))
+    retrieved = RetrievedKV(keys, values, context.memory_mask, context.prefix, context.gates.get(str(layer)))
     output, mass = attend_with_memory(
         query, key, value, retrieved, attention_mask, scores, context.backend, context.memo
     )
