@@ -94,8 +94,8 @@ def joint_mask(
 def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> str:
     """Which kernel computes joint attention.
 
-    ``cpu_two_part`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``eager_blockwise`` (two parts in
-    plain operations) or ``sdpa_masked`` (one call of PyTorch's attention under a mask).
+    ``cpu_two_part`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``eager_blockwise``
+    (two parts in plain operations) or ``sdpa_masked`` (one call of PyTorch's attention under a mask).
     """
     if scores.dropout > 0 and (backend == "flex" or scores.softcap is not None):
         raise UserError(

@@ -120,7 +120,7 @@ class MemoryBank(BankView):
             UserError: If it cannot be written, or a conversation has its text in it.
         """
         for row in range(self.rows):
-            self.require_unlocked(row)
+            self.row(row).require_unlocked()
         return save_bank(Path(path), self.state_dict(), {**self.provenance, **provenance})
 
     @classmethod

@@ -68,13 +68,14 @@ class BankRow:
     """Entries of one document stream with slots for so many of them, and the index over their embeddings.
 
     Args:
+        number: Which row of its bank it is, for messages.
         slots: Most entries the row can hold.
         index: FAISS ``index_factory`` string.
         half_life: Insertions after which a retrieval counts for half; None: it never fades.
     """
 
-    def __init__(self, slots: int, index: str = "Flat", half_life: float | None = None) -> None:
-        self.slots, self.half_life = slots, half_life
+    def __init__(self, number: int, slots: int, index: str = "Flat", half_life: float | None = None) -> None:
+        self.number, self.slots, self.half_life = number, slots, half_life
         self._factory, self._gpu_index = index, False
         self._buffer: Entries | None = None
         self.index: FlatIndex | ChunkIndex | None = None
@@ -185,7 +186,7 @@ class BankRow:
 
     def with_embeddings(self, embeddings: Tensor) -> "BankRow":
         """A copy whose entries have other embeddings (N, E)."""
-        other = BankRow(self.slots, self._factory, self.half_life)
+        other = BankRow(self.number, self.slots, self._factory, self.half_life)
         other.allocate(embeddings.shape[1], self._gpu_index)
         entries = self.entries.take(slice(None))
         entries.embeddings = embeddings
@@ -244,25 +245,21 @@ class BankRow:
 
     # ---- one writer at a time -----------------------------------------------------------------------------
 
-    def acquire(self, row: int, owner: int) -> None:
+    def acquire(self, owner: int) -> None:
         """Let a conversation store here; until :meth:`rollback`, nobody else may.
-
-        Args:
-            row: The row's number, for the message.
-            owner: Who asks.
 
         Raises:
             UserError: If another one does.
         """
-        self.require_unlocked(row, owner)
+        self.require_unlocked(owner)
         self._owner = owner
 
-    def require_unlocked(self, row: int, owner: int | None = None) -> None:
+    def require_unlocked(self, owner: int | None = None) -> None:
         """Check that no conversation other than ``owner`` has its text here.
 
         Raises:
             UserError: If one has.
         """
         allowed, fix = "one conversation at a time in a row", "close that conversation first"
-        found = f"row {row} holds the text of an open conversation"
+        found = f"row {self.number} holds the text of an open conversation"
         require(self._owner in (None, owner), "memory", found, allowed, fix)

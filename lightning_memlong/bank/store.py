@@ -1,16 +1,17 @@
 """What the rows of a bank share: slots for keys and values, one policy, counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_memlong.bank.checks import check_embedding_size, check_fits, check_insertion
 from lightning_memlong.bank.eviction import load_policy
 from lightning_memlong.bank.index import has_gpu_index
 from lightning_memlong.bank.row import BankRow, Entries
-from lightning_memlong.bank.storage import ChunkStorage, Where
+from lightning_memlong.bank.storage import ChunkStorage, Where, as_chunks
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
@@ -45,8 +46,8 @@ class BankStore:
         self.policy = load_policy(policy, policy_args)
         self.keeps_everything = policy == "none"
         """Whether nothing is ever evicted, so that there must be room for all."""
-        self._row: Callable[[], BankRow] = lambda: BankRow(self.slots, index, half_life)
-        self.rows = [self._row() for _ in range(rows)]
+        self._row: Callable[[int], BankRow] = lambda number: BankRow(number, self.slots, index, half_life)
+        self.rows = [self._row(number) for number in range(rows)]
         self.storage: ChunkStorage | None = None
         """Keys and values; None until the first insertion, when their shapes are known."""
         self.one_layer = True
@@ -119,7 +120,7 @@ class BankStore:
             UserError: If the policy drops nothing, or what is not there.
         """
         limit = self.capacity // self.chunk_size
-        if len(row) + count <= limit:
+        if not count or len(row) + count <= limit:
             return torch.empty(0, dtype=torch.long)
         kept = torch.arange(len(row))
         while len(kept) + count > limit:
@@ -138,6 +139,67 @@ class BankStore:
         gone = torch.ones(len(row), dtype=torch.bool)
         gone[kept] = False
         return gone.nonzero().flatten()
+
+    # ---- writing ------------------------------------------------------------------------------------------
+
+    def insert(
+        self,
+        numbers: Sequence[int],
+        keys: Tensor,
+        values: Tensor,
+        embeddings: Tensor,
+        lengths: Tensor,
+        positions: Tensor,
+        evict: bool,
+    ) -> None:
+        """See :meth:`BankView.insert`; the R rows are those of ``numbers``."""
+        check_insertion(keys, values, embeddings, lengths, len(numbers), self.chunk_size, self.capacity)
+        check_embedding_size(embeddings, self.embedding_size)
+        self.settle()
+        chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
+        check_fits(keys, chunk_keys, self.storage)
+        storage = self.allocate(
+            chunk_keys.shape, keys.dtype, keys.device, embeddings.shape[-1], one_layer=keys.dim() == 4
+        )
+        embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
+        # A policy may refuse: then nothing has happened yet in any row.
+        wanted = (lengths > 0).sum(dim=1).tolist()
+        drops = [self.choose_evicted(self.rows[number], count if evict else 0)
+                 for number, count in zip(numbers, wanted, strict=True)]  # fmt: skip
+        self.evicted = []
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for row, (number, dropped) in enumerate(zip(numbers, drops, strict=True)):
+            if wanted[row]:
+                self._evict(self.rows[number], dropped)
+                real = lengths[row].nonzero().flatten()
+                slots = self.rows[number].append(embeddings[row, real], positions[row, real], lengths[row, real])
+                targets.append(number * self.slots + slots)
+                sources.append(row * lengths.shape[1] + real)
+                self.insertions += len(real)
+        if targets:
+            storage.write(chunk_keys, chunk_values, torch.cat(sources), torch.cat(targets))
+
+    def _evict(self, row: BankRow, dropped: Tensor) -> None:
+        if len(dropped):
+            self.evicted.append(row.entries.take(dropped))
+            row.drop(dropped)
+            self.evictions += len(dropped)
+
+    def overwrite(self, number: int, keys: Tensor, values: Tensor, positions: Tensor) -> int:
+        """See :meth:`BankView.overwrite`."""
+        assert self.storage is not None
+        self.settle()
+        entries = self.rows[number].entries
+        chunk_keys, chunk_values = (
+            as_chunks((t[None] if t.dim() == 3 else t)[:, None], self.chunk_size) for t in (keys, values)
+        )
+        sources, places = (positions[:, None] == entries.positions[None]).nonzero(as_tuple=True)
+        if len(sources):
+            self.storage.write(chunk_keys, chunk_values, sources, number * self.slots + entries.slots[places])
+        return len(sources)
+
+    # ---- reading ------------------------------------------------------------------------------------------
 
     def read(self, slots: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of slots (R, k), zeros where ``real`` (R, k) is false, shaped as in :class:`Retrieved`."""
@@ -160,7 +222,7 @@ class BankStore:
     def emptied(self) -> "BankStore":
         """A store with these settings and nothing in it."""
         other = object.__new__(BankStore)
-        vars(other).update(vars(self), storage=None, rows=[self._row() for _ in self.rows], evicted=[])
+        vars(other).update(vars(self), storage=None, rows=[self._row(row.number) for row in self.rows], evicted=[])
         return other
 
     def with_rows(self, rows: list[BankRow]) -> "BankStore":

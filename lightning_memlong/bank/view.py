@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.bank.checks import check_embedding_size, check_fits, check_insertion
+from lightning_memlong.bank.checks import check_embedding_size
 from lightning_memlong.bank.retrieved import PendingRetrieved, Retrieved
-from lightning_memlong.bank.row import BankRow, Entries, Snapshot
-from lightning_memlong.bank.storage import as_chunks
+from lightning_memlong.bank.row import BankRow, Entries
 from lightning_memlong.bank.store import BankStore
 
 
@@ -77,7 +76,7 @@ class BankView:
         return BankView(self._store, [self._numbers[row]])
 
     def row(self, row: int) -> BankRow:
-        """A row itself."""
+        """A row itself: what was read into it, taking back what was stored, one writer at a time."""
         return self._rows[row]
 
     # ---- insertion ----------------------------------------------------------------------------------------
@@ -105,43 +104,7 @@ class BankView:
             UserError: If a shape does not fit the bank, a window has more chunks than a row has room for, or something
                 is not finite; the bank is then as it was.
         """
-        store = self._store
-        check_insertion(keys, values, embeddings, lengths, self.rows, store.chunk_size, store.capacity)
-        check_embedding_size(embeddings, store.embedding_size)
-        store.settle()
-        chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
-        check_fits(keys, chunk_keys, store.storage)
-        storage = store.allocate(
-            chunk_keys.shape, keys.dtype, keys.device, embeddings.shape[-1], one_layer=keys.dim() == 4
-        )
-        embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
-        # A policy may refuse: then nothing has happened yet in any row.
-        wanted = (lengths > 0).sum(dim=1).tolist()
-        nothing = torch.empty(0, dtype=torch.long)
-        drops = [
-            store.choose_evicted(row, count) if evict else nothing
-            for row, count in zip(self._rows, wanted, strict=True)
-        ]
-        store.evicted = []
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
-        for row, (number, dropped) in enumerate(zip(self._numbers, drops, strict=True)):
-            if wanted[row]:
-                self._evict(number, dropped)
-                real = lengths[row].nonzero().flatten()
-                slots = store.rows[number].append(embeddings[row, real], positions[row, real], lengths[row, real])
-                targets.append(number * store.slots + slots)
-                sources.append(row * lengths.shape[1] + real)
-                store.insertions += len(real)
-        if targets:
-            storage.write(chunk_keys, chunk_values, torch.cat(sources), torch.cat(targets))
-
-    def _evict(self, number: int, dropped: Tensor) -> None:
-        if len(dropped):
-            row = self._store.rows[number]
-            self._store.evicted.append(row.entries.take(dropped))
-            row.drop(dropped)
-            self._store.evictions += len(dropped)
+        self._store.insert(self._numbers, keys, values, embeddings, lengths, positions, evict)
 
     def overwrite(self, row: int, keys: Tensor, values: Tensor, positions: Tensor) -> int:
         """Put keys and values back into those entries of a row that begin at ``positions``; nothing else changes.
@@ -155,16 +118,7 @@ class BankView:
         Returns:
             How many entries were written.
         """
-        store, number, entries = self._store, self._numbers[row], self.entries(row)
-        assert store.storage is not None
-        store.settle()
-        chunk_keys, chunk_values = (
-            as_chunks((t[None] if t.dim() == 3 else t)[:, None], self.chunk_size) for t in (keys, values)
-        )
-        sources, places = (positions[:, None] == entries.positions[None]).nonzero(as_tuple=True)
-        if len(sources):
-            store.storage.write(chunk_keys, chunk_values, sources, number * store.slots + entries.slots[places])
-        return len(sources)
+        return self._store.overwrite(self._numbers[row], keys, values, positions)
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Empty the rows marked in ``rows`` (R,) bool; None: all."""
@@ -306,36 +260,6 @@ class BankView:
             "evictions": self.evictions,
             "never_retrieved": sum(int((e.counters == 0).sum()) for e in held),
         }
-
-    # ---- one row: what was read, and taking back ----------------------------------------------------------
-
-    def tokens(self, row: int) -> Tensor:
-        """(T,) int32, what was read into a row, by place in the document; empty where nobody noted it."""
-        return self._rows[row].tokens
-
-    def append_tokens(self, row: int, tokens: Tensor, place: int) -> None:
-        """Note the (n,) tokens from ``place`` on; see :meth:`BankRow.append_tokens`."""
-        self._rows[row].append_tokens(tokens, place)
-
-    def snapshot(self, row: int) -> Snapshot:
-        """Where a row is now, for :meth:`rollback`."""
-        return self._rows[row].snapshot()
-
-    def rollback(self, row: int, to: Snapshot) -> None:
-        """Take out what was stored in a row since :meth:`snapshot`; counters keep what they counted."""
-        self._rows[row].rollback(to)
-
-    def truncate(self, row: int, place: int) -> int:
-        """Take out of a row the chunks that reach beyond ``place`` [tokens]; gives where what is left ends."""
-        return self._rows[row].truncate(place)
-
-    def acquire(self, row: int, owner: int) -> None:
-        """Let a conversation store in a row; see :meth:`BankRow.acquire`."""
-        self._rows[row].acquire(self._numbers[row], owner)
-
-    def require_unlocked(self, row: int, owner: int | None = None) -> None:
-        """Check that no conversation other than ``owner`` has its text in a row; see :meth:`BankRow.acquire`."""
-        self._rows[row].require_unlocked(self._numbers[row], owner)
 
 
 def _padded(found: list[Tensor], missing: float) -> Tensor:

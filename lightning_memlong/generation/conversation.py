@@ -61,7 +61,7 @@ class Conversation:
             memory = long_context.retrieval.new_bank(1, 0)
         long_context.check(memory)
         require(0 <= row < memory.rows, "row", row, f"0 to {memory.rows - 1}, a row of the bank", "correct it")
-        self.memory, self._snapshot = memory, memory.snapshot(row)
+        self.memory, self._snapshot = memory, memory.row(row).snapshot()
         self.context = LocalContext(long_context, memory, row, long_context.window(window))
         self._messages: list[Mapping[str, str]] = []
         self._shown = ""  # what the chat template wrote before the last answer
@@ -70,7 +70,7 @@ class Conversation:
     @property
     def passages(self) -> list[Passage]:
         """What the last turn was written with, best first."""
-        kept, tokenizer = self.memory.tokens(self._row), self._tokenizer
+        kept, tokenizer = self.memory.row(self._row).tokens, self._tokenizer
         found = [
             Passage(start, start + length, score, tokenizer.decode(kept[start : start + length]))
             for start, (length, score) in self.context.found.items()
@@ -162,7 +162,7 @@ class Conversation:
 
     def _reset(self) -> None:
         """Forget what the context has read; it is read again with the next turn."""
-        self.memory.rollback(self._row, self._snapshot)
+        self.memory.row(self._row).rollback(self._snapshot)
         self.context = LocalContext(self._long_context, self.memory, self._row, self.context.window)
 
     def _end_turn(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
@@ -209,7 +209,7 @@ class Conversation:
 
     def close(self) -> None:
         """Take out of the bank what this conversation has moved into it."""
-        self.memory.rollback(self._row, self._snapshot)
+        self.memory.row(self._row).rollback(self._snapshot)
 
     def __enter__(self) -> "Conversation":
         """For ``with``: closed at the end."""

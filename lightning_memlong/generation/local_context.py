@@ -234,7 +234,7 @@ class LocalContext:
         lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]
         lengths[0, 0] -= kept
         starts[0, 0] += kept
-        self._memory.acquire(self._row, id(self))
+        self._memory.row(self._row).acquire(id(self))
         self._memory.reserve(self._row, count)  # what was read is not to make way for what is said about it
         self._bank.insert(keys, values, embeddings, lengths, self.origin + starts, evict=False)
-        self._bank.append_tokens(0, self.ids[0, self.moved : self.moved + half], self.origin + self.moved)
+        self._bank.row(0).append_tokens(self.ids[0, self.moved : self.moved + half], self.origin + self.moved)

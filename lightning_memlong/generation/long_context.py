@@ -148,7 +148,7 @@ class LongContext:
         allowed = f"null, or {bank.capacity}: the bank is there already"
         require(capacity in (None, bank.capacity), "capacity", capacity, allowed, "leave it out, or begin a new bank")
         for row in range(bank.rows):
-            bank.require_unlocked(row)
+            bank.row(row).require_unlocked()
         spans = [remaining(bank, row, t) for row, t in enumerate(tokens)]
         if not any(len(s.tokens) > s.known for s in spans):
             return bank

@@ -95,7 +95,7 @@ def read_windows(
             if count:
                 end = start + int(batch["length"][row])
                 new_ones = torch.from_numpy(span.tokens[end - count : end].astype(np.int32))
-                bank.append_tokens(row, new_ones, span.offset + end - count)
+                bank.row(row).append_tokens(new_ones, span.offset + end - count)
         yield sum(new)
 
 
@@ -140,7 +140,7 @@ SEAM = 8
 
 def common_prefix(bank: BankView, row: int, tokens: np.ndarray) -> int | None:
     """How many tokens a bank's row and a text begin with in common, if what the row holds is the text's beginning."""
-    held, end = bank.tokens(row).numpy(), int(bank.ends()[row])
+    held, end = bank.row(row).tokens.numpy(), int(bank.ends()[row])
     if len(held) != end:
         return None
     both = min(end, len(tokens))
@@ -156,6 +156,6 @@ def remaining(bank: BankView, row: int, tokens: np.ndarray) -> Span:
     if common is None:
         return Span(tokens, end)
     if common < end:
-        end = bank.truncate(row, common)
+        end = bank.row(row).truncate(common)
     known = bank.chunk_size if end >= bank.chunk_size else 0
     return Span(tokens[end - known :], end - known, known)

@@ -132,7 +132,7 @@ def test_text_that_leaves_the_window_goes_on_as_in_a_slow_writer(bos: int | None
     last = bank.gather(torch.tensor([[len(held.lengths) - 1]]), count=False)
     true = torch.stack([slow.kept[first + 56 + i][3][0] for i in range(CHUNK)], dim=1)
     torch.testing.assert_close(last.keys[layer, 0].double(), true, atol=1e-3, rtol=1e-3)
-    kept = bank.tokens(0).tolist()
+    kept = bank.row(0).tokens.tolist()
     assert kept[100:] == (prompt + written)[:64]
 
 
