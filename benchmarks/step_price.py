@@ -3,8 +3,8 @@
     python benchmarks/step_price.py                  # needs a GPU
     python benchmarks/step_price.py --shape tiny     # anywhere, to see that it runs
 
-Random weights, bfloat16 on a GPU, LoRA, gradient checkpointing; joint softmax, each retrieval layer reads its own keys and
-values. Both steps run on the same window, turn about; the ratio is the median over pairs. Embeddings are given: the
+Random weights, bfloat16 on a GPU, LoRA, gradient checkpointing; joint softmax, each retrieval layer reads its own keys
+and values. Both steps run on the same window, turn about; the ratio is the median over pairs. Embeddings are given: the
 encoder is not part of it. Blocking synchronisations are those PyTorch warns of (``torch.cuda.set_sync_debug_mode``).
 """
 

@@ -46,7 +46,8 @@ class ChunkStorage:
         given: torch.dtype | None = None,
     ) -> None:
         layers, heads, _, chunk_size, size = keys_like
-        self.device, self.where, self.dtype = torch.device(device), where, dtype
+        # "cuda" and "cuda:0" are one place, and compare as two.
+        self.device, self.where, self.dtype = torch.empty(0, device=device).device, where, dtype
         self.given = given or dtype
         shape = (layers, heads, slots, chunk_size, size)
         # Not zeroed: the pages of a long bank that are never filled are never touched.
