@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.figures import draw_heads
 from callbacks.memory_bank import memory_callback
 from callbacks.validation_record import ValidationRecord
 from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank.memory_bank import MemoryBank, Retrieved
 from lightning_memlong.cli.runs import tensorboard_writers
 from lightning_memlong.config import require
-from lightning_memlong.evaluation.figures import draw_heads
 from lightning_memlong.training.profiler import PARTS, StepProfiler
 
 
@@ -100,7 +100,7 @@ class Dashboard(L.Callback):
         if bank is not None:
             self._evicted += [dropped.counters for dropped in bank.evicted]
             self._watch(batch)
-        if trainer.global_step % self.every_n_steps or not _ends_step(trainer):
+        if trainer.global_step % self.every_n_steps or not _ends_step(trainer, batch_idx):
             return
         numbers = {f"cost/{part}_ms": spent for part, spent in _take(trainer, self._windows).items()}
         numbers |= self._numbers()
@@ -152,7 +152,7 @@ class Dashboard(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Begin a record of this validation."""
-        self._record = ValidationRecord() if self.figures and _writers(trainer) and not pl_module._sharded else None
+        self._record = ValidationRecord() if self.figures and _writers(trainer) and not pl_module.sharded else None
 
     def on_validation_batch_end(
         self,
@@ -187,9 +187,9 @@ class Dashboard(L.Callback):
                 writer.add_text(name, text, step)
 
 
-def _ends_step(trainer: L.Trainer) -> bool:
+def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether the batch that was just read ended an optimiser step."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:
