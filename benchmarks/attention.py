@@ -19,7 +19,7 @@ from torch import Tensor  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from benchmarks.paired import paired  # noqa: E402
-from lightning_memlong.attention.functional import retrieval_causal_attention  # noqa: E402
+from lightning_memlong.attention import retrieval_causal_attention  # noqa: E402
 from lightning_memlong.model.attention_interface import CarriedMemory, register_attention  # noqa: E402
 
 TOKENS = MEMORY = 1024

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.figures import draw_map
-from lightning_memlong.bank.memory_bank import Retrieved
-from lightning_memlong.model.output import MemLongOutput
+from lightning_memlong.bank import Retrieved
+from lightning_memlong.model import MemLongOutput
 
 TOKENS_SHOWN = 12
 """Of those that gained most."""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.token_cache import TokenCache
 from lightning_memlong.distributed import rank_and_world
-from lightning_memlong.text.windows import Batch, Place, Windows, window_offsets
+from lightning_memlong.text import Batch, Place, Windows, window_offsets
 
 
 def plan_rows(lengths: Sequence[int], documents: Sequence[int], rows: int, window: int, stride: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from datamodules.resolve_source import locate
 from datamodules.splits import ROLES, Split
 from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document
-from lightning_memlong.backbone.loading import load_tokenizer
+from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError

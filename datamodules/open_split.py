@@ -18,7 +18,7 @@ from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document, TokenCache
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.text.windows import Windows
+from lightning_memlong.text import Windows
 
 if TYPE_CHECKING:
     from datamodules.documents import DocumentDataModule

@@ -19,8 +19,7 @@ from datamodules.shuffle import Corpus, Drawn, order
 from datamodules.token_cache import Document
 from lightning_memlong.distributed import any_rank, rank_and_world
 from lightning_memlong.errors import UserError
-from lightning_memlong.text.tokenise import tokenise
-from lightning_memlong.text.windows import Batch, Place, Windows
+from lightning_memlong.text import Batch, Place, Windows, tokenise
 
 ROW_BITS = 40
 KEPT_POSITIONS = 16  # Lightning looks one batch ahead; the position of the last finished one must still be known

@@ -10,10 +10,10 @@ import torch
 from datamodules import splits
 from datamodules.cached import CachedStream
 from datamodules.documents import DocumentDataModule
-from lightning_memlong.backbone.loading import load_tokenizer
+from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.config import require, require_choice
+from lightning_memlong.text import Batch, Windows
 from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
-from lightning_memlong.text.windows import Batch, Windows
 
 
 class SyntheticRecall(DocumentDataModule):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import cache_dir, make_folder, write_folder
-from lightning_memlong.text.tokenise import tokenise, tokenizer_digest
+from lightning_memlong.text import tokenise, tokenizer_digest
 
 log = logging.getLogger("lightning_memlong")
 

@@ -1,18 +1,29 @@
 """Settings as validated dataclasses. The text under each field is its ``--help``."""
 
+import importlib.util
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning_memlong.errors import UserError
 
 QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
-Selection = Literal["similarity", "recent", "random"]
 Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Storage = Literal["device", "host", "disk"]
 TuningMode = Literal["full", "lora", "gates_only", "none"]
+Source = Literal["single", "per_layer"]
+Fusion = Literal["joint", "gated"]
+Position = Literal["zero", "sequential"]
+AttentionBackend = Literal["auto", "sdpa", "flex"]
+SOURCES: tuple[str, ...] = get_args(Source)
+LayerIndex = int | float
+"""A layer: its index from 0, or a fraction of the depth from 0.0 up to but not including 1.0."""
+DEFAULT_MEMORY_LAYER = 0.375
+"""Where memory is kept unless said otherwise: layer 11 of the default backbone's 30, a little below the middle."""
 
 
 def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
@@ -25,6 +36,33 @@ def require_choice(key: str, value: object, choices: object) -> None:
     """Raise unless ``value`` is one of the choices of a ``Literal`` type or a collection."""
     names = get_args(choices) or tuple(choices)  # type: ignore[arg-type]
     require(value in names, key, value, "one of " + ", ".join(map(str, names)), f"set --{key} to one of them")
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is a dotted path into a module that is there, and no file."""
+    dotted = all(part.isidentifier() for part in name.split(".")) and "." in name
+    return dotted and not Path(name).exists() and importlib.util.find_spec(name.partition(".")[0]) is not None
+
+
+def named_or_imported(key: str, name: str, known: Mapping[str, Any], what: str = "a function") -> Any:
+    """What a setting names: one of ours, or an import path.
+
+    Raises:
+        UserError: If there is no such thing, or it cannot be called.
+    """
+    if name in known:
+        return known[name]
+    try:
+        found = pkgutil.resolve_name(name)
+        if "." not in name or not callable(found):
+            raise ImportError(f"{name} is not {what}")
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        names = "".join(f"{n}, " for n in known)
+        raise UserError(
+            f"{key}={name!r} is unknown. Allowed: {names}or the import path of {what}. "
+            "Fix: correct the name, or the path (module.function)."
+        ) from error
+    return found
 
 
 def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
@@ -58,7 +96,7 @@ class RetrieverConfig:
     name: str = "all-MiniLM-L6-v2"
     """Encoder: 'all-MiniLM-L6-v2' (installed with the project), any sentence-transformers hub id or folder
     (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hidden' (mean hidden states of the memory layer, no second
-    model), or 'hashing' (deterministic bag of words, no model, for tests)."""
+    model), 'hashing' (deterministic bag of words, no model), or the import path of a class of your own."""
     prompt: str = ""
     """Put before each text, where an encoder was trained with it ('query: ' for E5)."""
     batch_size: int = 32
@@ -111,8 +149,9 @@ class MemoryConfig:
     query_pooling: QueryPooling = "mean"
     """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
     of them)."""
-    selection: Selection = "similarity"
-    """How chunks are chosen: similarity (retrieval), or the controls recent and random."""
+    selection: str = "similarity"
+    """How chunks are chosen: similarity (retrieval), the controls recent and random, or the import path of a function
+    of your own, such as my_package.my_selector."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
@@ -152,7 +191,6 @@ class MemoryConfig:
             "choose another retriever, or --memory.query previous --memory.granularity window",
         )
         require_choice("memory.granularity", self.granularity, Granularity)
-        require_choice("memory.selection", self.selection, Selection)
         require_choice("memory.dtype", self.dtype, BankDtype)
         require_choice("memory.storage", self.storage, Storage)
         ok = self.half_life is None or self.half_life > 0
@@ -206,3 +244,33 @@ class TuningConfig:
             "from 0 up to but not including 1",
             "use 0.05",
         )
+
+
+@dataclass
+class ModelConfig:
+    """What the network is: which layers store and read memory, and how (the ``model`` group's settings)."""
+
+    memory_layer: LayerIndex = DEFAULT_MEMORY_LAYER
+    """Layer whose keys and values are stored [index from 0, or fraction of the depth: 0.5]; it and all below are
+    frozen. Paper, section 3: 13 of 26."""
+    retrieval_layers: list[LayerIndex] | None = None
+    """Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above it, without
+    sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25."""
+    source: Source = "per_layer"
+    """per_layer: each retrieval layer stores and reads its own keys and values; single: those of the memory layer are
+    read by all (the paper)."""
+    fusion: Fusion = "joint"
+    """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
+    position: Position = "sequential"
+    """sequential: retrieved tokens have running positions; zero: all at position 0 (the paper)."""
+    gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
+    """Recompute layers in the backward pass instead of keeping their activations."""
+    attention: AttentionBackend = "auto"
+    """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
+    CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA)."""
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        for name, choices in (("source", Source), ("fusion", Fusion), ("position", Position)):
+            require_choice(f"model.{name}", getattr(self, name), choices)
+        require_choice("model.attention", self.attention, AttentionBackend)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from lightning_memlong.attention.kernels import Part, as_4d
+from lightning_memlong.attention.kernels import AttentionState, as_4d
 
 
 @cache
@@ -39,7 +39,7 @@ def as_block_mask(mask: Tensor | None, causal: bool, query: Tensor, key: Tensor)
 
 def flex(
     query: Tensor, key: Tensor, value: Tensor, blocks: BlockMask | None, scale: float, softcap: float | None
-) -> Part:
+) -> AttentionState:
     """Attention and its log-sum-exp, shapes as in :func:`lightning_memlong.attention.kernels.blockwise`.
 
     On the CPU it runs uncompiled and without gradients, which PyTorch does not offer there.

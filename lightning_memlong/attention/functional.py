@@ -14,15 +14,15 @@ from torch import Tensor
 
 from lightning_memlong.attention.kernels import (
     Attend,
-    Part,
-    SplitJointAttention,
+    AttentionState,
+    CPUTwoPartAttention,
     additive,
     as_4d,
     attend_to_memory,
     blockwise,
-    can_split,
+    can_use_cpu_two_part,
     is_causal,
-    merge,
+    merge_attention_states,
     seen_and_filled,
 )
 from lightning_memlong.config import require
@@ -32,7 +32,7 @@ BACKENDS = ("auto", "sdpa", "flex")
 
 
 @dataclass(frozen=True)
-class Memory:
+class RetrievedKV:
     """What a layer attends to beside its local tokens; shapes as for :func:`retrieval_causal_attention`."""
 
     keys: Tensor
@@ -94,8 +94,8 @@ def joint_mask(
 def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> str:
     """Which kernel computes joint attention.
 
-    ``split`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``blockwise`` (two parts in
-    plain operations) or ``masked`` (one call of PyTorch's attention under a mask).
+    ``cpu_two_part`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``eager_blockwise``
+    (two parts in plain operations) or ``sdpa_masked`` (one call of PyTorch's attention under a mask).
     """
     if scores.dropout > 0 and (backend == "flex" or scores.softcap is not None):
         raise UserError(
@@ -110,8 +110,8 @@ def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> s
     if query.is_cuda and backend == "auto" and scores.dropout == 0.0 and (scores.softcap is not None or groups > 1):
         return "flex"
     if scores.softcap is not None:
-        return "blockwise"
-    return "split" if backend == "auto" and can_split(query, scores.dropout) else "masked"
+        return "eager_blockwise"
+    return "cpu_two_part" if backend == "auto" and can_use_cpu_two_part(query, scores.dropout) else "sdpa_masked"
 
 
 def require_gradients(backend: str, device: torch.device) -> None:
@@ -162,7 +162,7 @@ def retrieval_causal_attention(
     """
     if fusion not in ("joint", "gated") or (fusion == "gated" and gate is None):
         raise ValueError(f"fusion={fusion!r} with gate={gate!r}: use 'joint', or 'gated' with a gate of shape (H,)")
-    memory = Memory(memory_key, memory_value, memory_mask, gate=gate if fusion == "gated" else None)
+    memory = RetrievedKV(memory_key, memory_value, memory_mask, gate=gate if fusion == "gated" else None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend_with_memory(query, key, value, memory, local_mask, Scores(scale, softcap, dropout), backend)[0]
 
@@ -171,7 +171,7 @@ def attend_with_memory(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    memory: Memory,
+    memory: RetrievedKV,
     local_mask: Tensor | None,
     scores: Scores,
     backend: str = "auto",
@@ -185,11 +185,11 @@ def attend_with_memory(
     memory = replace(memory, keys=memory.keys.to(query.dtype), values=memory.values.to(query.dtype))
     kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores)
     mask = memory.mask
-    if memory.gate is None and kernel == "masked":
+    if memory.gate is None and kernel == "sdpa_masked":
         return _masked(query, key, value, memory, local_mask, scores, memo), None
-    if memory.gate is None and kernel == "split":
+    if memory.gate is None and kernel == "cpu_two_part":
         bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
-        return SplitJointAttention.apply(
+        return CPUTwoPartAttention.apply(
             query, key, value, memory.keys, memory.values, bias, mask, scores.scale, memory.prefix
         )
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
@@ -200,7 +200,7 @@ def attend_with_memory(
     attend = _attend(kernel, scores, memo)
     local = attend(query, key, value, local_mask, is_causal(query, key, local_mask))
     reading = query[:, :, memory.prefix :]
-    output, mass, _ = merge(local, attend_to_memory(attend, reading, memory.keys, memory.values, seen))
+    output, mass, _ = merge_attention_states(local, attend_to_memory(attend, reading, memory.keys, memory.values, seen))
     return output, mass.detach()
 
 
@@ -219,7 +219,7 @@ def _attend(kernel: str, scores: Scores, memo: Memo) -> Attend:
             flex,
         )
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Part:
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> AttentionState:
             blocks = memo("causal" if causal else "blocks", mask, lambda: as_block_mask(mask, causal, q, k))
             return flex(q, k, v, blocks, scores.scale, scores.softcap)
 
@@ -247,7 +247,7 @@ def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, caus
 def _plain(scores: Scores) -> Attend:
     """PyTorch's attention in the shape of a part; it does not tell its log-sum-exp, so what stands there is no use."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Part:
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> AttentionState:
         output = _sdpa(q, k, v, as_4d(mask), causal, scores)
         return output, output[..., 0]
 
@@ -255,7 +255,13 @@ def _plain(scores: Scores) -> Attend:
 
 
 def _masked(
-    query: Tensor, key: Tensor, value: Tensor, memory: Memory, local_mask: Tensor | None, scores: Scores, memo: Memo
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory: RetrievedKV,
+    local_mask: Tensor | None,
+    scores: Scores,
+    memo: Memo,
 ) -> Tensor:
     rows, tokens = len(query), query.shape[2]
 
@@ -277,7 +283,7 @@ def _gated(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    memory: Memory,
+    memory: RetrievedKV,
     local_mask: Tensor | None,
     seen: tuple[Tensor, Tensor] | None,
 ) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Part = tuple[Tensor, Tensor]
+AttentionState = tuple[Tensor, Tensor]
 """Output (B, H, T, D) and log-sum-exp (B, H, T) float32 of attention to some of the keys."""
 
 _forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -65,7 +65,7 @@ def is_causal(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
     return mask is None and query.shape[2] == key.shape[2]
 
 
-def merge(local: Part, memory: Part) -> tuple[Tensor, Tensor, Tensor]:
+def merge_attention_states(local: AttentionState, memory: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
     """One softmax over both parts.
 
     Memory may be that of the last queries only: those before them are a prefix that reads none.
@@ -85,7 +85,7 @@ def merge(local: Part, memory: Part) -> tuple[Tensor, Tensor, Tensor]:
     return joined, mass, lse
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Part]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], AttentionState]
 """Attention of queries to keys and values under a mask, (B, S) or (B or 1, 1, T, S), true or additive; or causally."""
 
 
@@ -100,7 +100,7 @@ def seen_and_filled(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def attend_to_memory(
     attend: Attend, query: Tensor, keys: Tensor, values: Tensor, mask: tuple[Tensor, Tensor] | None
-) -> Part:
+) -> AttentionState:
     """The memory part: ``keys``, ``values`` (B * G, H_kv, M, D), and what :func:`seen_and_filled` makes of a mask."""
     groups = len(keys) // len(query)
     output, lse = attend(fold(query, groups), keys, values, None if mask is None else mask[0], False)
@@ -120,7 +120,7 @@ def blockwise(
     causal: bool,
     scale: float,
     softcap: float | None = None,
-) -> Part:
+) -> AttentionState:
     """Attention in plain tensor operations, some queries at a time, softmax in float32; differentiable.
 
     For what no fused kernel of PyTorch computes: soft-capped scores (Gemma 2). Scores of one block exist at a time, in
@@ -138,7 +138,7 @@ def blockwise(
     mask = as_4d(mask)
 
     @torch.autocast(query.device.type, enabled=False)  # or scores would be what they must not be: bfloat16
-    def block(start: int) -> Part:
+    def block(start: int) -> AttentionState:
         rows = slice(start, start + BLOCK)
         part = query[:, :, rows]
         group = query.shape[1] // key.shape[1]
@@ -170,8 +170,8 @@ def blockwise(
 # ---- the CPU's fused kernel ---------------------------------------------------------------------------------
 
 
-def can_split(query: Tensor, dropout: float) -> bool:
-    """Whether :class:`SplitJointAttention` applies: on the CPU, in float32 or bfloat16."""
+def can_use_cpu_two_part(query: Tensor, dropout: float) -> bool:
+    """Whether :class:`CPUTwoPartAttention` applies: on the CPU, in float32 or bfloat16."""
     return (
         _forward is not None
         and _backward is not None
@@ -181,12 +181,14 @@ def can_split(query: Tensor, dropout: float) -> bool:
     )
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Part:
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> AttentionState:
     bias = additive(as_4d(mask), query.dtype)
     return _forward(query, key, value, 0.0, causal and bias is None, attn_mask=bias, scale=scale)  # type: ignore[misc]
 
 
-class SplitJointAttention(torch.autograd.Function):
+class CPUTwoPartAttention(torch.autograd.Function):
     """One softmax over [memory | causal local] by PyTorch's fused CPU kernel; differentiable in query, key and value.
 
     Not in memory, which is never trained: the fused backward pass over [memory | local] would compute gradients of
@@ -211,7 +213,7 @@ class SplitJointAttention(torch.autograd.Function):
         local = attend(query, key, value, local_bias, is_causal(query, key, local_bias))
         seen = None if memory_mask is None else seen_and_filled(memory_mask)
         memory = attend_to_memory(attend, query[:, :, prefix:], memory_key, memory_value, seen)
-        output, mass, lse = merge(local, memory)
+        output, mass, lse = merge_attention_states(local, memory)
         ctx.save_for_backward(query, key, value, memory_key, memory_value, local_bias, memory_mask, output, lse)
         ctx.scale, ctx.prefix = scale, prefix
         ctx.mark_non_differentiable(mass)

@@ -5,10 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lightning_memlong.config import require
+from lightning_memlong.config import LayerIndex, require
 from lightning_memlong.errors import UserError
-
-LayerIndex = int | float
 
 
 def layer_index(key: str, value: LayerIndex, count: int, received: object = None) -> int:

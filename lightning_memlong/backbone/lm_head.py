@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_memlong.attention.kernels import compute_dtype
+from lightning_memlong.attention import compute_dtype
 from lightning_memlong.backbone.layers import text_config
+from lightning_memlong.backbone.transformers_private import logits_shape
 
 LOGITS_AT_ONCE = 2**24
 """Float32 logits that exist at a time while a loss is computed: 64 MB."""
@@ -25,9 +26,7 @@ class Head:
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self._backbone = backbone
-        config = text_config(backbone)
-        self.divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.divisor, self.softcap = logits_shape(text_config(backbone))
 
     @property
     def linear(self) -> nn.Linear:

@@ -4,16 +4,15 @@ Keys reach an attention function already rotated. Rotating them back by their kn
 unrotated keys of any architecture, fused projections and query/key norms included, without touching its code.
 """
 
-import inspect
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_memlong.backbone.layers import text_config
+from lightning_memlong.backbone.transformers_private import rotary_parts
 from lightning_memlong.errors import UserError
 
 FAMILIES = (
@@ -40,24 +39,19 @@ class Rotary:
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
-        decoder = backbone.get_decoder()
-        module = getattr(decoder, "rotary_emb", None)
-        apply = getattr(sys.modules[type(decoder).__module__], "apply_rotary_pos_emb", None)
-        parts = hasattr(decoder, "layers") and hasattr(decoder, "norm")
-        if module is None or apply is None or not parts or not list(module.named_buffers(recurse=False)):
+        parts = rotary_parts(backbone)
+        if parts is None:
             raise UserError(
                 f"model.backbone: {type(backbone).__name__} is not laid out as needed (a decoder with `layers`, `norm` "
                 "and one `rotary_emb` that keys can be rotated back by). "
                 f"Allowed: {', '.join(FAMILIES)}. Fix: choose a backbone of one of these families."
             )
-        self.module: nn.Module = module
-        self._apply: Callable[..., tuple[Tensor, Tensor]] = apply
-        by_type = "layer_type" in inspect.signature(module.forward).parameters
-        self.tables = sorted(set(text_config(backbone).layer_types)) if by_type else [""]
+        self._parts, self.module = parts, parts.module
+        self.tables = sorted(set(text_config(backbone).layer_types)) if parts.by_type else [""]
         self._layer_table: dict[int, str] = {}
         self._exact = self._in_float32(backbone)
         # Whoever casts buffers (``.to(bfloat16)``, sharding with mixed precision), angles are computed from float32.
-        self._guard = module.register_forward_pre_hook(lambda *_: self.restore())
+        self._guard = self.module.register_forward_pre_hook(lambda *_: self.restore())
 
     def _in_float32(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
         """The frequencies; computed anew if the backbone was cast before it came here."""
@@ -155,13 +149,13 @@ class Rotary:
     def _unturn(self, keys: Tensor, positions: Tensor, table: str) -> Tensor:
         """Rotate by the opposite angle, and undo the table's scale (YaRN) twice over."""
         cos, sin = self._angles(positions, table)
-        scale = float(getattr(self.module, f"{table}_attention_scaling".lstrip("_"), 1.0)) ** 2
+        scale = self._parts.scale(table) ** 2
         return self._turn(keys, cos / scale, -sin / scale)
 
     def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         wide = keys.float()
         no_query = wide[:, :0]  # the function turns queries too; there are none
-        return self._apply(no_query, wide, cos, sin)[1].to(keys.dtype)
+        return self._parts.apply(no_query, wide, cos, sin)[1].to(keys.dtype)
 
 
 def memory_positions(mask: Tensor, position: str) -> Tensor:

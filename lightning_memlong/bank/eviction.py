@@ -18,12 +18,12 @@ Keyword-only arguments are ``memory.policy_args``. To add a policy, write such a
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_memlong.config import named_or_imported
 from lightning_memlong.errors import UserError
 
 FACTS = ("counters", "ages", "idle", "scores", "lengths", "capacity")
@@ -138,7 +138,7 @@ def load_policy(name: str, policy_args: Mapping[str, Any] | None = None) -> Poli
         UserError: If there is no such policy, it wants to know what a bank does not know or does not take an
             argument, or a share is not in 0..1.
     """
-    function = POLICIES.get(name) or _import(name)
+    function = named_or_imported("memory.policy", name, POLICIES)
     args = dict(policy_args or {})
     parameters = inspect.signature(function).parameters.values()
     wanted = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -169,16 +169,3 @@ def _check_args(name: str, function: Callable[..., Tensor], args: dict[str, Any]
             f"memory.policy_args={args!r} cannot be used: keep_newest + drop_oldest leave no entry to choose from. "
             "Allowed: a sum below 1. Fix: lower one of them."
         )
-
-
-def _import(path: str) -> Callable[..., Tensor]:
-    module, _, attribute = path.rpartition(".")
-    try:
-        function = getattr(import_module(module), attribute)
-        inspect.signature(function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"memory.policy={path!r} is unknown. Allowed: {', '.join(POLICIES)}, or the import path of a function. "
-            "Fix: correct the name, or the path (module.function)."
-        ) from error
-    return function

@@ -16,7 +16,7 @@ from lightning_memlong.errors import UserError
 FORMAT, VERSION = "memlong-bank", 1
 
 
-def save_bank(path: Path, state: dict[str, Any], made_with: Mapping[str, str]) -> Path:
+def save_bank(path: Path, state: dict[str, Any], provenance: Mapping[str, str]) -> Path:
     """Write a bank's state beside its place and rename it, so that nobody ever finds half of it.
 
     Raises:
@@ -27,7 +27,7 @@ def save_bank(path: Path, state: dict[str, Any], made_with: Mapping[str, str]) -
     for number, row in enumerate(state["ledgers"]):
         tensors |= {f"{number}.{name}": t.contiguous() for name, t in row.items() if isinstance(t, torch.Tensor)}
         rows.append({name: value for name, value in row.items() if not isinstance(value, torch.Tensor)})
-    facts = {"bank": {**state, "ledgers": rows}, "made_with": dict(made_with)}
+    facts = {"bank": {**state, "ledgers": rows}, "made_with": dict(provenance)}
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     scratch = None
     try:
@@ -46,7 +46,7 @@ def save_bank(path: Path, state: dict[str, Any], made_with: Mapping[str, str]) -
     return path
 
 
-def load_bank(path: Path, made_with: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def load_bank(path: Path, provenance: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what :func:`save_bank` wrote.
 
     Returns:
@@ -66,7 +66,7 @@ def load_bank(path: Path, made_with: Mapping[str, str]) -> tuple[dict[str, Any],
                     "use the release of this project that wrote it."
                 )
             facts = json.loads(metadata["facts"])
-            require_same(f"the bank {path}", facts["made_with"], made_with)
+            require_same(f"the bank {path}", facts["made_with"], provenance)
             state = facts["bank"]
             for name in file.keys():  # noqa: SIM118  (not a dictionary)
                 number, field = name.split(".", 1)

@@ -119,13 +119,13 @@ class ChunkIndex:
         self.reset()
 
     def __len__(self) -> int:
-        return self._index.ntotal
+        return self.faiss_index.ntotal
 
     def reset(self) -> None:
         """Forget all vectors; what was trained stays trained."""
         self._target.reset()
         plain = self._target if self._target.is_trained else faiss.IndexFlatIP(self.size)
-        self._index = _on_device(plain, self._gpu)
+        self.faiss_index = _on_device(plain, self._gpu)
 
     def add(self, count: int) -> None:
         """Take in the ``count`` vectors that follow, training the index if it needs that and now can."""
@@ -143,7 +143,7 @@ class ChunkIndex:
         self._take(0, count)
 
     def _take(self, start: int, stop: int) -> None:
-        self._index.add(np.ascontiguousarray(self._room[start:stop].numpy()))
+        self.faiss_index.add(np.ascontiguousarray(self._room[start:stop].numpy()))
 
     def _training_size(self) -> int:
         lists = getattr(faiss.extract_index_ivf(self._target), "nlist", 1) if "IVF" in self.factory else 1
@@ -160,7 +160,7 @@ class ChunkIndex:
         k = min(top_k, len(self))
         if k == 0:
             return torch.empty(0), torch.empty(0, dtype=torch.long)
-        scores, places = self._index.search(np.ascontiguousarray(query.float().numpy()[None]), k)
+        scores, places = self.faiss_index.search(np.ascontiguousarray(query.float().numpy()[None]), k)
         found = torch.from_numpy(places[0])
         return torch.from_numpy(scores[0])[found >= 0], found[found >= 0]
 

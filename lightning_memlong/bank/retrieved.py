@@ -6,6 +6,7 @@ L layers, H heads, D head size.
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,17 @@ class Retrieved:
     """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved."""
     positions: Tensor
     """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
+    empty: bool | None = None
+    """Whether no token is real; None: it is looked up in ``mask``, once. A bank knows without asking the device."""
+    full: bool | None = None
+    """Whether all tokens are real; likewise."""
+
+    def __post_init__(self) -> None:
+        """Look up what was not given."""
+        if self.empty is None:
+            self.empty = self.mask.shape[1] == 0 or not bool(self.mask.any())
+        if self.full is None:
+            self.full = bool(self.mask.all())
 
     @property
     def chunk_size(self) -> int:
@@ -33,7 +45,7 @@ class Retrieved:
         return self.mask.shape[1] // self.positions.shape[1]
 
 
-class Coming(Retrieved):
+class PendingRetrieved(Retrieved):
     """A record whose keys and values are still being read; whoever asks for them waits until they are there.
 
     Args:
@@ -41,7 +53,7 @@ class Coming(Retrieved):
         **facts: The other fields.
     """
 
-    def __init__(self, pending: "Future[tuple[Tensor, Tensor]]", **facts: Tensor) -> None:
+    def __init__(self, pending: "Future[tuple[Tensor, Tensor]]", **facts: Any) -> None:
         vars(self).update(facts, _pending=pending)
 
     @property

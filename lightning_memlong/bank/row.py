@@ -1,11 +1,13 @@
 """What one bank row knows of its entries, apart from keys and values."""
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.index import make_index
+from lightning_memlong.bank.index import ChunkIndex, FlatIndex, make_index
+from lightning_memlong.config import require
 
 
 @dataclass
@@ -42,38 +44,57 @@ class Entries:
         """The chosen entries, in their order."""
         return Entries(*(getattr(self, f.name)[which] for f in fields(self)))
 
+    @classmethod
+    def preallocated(cls, slots: int, size: int) -> "Entries":
+        """Zeros for ``slots`` entries, to be written over."""
+        like = cls.none(size)
+        tensors = (getattr(like, f.name) for f in fields(like))
+        return cls(*(t.new_zeros((slots, *t.shape[1:])) for t in tensors))
+
     def copy_from(self, start: int, other: "Entries") -> None:
         """Write another set of entries over this one, from ``start`` on."""
         for f in fields(self):
             getattr(self, f.name)[start : start + len(other)] = getattr(other, f.name)
 
 
-class Ledger:
-    """Entries of one row with room for ``slots`` of them, and the index over their embeddings.
+class Snapshot(NamedTuple):
+    """A state of a row to come back to."""
+
+    serial: int
+    end: int
+
+
+class BankRow:
+    """Entries of one document stream with slots for so many of them, and the index over their embeddings.
 
     Args:
+        number: Which row of its bank it is, for messages.
         slots: Most entries the row can hold.
-        size: Length of an embedding.
         index: FAISS ``index_factory`` string.
-        gpu_index: Keep the index on the GPU.
         half_life: Insertions after which a retrieval counts for half; None: it never fades.
     """
 
-    def __init__(
-        self, slots: int, size: int, index: str = "Flat", gpu_index: bool = False, half_life: float | None = None
-    ) -> None:
-        self.slots, self.half_life = slots, half_life
-        self._index = index, gpu_index
-        whole = Entries.none(size)
-        self._room = Entries(*(getattr(whole, f.name).new_zeros((slots, *getattr(whole, f.name).shape[1:]))
-                               for f in fields(whole)))  # fmt: skip
-        self.index = make_index(self._room.embeddings, index, gpu_index)
+    def __init__(self, number: int, slots: int, index: str = "Flat", half_life: float | None = None) -> None:
+        self.number, self.slots, self.half_life = number, slots, half_life
+        self._factory, self._gpu_index = index, False
+        self._buffer: Entries | None = None
+        self.index: FlatIndex | ChunkIndex | None = None
+        """Over the embeddings; None until :meth:`allocate`."""
         self._count = 0
         self._free = list(range(slots - 1, -1, -1))  # taken from the end: neighbours, lowest first
         self.serial = 0
+        """Insertions so far."""
         self.end = 0
+        """Place in the document up to which it was stored [tokens]."""
         self.tokens = torch.empty(0, dtype=torch.int32)
-        """What was read, by place in the document, if anybody notes it."""
+        """(T,) what was read, by place in the document, if anybody notes it."""
+        self._owner: int | None = None
+
+    def allocate(self, size: int, gpu_index: bool = False) -> None:
+        """Make the buffers, now that embeddings are known to be of length ``size``."""
+        self._gpu_index = gpu_index
+        self._buffer = Entries.preallocated(self.slots, size)
+        self.index = make_index(self._buffer.embeddings, self._factory, gpu_index)
 
     def __len__(self) -> int:
         return self._count
@@ -81,7 +102,7 @@ class Ledger:
     @property
     def entries(self) -> Entries:
         """The live entries, oldest first; views, so counters may be changed in place."""
-        return self._room.take(slice(0, self._count))
+        return Entries.none(0) if self._buffer is None else self._buffer.take(slice(0, self._count))
 
     @property
     def ages(self) -> Tensor:
@@ -93,31 +114,59 @@ class Ledger:
         """(N,) insertions since each entry was retrieved, or stored."""
         return self.serial - 1 - self.entries.used
 
-    def retrieved(self, which: Tensor, scores: Tensor) -> None:
+    def eligible(self, before: int | None = None, after: int | None = None) -> Tensor:
+        """(N,) bool: entries that end at or before one place in the document, and begin at or after another."""
+        entries = self.entries
+        within = torch.ones(len(entries), dtype=torch.bool)
+        if before is not None:
+            within &= entries.positions + entries.lengths <= before
+        if after is not None:
+            within &= entries.positions >= after
+        return within
+
+    def search(self, query: Tensor, top_k: int, eligible: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (k,) and places (k,) of the eligible entries most similar to a query (E,), best first."""
+        if self.index is None:
+            return torch.empty(0), torch.empty(0, dtype=torch.long)
+        # Asking for as many more as are excluded stays exact; in training those are the window's own.
+        scores, places = self.index.search(query, top_k + int((~eligible).sum()))
+        keep = eligible[places]
+        return scores[keep][:top_k], places[keep][:top_k]
+
+    def count_retrieval(self, which: Tensor, scores: Tensor) -> None:
         """Note that entries were retrieved, with these similarities (NaN: none)."""
-        held = self.entries
-        held.counters[which] += 1
-        held.scores[which] += scores.double().nan_to_num(0.0)
-        held.used[which] = self.serial - 1
+        entries = self.entries
+        entries.counters[which] += 1
+        entries.scores[which] += scores.double().nan_to_num(0.0)
+        entries.used[which] = self.serial - 1
 
     def append(self, embeddings: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
-        """Add n entries for which there is room and return their slots (n,)."""
+        """Add n entries for which there are free slots and return those (n,)."""
         count = len(lengths)
-        assert count <= len(self._free), "no room: evict first"
+        assert self._buffer is not None and self.index is not None, "allocate first"
+        assert count <= len(self._free), "no free slot: evict first"
         slots = torch.tensor([self._free.pop() for _ in range(count)], dtype=torch.long)
         born = torch.arange(self.serial, self.serial + count)
         if self.half_life is not None:
-            held = self.entries
-            for faded in (held.counters, held.scores):
+            entries = self.entries
+            for faded in (entries.counters, entries.scores):
                 faded *= 0.5 ** (count / self.half_life)
         nothing = torch.zeros(count, dtype=torch.float64)
         new = Entries(nothing, nothing, born, born, positions, lengths, slots, embeddings)
-        self._room.copy_from(self._count, new)
+        self._buffer.copy_from(self._count, new)
         self._count += count
         self.serial += count
         self.end = int((positions + lengths).max())
         self.index.add(count)
         return slots
+
+    def append_tokens(self, tokens: Tensor, place: int) -> None:
+        """Note the (n,) tokens from ``place`` on, so that passages can be shown and reading goes on.
+
+        Where those before them were not noted, nothing is.
+        """
+        if len(self.tokens) == place:
+            self.tokens = torch.cat([self.tokens, tokens.to(torch.int32).cpu()])
 
     def drop(self, which: Tensor) -> None:
         """Remove entries by their places. Keys and values stay where they are; their slots become free."""
@@ -126,17 +175,19 @@ class Ledger:
         self._free = sorted([*self._free, *self.entries.slots[~keep].tolist()], reverse=True)
         self._replace(self.entries.take(keep))
 
-    def restore(self, entries: Entries, serial: int, end: int) -> None:
+    def restore(self, entries: Entries, serial: int, end: int, tokens: Tensor | None = None) -> None:
         """Hold exactly these entries, in slots 0..N-1; ``serial`` insertions were made, up to token ``end``."""
         entries = entries.take(slice(None))
         entries.slots = torch.arange(len(entries))
         self._free = list(range(self.slots - 1, len(entries) - 1, -1))
         self._replace(entries)
         self.serial, self.end = serial, end
+        self.tokens = self.tokens if tokens is None else tokens
 
-    def found_by(self, embeddings: Tensor) -> "Ledger":
+    def with_embeddings(self, embeddings: Tensor) -> "BankRow":
         """A copy whose entries have other embeddings (N, E)."""
-        other = Ledger(self.slots, embeddings.shape[1], *self._index, self.half_life)
+        other = BankRow(self.number, self.slots, self._factory, self.half_life)
+        other.allocate(embeddings.shape[1], self._gpu_index)
         entries = self.entries.take(slice(None))
         entries.embeddings = embeddings
         other._free, other.serial, other.end = list(self._free), self.serial, self.end
@@ -148,19 +199,67 @@ class Ledger:
         self._free = list(range(self.slots - 1, -1, -1))
         self._count = self.serial = self.end = 0
         self.tokens = self.tokens[:0]
-        self.index.reset()
+        if self.index is not None:
+            self.index.reset()
 
     def grow(self, slots: int) -> None:
-        """Have room for ``slots`` entries; those that are there stay in theirs."""
-        held, old = self.entries, self._room
-        self._room = Entries(*(getattr(old, f.name).new_zeros((slots, *getattr(old, f.name).shape[1:]))
-                               for f in fields(old)))  # fmt: skip
+        """Have ``slots`` slots; the entries that are there stay in theirs."""
+        entries = self.entries
         self._free = [*range(slots - 1, self.slots - 1, -1), *self._free]
         self.slots = slots
-        self.index = make_index(self._room.embeddings, *self._index)
-        self._replace(held)
+        if self._buffer is not None:
+            self.allocate(entries.embeddings.shape[1], self._gpu_index)
+            self._replace(entries)
 
     def _replace(self, entries: Entries) -> None:
-        self._room.copy_from(0, entries)
+        assert self._buffer is not None and self.index is not None, "allocate first"
+        self._buffer.copy_from(0, entries)
         self._count = len(entries)
         self.index.rebuild(len(entries))
+
+    # ---- taking back --------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Where the row is now, for :meth:`rollback`."""
+        return Snapshot(self.serial, self.end)
+
+    def rollback(self, to: Snapshot) -> None:
+        """Take out what was stored since :meth:`snapshot`, and let others store; counters keep what they counted."""
+        self._owner = None
+        self._take_out(self.entries.born >= to.serial, *to)
+
+    def truncate(self, place: int) -> int:
+        """Take out the chunks that reach beyond ``place`` [tokens]; gives where what is left ends."""
+        entries = self.entries
+        later = entries.positions + entries.lengths > place
+        end = int(entries.positions[later].min()) if bool(later.any()) else place
+        self._take_out(later, self.serial - int(later.sum()), end)
+        return end
+
+    def _take_out(self, later: Tensor, serial: int, end: int) -> None:
+        if bool(later.any()):
+            self.drop(later.nonzero().flatten())
+        self.serial, self.end = serial, end
+        self.entries.used.clamp_(max=max(0, serial - 1))
+        self.tokens = self.tokens[:end]
+
+    # ---- one writer at a time -----------------------------------------------------------------------------
+
+    def acquire(self, owner: int) -> None:
+        """Let a conversation store here; until :meth:`rollback`, nobody else may.
+
+        Raises:
+            UserError: If another one does.
+        """
+        self.require_unlocked(owner)
+        self._owner = owner
+
+    def require_unlocked(self, owner: int | None = None) -> None:
+        """Check that no conversation other than ``owner`` has its text here.
+
+        Raises:
+            UserError: If one has.
+        """
+        allowed, fix = "one conversation at a time in a row", "close that conversation first"
+        found = f"row {self.number} holds the text of an open conversation"
+        require(self._owner in (None, owner), "memory", found, allowed, fix)

@@ -1,65 +1,63 @@
 """A bank's state as plain tensors and values, and back."""
 
-from __future__ import annotations
-
-import copy
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lightning_memlong.bank.row import Entries
+from lightning_memlong.bank.store import BankStore
 from lightning_memlong.config import require
-
-if TYPE_CHECKING:
-    from lightning_memlong.bank.memory_bank import MemoryBank
 
 SIZES = {"rows": "data.batch_size", "capacity": "memory.capacity", "chunk_size": "memory.chunk_size"}
 """What must agree, and how it is set."""
 
 
-def state_of(bank: MemoryBank, keys_values: bool) -> dict[str, Any]:
-    """See :meth:`MemoryBank.state_dict`."""
-    storage = bank._storage
-    state: dict[str, Any] = {name: getattr(bank, name) for name in (*SIZES, "insertions", "evictions")}
-    state["keeps_everything"] = bank.keeps_everything
-    state |= {"one_layer": bank._one_layer, "dtype": str(storage.given if storage else None)}
+def _sizes(store: BankStore) -> dict[str, int]:
+    return {"rows": len(store.rows), "capacity": store.capacity, "chunk_size": store.chunk_size}
+
+
+def state_of(store: BankStore, keys_values: bool) -> dict[str, Any]:
+    """See :meth:`MemoryBank.state_dict`. Names in it are those of files and checkpoints, and stay."""
+    storage = store.storage
+    state: dict[str, Any] = {**_sizes(store), "insertions": store.insertions, "evictions": store.evictions}
+    state["keeps_everything"] = store.keeps_everything
+    state |= {"one_layer": store.one_layer, "dtype": str(storage.given if storage else None)}
     state["shape"] = list(storage.keys.shape) if storage else None
     state["ledgers"] = []
-    for row, ledger in enumerate(bank._ledgers):
-        facts = {k: v.clone() for k, v in vars(ledger.entries).items() if k != "slots"}
+    for number, row in enumerate(store.rows if storage else ()):
+        facts = {k: v.clone() for k, v in vars(row.entries).items() if k != "slots"}
         if keys_values and storage is not None:
-            facts |= storage.take((bank._first + row) * bank.slots + ledger.entries.slots)
-        if len(ledger.tokens):
-            facts["tokens"] = ledger.tokens.clone()
-        state["ledgers"].append({**facts, "serial": ledger.serial, "end": ledger.end})
+            facts |= storage.take(number * store.slots + row.entries.slots)
+        if len(row.tokens):
+            facts["tokens"] = row.tokens.clone()
+        state["ledgers"].append({**facts, "serial": row.serial, "end": row.end})
     return state
 
 
-def restore(bank: MemoryBank, state: Mapping[str, Any], device: torch.device | str) -> None:
-    """See :meth:`MemoryBank.load_state_dict`.
+def restore(store: BankStore, state: Mapping[str, Any], device: torch.device | str) -> BankStore:
+    """A store with the settings of ``store`` that holds a saved state; see :meth:`MemoryBank.load_state_dict`.
 
     Raises:
-        UserError: If the state belongs to a bank of other sizes or another element type; the bank is then as it was.
+        UserError: If the state belongs to a bank of other sizes or another element type.
     """
     fix = "go on with that value, or start a new run"
-    for name, key in SIZES.items():
+    for name, value in _sizes(store).items():
         allowed = f"{state[name]}, which the saved bank was made with"
-        require(state[name] == getattr(bank, name), key, getattr(bank, name), allowed, fix)
-    new = copy.copy(bank)
-    new._ledgers, new._storage = [], None
-    for row, saved in enumerate(state["ledgers"]):
+        require(state[name] == value, SIZES[name], value, allowed, fix)
+    new = store.emptied()
+    for number, saved in enumerate(state["ledgers"]):
         given = getattr(torch, state["dtype"].removeprefix("torch."))
         shape = torch.Size(state["shape"])
-        storage = new._allocate(shape, given, device, saved["embeddings"].shape[1], state["one_layer"])
+        storage = new.allocate(shape, given, device, saved["embeddings"].shape[1], state["one_layer"])
         place = torch.arange(len(saved["born"]))
         facts = {f.name: saved[f.name] for f in fields(Entries) if f.name != "slots"}
-        new._ledgers[row].restore(Entries(slots=place, **facts), saved["serial"], saved["end"])
-        new._ledgers[row].tokens = saved.get("tokens", new._ledgers[row].tokens)
+        entries = Entries(slots=place, **facts)
+        new.rows[number].restore(entries, saved["serial"], saved["end"], saved.get("tokens"))
         if "keys" in saved:
             allowed = f"{saved['keys'].dtype}, in which the saved bank holds them"
             require(saved["keys"].dtype == storage.dtype, "memory.dtype", storage.dtype, allowed, fix)
-            storage.put(row * bank.slots + place, saved)
+            storage.put(number * new.slots + place, saved)
     new.insertions, new.evictions = state["insertions"], state["evictions"]
-    vars(bank).update(vars(new))
+    return new

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_memlong.backbone.tuning import describe, spans
+from lightning_memlong.backbone import describe, spans
 from lightning_memlong.evaluation.base import Report
 from lightning_memlong.evaluation.figures import draw_layers
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.memlong import MemLong
 
 
 def console() -> Console:
@@ -29,7 +29,7 @@ def show_parameters(model: MemLong) -> None:
     trained = model.trainable()
     total = sum(p.numel() for p in model.parameters())
     count = sum(p.numel() for p in trained.values())
-    what = "each its own keys and values" if model.source == "per_layer" else "those of the memory layer"
+    what = "each its own keys and values" if model.layout.source == "per_layer" else "those of the memory layer"
     table = Table(title=f"Trained: {count:,} of {total:,} parameters ({count / total:.2%})", title_justify="left")
     table.add_column("parameter", overflow="fold")
     table.add_column("shape")
@@ -39,7 +39,7 @@ def show_parameters(model: MemLong) -> None:
     out = console()
     out.print(
         f"Memory layer {model.memory_layer}: it and all below are frozen. Memory is read in layers "
-        f"{spans(model.retrieval_layers)}, {what}, {model.fusion}.",
+        f"{spans(model.retrieval_layers)}, {what}, {model.layout.fusion}.",
         soft_wrap=True,
     )
     out.print(table if trained else "Trained: nothing.")

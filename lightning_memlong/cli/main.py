@@ -19,7 +19,8 @@ from rich.logging import RichHandler
 
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
-from lightning_memlong.attention.functional import require_gradients
+from lightning_memlong.attention import require_gradients
+from lightning_memlong.cli.checkpoints import note_differences
 from lightning_memlong.cli.console import show_parameters, show_perplexity
 from lightning_memlong.cli.evaluate import measure
 from lightning_memlong.cli.fingerprint import evaluation_identity
@@ -38,8 +39,7 @@ from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation import Evaluation
-from lightning_memlong.model.checkpoint import note_differences, read_checkpoint, stored_settings
-from lightning_memlong.model.export import exported_settings
+from lightning_memlong.model import exported_settings, read_checkpoint, stored_settings
 from lightning_memlong.training.loggers import MetricsCSV
 from lightning_memlong.training.module import MemLongModule
 
@@ -180,7 +180,7 @@ class MemLongCLI(LightningCLI):
 
     def _open_data(self, subcommand: str) -> None:
         if subcommand == "fit":
-            require_gradients(self.model.model.attention, self.trainer.strategy.root_device)
+            require_gradients(self.model.model.layout.attention, self.trainer.strategy.root_device)
         stage = "validate" if subcommand == "layers" else subcommand
         if not self._evaluates() or self._get(self.config_init, "evaluation").reads_data:
             self.datamodule.setup(stage)

@@ -7,16 +7,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.cli.checkpoints import on_device
 from lightning_memlong.cli.console import console
 from lightning_memlong.cli.runs import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation.conversation import Conversation, Passage, Prompt
-from lightning_memlong.generation.prefill import begun
-from lightning_memlong.model.checkpoint import on_device
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.generation import Conversation, Passage, Prompt
+from lightning_memlong.generation.prefill import common_prefix
+from lightning_memlong.memlong import MemLong
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def ready(trainer: Any, module: Any, ckpt_path: str | None) -> MemLong:
     """
     module, callback = on_device(trainer, module, ckpt_path)
     model: MemLong = module.model
-    model.use_memory(callback.config, module.tokenizer, callback.retrieval(module).retriever)
-    model.autocast = trainer.precision_plugin.forward_context
+    autocast = trainer.precision_plugin.forward_context
+    model.use_memory(callback.config, module.tokenizer, callback.retrieval(module).retriever, autocast)
     return model
 
 
@@ -100,10 +100,10 @@ class Library:
             UserError: If the file is of another document, or was made with something else.
             SystemExit: If reading was interrupted; what was read has been saved.
         """
-        bank, tokens = None, self._model.tokenise(text)
+        bank, tokens = None, self._model.long_context.tokenise(text)
         if self.file is not None and self.file.exists():
-            bank = self._model.retrieval.open_bank(self.file, self._model.device, self._model.made_with())
-            if begun(bank, 0, tokens) is None:
+            bank = self._model.retrieval.open_bank(self.file, self._model.device, self._model.long_context.provenance())
+            if common_prefix(bank, 0, tokens) is None:
                 raise UserError(
                     f"bank={str(self.file)!r} holds another text than {name}. Allowed: a file made from it, or one "
                     "that does not exist yet. Fix: give another --bank for each document."
@@ -169,7 +169,7 @@ def answers(
     """
     whole = int(bank.ends()[0])
     for prompt in prompts:
-        with Conversation(model, bank, window=window) as conversation:
+        with Conversation(model.long_context, bank, window=window) as conversation:
             text = conversation.say(as_prompt(model, prompt, chat), **options)
             allowed = "options that give one text"
             require(

@@ -5,12 +5,12 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.console import console
 from lightning_memlong.cli.predict import as_prompt, show_passages
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation.conversation import Conversation
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.generation import Conversation
+from lightning_memlong.memlong import MemLong
 
 HELP = """Ask about the document. Beside that:
   /new        begin a new conversation; the document stays read
@@ -34,7 +34,7 @@ def talk(
     out = console()
     whole = int(memory.ends()[0])
     out.print(f"{whole:,} tokens in memory. /help tells what can be typed.", highlight=False)
-    conversation = Conversation(model, memory, window=window)
+    conversation = Conversation(model.long_context, memory, window=window)
     streamer = TextStreamer(model.retrieval.tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:
         while True:
@@ -43,7 +43,7 @@ def talk(
                 return
             if typed == "/new":
                 conversation.close()
-                conversation = Conversation(model, memory, window=window)
+                conversation = Conversation(model.long_context, memory, window=window)
             elif typed == "/passages":
                 for passage in conversation.passages:
                     show_passages([passage], whole)

@@ -8,17 +8,15 @@ from typing import Any
 import lightning as L
 
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
-from lightning_memlong.backbone.layers import LayerIndex
 from lightning_memlong.cli.console import show_layers, write_csv
 from lightning_memlong.cli.predict import Answer, Library, answers, documents, ready, show, write
 from lightning_memlong.cli.runs import check_writable, note_settings, run_folder, tensorboard_writers
 from lightning_memlong.cli.talking import talk
-from lightning_memlong.config import require
+from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.layers import READERS, Cell, layer_grid, sweep_layers, table
-from lightning_memlong.model.checkpoint import load_weights
-from lightning_memlong.model.export import export
-from lightning_memlong.model.model import SOURCES, MemLong
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.model import export, load_weights
 from lightning_memlong.training.module import MemLongModule
 
 
@@ -39,7 +37,7 @@ class Trainer(L.Trainer):
             datamodule: Not used.
         """
         if ckpt_path is not None:
-            load_weights(model, ckpt_path, complete=True)
+            load_weights(model.model, ckpt_path, complete=True)
         callback = self.memory_callback()
         memory = None if callback is None else asdict(callback.config)
         folder = export(model.model, output, model.tokenizer, memory)
@@ -149,10 +147,10 @@ class Trainer(L.Trainer):
                 with a sliding window too; spread: four from the memory layer to the top (the paper); own: itself.
             sources: per_layer and single.
         """
-        fusion = model.model.fusion
+        fusion = model.model.layout.fusion
         require(fusion == "joint", "model.fusion", fusion, "joint: untrained gates are closed", "leave it out")
         require(self.memory_callback() is not None, "memory.enabled", False, "true", "leave it out")
-        backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.position
+        backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.layout.position
         cells = layer_grid(memory_layers, readers, sources, backbone)
         require(bool(cells), "memory_layers", memory_layers, "at least one with layers that read", "name others")
         windows = self.limit_val_batches  # type: ignore[attr-defined]

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 
 from lightning_memlong.config import MemoryConfig, changed
 from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.model.model import MemLong
-from lightning_memlong.retrieval.retrieval import Retrieval
-from lightning_memlong.retrieval.retriever import Retriever, load_retriever
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever
 
 
 class Progress(Protocol):
@@ -49,6 +48,11 @@ class Subject:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """The memory layer's hidden states (1, T, E) of tokens (1, T)."""
+        with self.autocast():
+            return self.model.capture(ids, hidden=True)["hidden"]
 
     def retrieval(self, options: Mapping[str, Any] | None = None, key: str = "evaluation.settings") -> Retrieval:
         """The memory settings at work, some of them changed.

@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.icl_report import report
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
 from lightning_memlong.evaluation.record import Record, Row
 from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
-from lightning_memlong.retrieval.retrieval import pooled, seed_of
-from lightning_memlong.retrieval.retriever import HiddenRetriever
-from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
+from lightning_memlong.retrieval import Chunks, embed_texts, retrieve_for, seed_of
 
 HUB: dict[str, str | None] = dict.fromkeys(TASKS)
 
@@ -143,7 +141,7 @@ class InContextLearning(Evaluation):
                 subject.progress.advance(tokens)
                 yield _row(drawn, cell) | _judge(scores, drawn, len(TASKS[drawn.task].words))
 
-    def _read(self, subject: Subject, drawn: Drawn, count: int) -> MemoryBank:
+    def _read(self, subject: Subject, drawn: Drawn, count: int) -> BankView:
         """Demonstrations as entries of a bank of one row."""
         texts = [_shown(drawn.task, e) for e in drawn.memory[:count]]
         ids = [subject.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
@@ -159,9 +157,11 @@ class InContextLearning(Evaluation):
                 output = subject.model(batch, logits_to_keep=1)
             starts, lengths, owners = _entries([len(ids[i]) for i in group], size)
             keys, values = (_cut(t[..., len(begun) :, :], starts, lengths, size) for t in (output.keys, output.values))
-            if isinstance(retrieval.retriever, HiddenRetriever):
+            if retrieval.retriever.needs_hidden:
                 states = _cut(output.memory_hidden[:, len(begun) :], starts, lengths, size)
-                embeddings = pooled(states, torch.tensor(lengths)[None], size)[0]
+                hidden = states[0].detach().float().cpu().unflatten(0, (-1, size))
+                chunks = Chunks(torch.empty(0), torch.tensor(lengths), lambda _: [], hidden)
+                embeddings = retrieval.retriever.embed(chunks)
             else:
                 each = retrieval.retriever.encode([drawn.memory[i].text for i in group])
                 embeddings = each[torch.tensor(owners)]
@@ -170,7 +170,7 @@ class InContextLearning(Evaluation):
             place += len(tokens)
         return bank
 
-    def _scores(self, subject: Subject, drawn: Drawn, cell: Cell, bank: MemoryBank | None) -> Tensor:
+    def _scores(self, subject: Subject, drawn: Drawn, cell: Cell, bank: BankView | None) -> Tensor:
         """Log-likelihood of each label word (examples, labels), float32."""
         before = "".join(_shown(drawn.task, e) for e in drawn.context[: cell.context])
         scores = []
@@ -182,16 +182,16 @@ class InContextLearning(Evaluation):
         return torch.cat(scores)
 
     def _retrieved(
-        self, subject: Subject, bank: MemoryBank, cell: Cell, drawn: Drawn, asked: Sequence[Example], at: int
+        self, subject: Subject, bank: BankView, cell: Cell, drawn: Drawn, asked: Sequence[Example], at: int
     ) -> Any:
         """What each example retrieves, a row each."""
         retrieval, top_k = subject.retrieval(), subject.memory.top_k
         if cell.selection == "random":
             chosen = [bank.random(top_k, [seed_of(drawn.seed, at + i)])[0] for i in range(len(asked))]
             return bank.gather(torch.stack(chosen)[None], count=False)
-        by_prompt = isinstance(retrieval.retriever, HiddenRetriever)
+        by_prompt = retrieval.retriever.needs_hidden
         texts = [TASKS[drawn.task].template.format(e.text) if by_prompt else e.text for e in asked]
-        asking = embed_texts(subject.model, retrieval, texts, subject.autocast)
+        asking = embed_texts(retrieval, texts, subject.device, subject.hidden_states)
         return retrieve_for(retrieval, bank, asking[:, None].unbind())
 
     def report(self, rows: list[Row]) -> Report:

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from lightning_memlong.config import require
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.tasks import TASKS
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.memlong import MemLong
 
 
 def label_tokens(task: str, tokenizer: Any) -> list[list[int]]:

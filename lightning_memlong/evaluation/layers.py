@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from lightning_memlong.backbone.layers import LayerIndex, layer_index, text_config, unlimited_layers
-from lightning_memlong.backbone.tuning import spans
-from lightning_memlong.config import TuningConfig, require_choice
-from lightning_memlong.model.model import SOURCES, MemLong
+from lightning_memlong.backbone import layer_index, spans, text_config, unlimited_layers
+from lightning_memlong.backbone.layers import LayerIndex
+from lightning_memlong.config import SOURCES, ModelConfig, TuningConfig, require_choice
+from lightning_memlong.memlong import MemLong
 
 READERS = ("above", "every", "spread", "own")
 """Which layers read, given the memory layer: it and all ``above`` that see the whole context; ``every`` one, sliding
@@ -97,8 +97,8 @@ def sweep_layers(
     nothing = TuningConfig(mode="none")
     for cell in cells:
         if cell.layers not in known:
-            layers = list(cell.retrieval_layers)
-            model = MemLong(backbone, cell.memory_layer, layers, cell.source, "joint", position, nothing, bos=bos)
+            config = ModelConfig(cell.memory_layer, list(cell.retrieval_layers), cell.source, position=position)  # type: ignore[arg-type]
+            model = MemLong(backbone, config, tuning=nothing, bos=bos)
             try:
                 known[cell.layers] = score(model)
             finally:

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_memlong.backbone.layers import text_config
-from lightning_memlong.backbone.lm_head import Head
-from lightning_memlong.backbone.loading import first_token, load_backbone, load_tokenizer
+from lightning_memlong.backbone import Head, first_token, load_backbone, load_tokenizer, text_config
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.base import Subject
 

@@ -13,7 +13,7 @@ from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.perplexity_report import report
 from lightning_memlong.evaluation.reading import read
 from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.retrieval.retrieval import Retrieval
+from lightning_memlong.retrieval import Retrieval
 
 Protocol = Literal["sliding", "reference"]
 CONTROLS: dict[str, dict[str, Any]] = {

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.generation.prefill import Stretch, read_windows, reading_stride
-from lightning_memlong.model.output import MemLongOutput
-from lightning_memlong.retrieval.retrieval import Retrieval
-from lightning_memlong.text.windows import Place, Windows
+from lightning_memlong.generation import Span, read_windows, reading_stride
+from lightning_memlong.model import MemLongOutput
+from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.text import ON_DEVICE, Place, Windows
 
 
 def read(
     subject: Subject, retrievals: Sequence[Retrieval], documents: Sequence[np.ndarray], window: int
-) -> list[MemoryBank]:
+) -> list[BankView]:
     """Read documents window by window, without memory, into a bank that holds all of them.
 
     Every way of choosing chunks then finds the same keys and values; they are computed once.
@@ -45,21 +45,21 @@ def read(
             embedded[name].append(retrieval.embed(batch, hidden=hidden))
         return embedded[id(first.retriever)][-1]
 
-    stretches = [Stretch(tokens) for tokens in documents]
+    stretches = [Span(tokens) for tokens in documents]
     for count in read_windows(subject.model, first, bank, stretches, window, subject.autocast, embed=embed):
         subject.progress.advance(count)
-    banks = {id(first.retriever): bank}
+    banks: dict[int, BankView] = {id(first.retriever): bank}
     overlap = window - reading_stride(window, first.config.chunk_size)
     for name in encoders:
         if name not in banks:
             again = overlap // first.config.chunk_size
             chunks = torch.cat([e[:, again if number else 0 :] for number, e in enumerate(embedded[name])], dim=1)
-            banks[name] = bank.found_by([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
+            banks[name] = bank.with_embeddings([chunks[row, : len(bank.entries(row))] for row in range(len(documents))])
     return [banks[id(r.retriever)] for r in retrievals]
 
 
 def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(subject.device) for name, value in batch.items()}
+    return {name: value.to(subject.device) if name in ON_DEVICE else value for name, value in batch.items()}
 
 
 @dataclass(frozen=True)

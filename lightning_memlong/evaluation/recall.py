@@ -10,18 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.reading import Scoring, read, score, window_batch
 from lightning_memlong.evaluation.recall_report import report
 from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.generation.prefill import reading_stride, sink_before
-from lightning_memlong.retrieval.retrieval import Retrieval
-from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
+from lightning_memlong.generation import reading_stride, sink_before
+from lightning_memlong.retrieval import Retrieval, embed_texts, retrieve_for
+from lightning_memlong.text import window_offsets
 from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
-from lightning_memlong.text.windows import window_offsets
 
 
 class Cell(NamedTuple):
@@ -117,7 +115,7 @@ class RecallProbes(Evaluation):
                 yield from self._measure(subject, cell, probe, bank)
             subject.progress.advance(passes * window)
 
-    def _measure(self, subject: Subject, cell: Cell, probe: Probe, bank: MemoryBank) -> Iterator[Row]:
+    def _measure(self, subject: Subject, cell: Cell, probe: Probe, bank: BankView) -> Iterator[Row]:
         length, scored = len(probe.tokens), len(probe.tokens) - probe.answer
         scoring = Scoring((length,), min(length, subject.data.window), scored, length)
         document = zlib.crc32(repr(cell).encode())  # each probe has a random draw of its own
@@ -130,12 +128,12 @@ class RecallProbes(Evaluation):
             )
 
     def _retrieved(
-        self, subject: Subject, retrieval: Retrieval, bank: MemoryBank, batch: dict[str, Any], probe: Probe
+        self, subject: Subject, retrieval: Retrieval, bank: BankView, batch: dict[str, Any], probe: Probe
     ) -> Any:
         if retrieval.config.selection != "similarity":
             return retrieval.retrieve(bank, batch, count=False)
         question = subject.tokenizer.decode(probe.tokens[probe.question : probe.answer])
-        asking = embed_texts(subject.model, retrieval, [question], subject.autocast)
+        asking = embed_texts(retrieval, [question], subject.device, subject.hidden_states)
         return retrieve_for(retrieval, bank, [asking], int(batch["offset"][0]))
 
     def _row(
@@ -166,7 +164,7 @@ def _key(cell: Cell, setting: str) -> Row:
 
 @contextmanager
 def planted(
-    subject: Subject, retrieval: Retrieval, bank: MemoryBank, probe: Probe, filler: np.ndarray, window: int
+    subject: Subject, retrieval: Retrieval, bank: BankView, probe: Probe, filler: np.ndarray, window: int
 ) -> Iterator[None]:
     """The bank as if the probe's document had been read instead of its filler; then as it was."""
     document = np.concatenate([probe.tokens[: probe.question], filler[probe.question :]])
@@ -183,7 +181,7 @@ def planted(
 
 @torch.no_grad()
 def _write(
-    subject: Subject, retrieval: Retrieval, bank: MemoryBank, tokens: np.ndarray, offset: int, window: int
+    subject: Subject, retrieval: Retrieval, bank: BankView, tokens: np.ndarray, offset: int, window: int
 ) -> tuple[Retrieved, Tensor]:
     """Read one window and put its keys, values and embeddings where the bank has the chunks it stored.
 
@@ -205,13 +203,13 @@ def _write(
     was = bank.gather(match[None, :, 1], count=False)
     assert was is not None
     before = held.embeddings[match[:, 1]]
-    bank.rewrite(0, keys, values, positions)
+    bank.overwrite(0, keys, values, positions)
     batch = {"input_ids": padded, "length": torch.tensor([ids.shape[1]])}
     held.embeddings[match[:, 1]] = retrieval.embed(batch, hidden=found["hidden"])[0, match[:, 0]]
     return was, before
 
 
-def _put_back(bank: MemoryBank, was: Retrieved, embeddings: Tensor) -> None:
+def _put_back(bank: BankView, was: Retrieved, embeddings: Tensor) -> None:
     """Undo :func:`_write`."""
-    bank.rewrite(0, was.keys[..., 0, :, :, :], was.values[..., 0, :, :, :], was.positions[0])
+    bank.overwrite(0, was.keys[..., 0, :, :, :], was.values[..., 0, :, :, :], was.positions[0])
     bank.entries(0).embeddings[was.entries[0]] = embeddings

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation.hf_generate import Writer
+from lightning_memlong.generation.hf_generate import GenerateAdapter
 from lightning_memlong.generation.local_context import LocalContext
+from lightning_memlong.generation.long_context import LongContext
 from lightning_memlong.generation.prefill import evaluating
 from lightning_memlong.progress import deferred_interrupt
-from lightning_memlong.retrieval.text_queries import embed_texts
-from lightning_memlong.text.tokenise import tokenise
+from lightning_memlong.text import tokenise
 
 if TYPE_CHECKING:
-    from lightning_memlong.model.model import MemLong
+    pass
 
 Prompt = str | Sequence[Mapping[str, str]]
 """Text to go on with, or messages with ``role`` and ``content``."""
@@ -43,7 +43,7 @@ class Conversation:
     """A text that grows turn by turn, with what was read behind it; each turn sees those before it.
 
     Args:
-        model: Writes.
+        long_context: Writes.
         memory: What was read; None: nothing. Older turns move into it when they no longer fit the local context.
         row: Which of its rows.
         window: Tokens of the local context [tokens]; None: as the model says.
@@ -53,15 +53,16 @@ class Conversation:
     """
 
     def __init__(
-        self, model: "MemLong", memory: MemoryBank | None = None, row: int = 0, window: int | None = None
+        self, long_context: LongContext, memory: MemoryBank | None = None, row: int = 0, window: int | None = None
     ) -> None:
-        self._model, self._row = model, row
+        self._long_context, self._row = long_context, row
+        self._model, self._tokenizer = long_context.model, long_context.tokenizer
         if memory is None:
-            memory = model.retrieval.new_bank(1, 0)
-        model.check(memory)
+            memory = long_context.retrieval.new_bank(1, 0)
+        long_context.check(memory)
         require(0 <= row < memory.rows, "row", row, f"0 to {memory.rows - 1}, a row of the bank", "correct it")
-        self.memory, self._mark = memory, memory.mark(row)
-        self.context = LocalContext(model, memory, row, model.window(window))
+        self.memory, self._snapshot = memory, memory.row(row).snapshot()
+        self.context = LocalContext(long_context, memory, row, long_context.window(window))
         self._messages: list[Mapping[str, str]] = []
         self._shown = ""  # what the chat template wrote before the last answer
         self._written = self.context.ids[0]  # (T,), of which the context has not read the last token yet
@@ -69,7 +70,7 @@ class Conversation:
     @property
     def passages(self) -> list[Passage]:
         """What the last turn was written with, best first."""
-        kept, tokenizer = self.memory.tokens(self._row), self._model.retrieval.tokenizer
+        kept, tokenizer = self.memory.row(self._row).tokens, self._tokenizer
         found = [
             Passage(start, start + length, score, tokenizer.decode(kept[start : start + length]))
             for start, (length, score) in self.context.found.items()
@@ -82,18 +83,18 @@ class Conversation:
         Raises:
             UserError: For an empty prompt, or one that does not fit the local context.
         """
-        tokenizer, model = self._model.retrieval.tokenizer, self._model
-        whole, text, asked = self._turn(prompt)
+        tokenizer, model = self._tokenizer, self._model
+        whole, text, asked = self._begin_turn(prompt)
         new = tokenise(tokenizer, [text])[0].tolist()
         if not len(self._written) and new and new[0] == model.bos:
             new = new[1:]  # the context begins with it by itself
         if len(self._written) and new and new[0] == int(self._written[-1]) and new[0] in tokenizer.all_special_ids:
             new = new[1:]  # the answer before has ended with it
         begin = len(self._written) + len(new)
-        found, ended = self._go_on(new, query or asked, options)
+        found, ended = self._generate(new, query or asked, options)
         whole_dict = bool(options.get("return_dict_in_generate"))
         sequences = found.sequences if whole_dict else found
-        self._turn_ends(prompt, whole, self._without_padding(sequences[0], begin), begin)
+        self._end_turn(prompt, whole, self._without_padding(sequences[0], begin), begin)
         if ended:
             raise KeyboardInterrupt  # the turn ends where it was; the conversation can go on
         if whole_dict:
@@ -101,7 +102,7 @@ class Conversation:
         texts = [tokenizer.decode(row[begin:], skip_special_tokens=True) for row in sequences]
         return texts if len(texts) > 1 else texts[0]
 
-    def go_on(self, tokens: Sequence[int], query: str, **options: Any) -> Any:
+    def generate_from_tokens(self, tokens: Sequence[int], query: str, **options: Any) -> Any:
         """As :meth:`say`, for a prompt that is tokens already; gives what transformers' ``generate`` gives.
 
         Args:
@@ -109,14 +110,14 @@ class Conversation:
             query: Text that retrieves for it.
             **options: See :meth:`MemLong.generate`.
         """
-        found, ended = self._go_on(tokens, query, options)
+        found, ended = self._generate(tokens, query, options)
         sequences = found.sequences if options.get("return_dict_in_generate") else found
         self._written = self._without_padding(sequences[0], len(self._written) + len(tokens))
         if ended:
             raise KeyboardInterrupt
         return found
 
-    def _go_on(self, tokens: Sequence[int], query: str, options: dict[str, Any]) -> tuple[Any, bool]:
+    def _generate(self, tokens: Sequence[int], query: str, options: dict[str, Any]) -> tuple[Any, bool]:
         """What was generated, and whether Ctrl-C ended it, between two tokens."""
         model, room = self._model, self.context.window
         allowed = f"from one to {room} tokens, the window"
@@ -125,20 +126,20 @@ class Conversation:
         ids = torch.cat([self._written, torch.tensor(tokens, device=model.device)])[None]
         try:
             with evaluating(model), deferred_interrupt() as pressed:
-                self.context.ask(embed_texts(model, model.retrieval, [query], model.autocast)[0])
-                writer = Writer(model, self.context)
-                return writer.generate(ids, **self._options(options, pressed)), pressed()
+                self.context.retrieve_for_prompt(self._long_context.embed_texts([query])[0])
+                adapter = GenerateAdapter(model.backbone, self.context)
+                return adapter.generate(ids, **self._generate_options(options, pressed)), pressed()
         except BaseException as error:
             nothing_read = self.context.ids.shape[1] <= len(self._written)
             if not isinstance(error, ValueError | TypeError) or not nothing_read:
-                self._begin_again()  # a pass may have been broken off in the middle
+                self._reset()  # a pass may have been broken off in the middle
                 raise
             if isinstance(error, UserError):
                 raise
             told, fix = str(error).splitlines()[0], "Allowed: options of transformers' generate. Fix: correct it."
             raise UserError(f"generation: {told} {fix}") from error
 
-    def _options(self, options: dict[str, Any], pressed: Callable[[], bool]) -> dict[str, Any]:
+    def _generate_options(self, options: dict[str, Any], pressed: Callable[[], bool]) -> dict[str, Any]:
         """What transformers' ``generate`` is called with: what was asked for, and an end at Ctrl-C."""
 
         def interrupted(ids: Tensor, scores: Any, **_: Any) -> Tensor:
@@ -148,7 +149,7 @@ class Conversation:
         allowed = "false: the local context is the cache"
         require(options["use_cache"] is False, "use_cache", options["use_cache"], allowed, "leave it out")
         if "stop_strings" in options:
-            options.setdefault("tokenizer", self._model.retrieval.tokenizer)
+            options.setdefault("tokenizer", self._tokenizer)
         options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or ()), interrupted])
         return options
 
@@ -159,20 +160,20 @@ class Conversation:
         ended = next((place for place, token in enumerate(ids[begin:].tolist(), begin + 1) if token in known), None)
         return ids[:ended]
 
-    def _begin_again(self) -> None:
+    def _reset(self) -> None:
         """Forget what the context has read; it is read again with the next turn."""
-        self.memory.go_back(self._row, self._mark)
-        self.context = LocalContext(self._model, self.memory, self._row, self.context.window)
+        self.memory.row(self._row).rollback(self._snapshot)
+        self.context = LocalContext(self._long_context, self.memory, self._row, self.context.window)
 
-    def _turn_ends(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
+    def _end_turn(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
         """Keep what the next turn goes on from; of a text (T,), the answer begins at ``begin``."""
         self._written = written
         if not isinstance(prompt, str):
-            answer = self._model.retrieval.tokenizer.decode(written[begin:], skip_special_tokens=True)
+            answer = self._tokenizer.decode(written[begin:], skip_special_tokens=True)
             self._messages += [*prompt, {"role": "assistant", "content": answer}]
             self._shown = whole
 
-    def _turn(self, prompt: Prompt) -> tuple[str, str, str]:
+    def _begin_turn(self, prompt: Prompt) -> tuple[str, str, str]:
         """All messages as a chat template writes them, the text that is new, and what of it asks."""
         if isinstance(prompt, str):
             require(
@@ -182,30 +183,33 @@ class Conversation:
         messages = [*self._messages, *prompt]
         ok = bool(prompt) and all({"role", "content"} <= set(m) for m in prompt) and bool(prompt[-1]["content"].strip())
         require(ok, "prompt", prompt, "messages with role and content, the last one not empty", "correct them")
-        tokenizer = self._model.retrieval.tokenizer
+        tokenizer = self._tokenizer
         fix = "give a text, or choose an instruction-tuned backbone"
         require(bool(tokenizer.chat_template), "prompt", "messages", "text: this backbone has no chat template", fix)
-        whole = self._templated(messages)
-        return whole, self._new_part(whole, prompt), prompt[-1]["content"]
+        whole = self._apply_chat_template(messages)
+        return whole, self._unread_text(whole, prompt), prompt[-1]["content"]
 
-    def _templated(self, messages: Sequence[Mapping[str, str]], answering: bool = True) -> str:
-        tokenizer = self._model.retrieval.tokenizer
+    def _apply_chat_template(self, messages: Sequence[Mapping[str, str]], answering: bool = True) -> str:
+        tokenizer = self._tokenizer
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering))
 
-    def _new_part(self, whole: str, prompt: Sequence[Mapping[str, str]]) -> str:
+    def _unread_text(self, whole: str, prompt: Sequence[Mapping[str, str]]) -> str:
         """What of all messages the context has not read: the end of the last answer, and the new ones."""
         if not self._messages:
             return whole
-        before, answer = self._templated(self._messages, answering=False), self._messages[-1]["content"].strip()
+        before, answer = (
+            self._apply_chat_template(self._messages, answering=False),
+            self._messages[-1]["content"].strip(),
+        )
         said = before.removeprefix(self._shown)
         if whole.startswith(before) and before.startswith(self._shown) and answer in said:
             return said[said.rindex(answer) + len(answer) :] + whole.removeprefix(before)
         # A template that writes earlier turns in another way than they were said: the new ones by themselves.
-        return self._templated(prompt)
+        return self._apply_chat_template(prompt)
 
     def close(self) -> None:
         """Take out of the bank what this conversation has moved into it."""
-        self.memory.go_back(self._row, self._mark)
+        self.memory.row(self._row).rollback(self._snapshot)
 
     def __enter__(self) -> "Conversation":
         """For ``with``: closed at the end."""

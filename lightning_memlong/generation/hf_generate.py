@@ -1,29 +1,26 @@
 """Writing with a memory, inside transformers' own generate loop."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from lightning_memlong.generation.local_context import LocalContext
 
-if TYPE_CHECKING:
-    from lightning_memlong.model.model import MemLong
 
-
-class Writer(GenerationMixin):
+class GenerateAdapter(GenerationMixin):
     """A local context as transformers' generate loop sees it: a model without a cache, given the whole text each time.
 
     Args:
-        model: Its backbone's configuration is the loop's.
+        backbone: Its configuration is the loop's.
         context: Where the text goes.
     """
 
     main_input_name = "input_ids"
 
-    def __init__(self, model: "MemLong", context: LocalContext) -> None:
-        self._backbone, self._context = model.backbone, context
+    def __init__(self, backbone: PreTrainedModel, context: LocalContext) -> None:
+        self._backbone, self._context = backbone, context
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the backbone's."""

@@ -4,26 +4,18 @@ Legend: B sequences side by side (beams, or samples), T tokens, C tokens of a ch
 E embedding size.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.attention.functional import Memo
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.attention import Memo
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation.sink_cache import LocalCache
-from lightning_memlong.model.attention_interface import CarriedMemory
-from lightning_memlong.model.context import remind
-from lightning_memlong.retrieval.retrieval import pooled
-from lightning_memlong.retrieval.retriever import HiddenRetriever
-from lightning_memlong.retrieval.text_queries import retrieve_for
-
-if TYPE_CHECKING:
-    from lightning_memlong.model.model import MemLong
+from lightning_memlong.generation.long_context import LongContext
+from lightning_memlong.generation.sink_cache import SinkCache
+from lightning_memlong.model import ForwardContext, decode
+from lightning_memlong.retrieval import retrieve_for
 
 
 class LocalContext:
@@ -35,35 +27,36 @@ class LocalContext:
     they then have, so that all distances among them stay as they were.
 
     Args:
-        model: Whose.
+        long_context: Whose.
         memory: What was read before; the text follows it.
         row: Which of its rows.
         window: W, a multiple of the chunk size.
     """
 
-    def __init__(self, model: "MemLong", memory: MemoryBank, row: int, window: int) -> None:
-        self._model, self._memory, self._row, self.window = model, memory, row, window
-        self._retrieval, self._chunk = model.retrieval, memory.chunk_size
+    def __init__(self, long_context: LongContext, memory: BankView, row: int, window: int) -> None:
+        self._long_context, self._model, self._autocast = long_context, long_context.model, long_context.autocast
+        self._memory, self._row, self.window = memory, row, window
+        self._retrieval, self._chunk = long_context.retrieval, memory.chunk_size
         self.origin = int(memory.ends()[row])
         """Place of the text's first token, after what was read [tokens]."""
         self.moved = 0
         """Tokens of the text that are in the bank; whole chunks."""
         self.retrieved: Retrieved | None = None
         """What the newest tokens attend to."""
-        self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        self.ids = torch.empty(1, 0, dtype=torch.long, device=self._model.device)
         """(B, T), the text so far."""
         self.found: dict[int, tuple[int, float]] = {}
         """What was retrieved since the last question: where a chunk begins -> its length and best similarity."""
-        self._cache = LocalCache(model)
+        self._cache = SinkCache(self._model)
         self._embedded: list[Tensor] = []  # of each chunk of the text (B, E)
         self._hidden: list[Tensor] = []  # states of the tokens of the unfinished chunk, for retriever hidden
-        self._carried = CarriedMemory()
+        self._context = ForwardContext()
         self._asked = False
 
     @property
-    def _bank(self) -> MemoryBank:
+    def _bank(self) -> BankView:
         """The row alone."""
-        return self._memory.only(self._row)
+        return self._memory.view(self._row)
 
     @property
     def _prefix(self) -> int:
@@ -77,24 +70,25 @@ class LocalContext:
 
     # ---- retrieval ----------------------------------------------------------------------------------------
 
-    def ask(self, embedding: Tensor) -> None:
+    def retrieve_for_prompt(self, embedding: Tensor) -> None:
         """Let the tokens that come next attend to what a question (E,) retrieves."""
         self.found = {}
-        self._attend_to([embedding[None]] * len(self.ids))
+        self.retrieve([embedding[None]] * len(self.ids))
         self._asked = True
 
-    def _attend_to(self, asking: list[Tensor]) -> None:
+    def retrieve(self, asking: list[Tensor]) -> None:
+        """Let the tokens that come next attend to what the chunks (n, E) of each sequence retrieve."""
         there = self._memory.insertions > 0
         self.retrieved = retrieve_for(self._retrieval, self._bank, asking, count=True) if there else None
-        self._carry()
-        self._note()
+        self._attach_memory()
+        self._record_found()
 
-    def _carry(self) -> None:
+    def _attach_memory(self) -> None:
         """Let the passes that come carry what was retrieved; it is rotated once."""
-        self._carried = CarriedMemory(backend=self._model.attention)
-        remind(self._model, self._carried, self.retrieved, self.window)
+        self._context = ForwardContext(backend=self._model.layout.attention)
+        self._model.contexts.attach_memory(self._context, self.retrieved, self.window, self._model.device)
 
-    def _note(self) -> None:
+    def _record_found(self) -> None:
         """Keep where what was retrieved stands."""
         if (r := self.retrieved) is None:
             return
@@ -104,11 +98,11 @@ class LocalContext:
             if start >= 0:
                 self.found[start] = max(self.found.get(start, (length, score)), (length, score))
 
-    def _refresh(self) -> None:
+    def _retrieve_for_chunk(self) -> None:
         """Retrieve with the newest chunks of the text, for the chunk that begins now."""
         self._embed()
         newest = self._embedded[-self._retrieval.config.query_chunks :]
-        self._attend_to(list(torch.stack(newest, dim=1)))
+        self.retrieve(list(torch.stack(newest, dim=1)))
 
     def _embed(self) -> None:
         """Embed the whole chunks of the text that have not been."""
@@ -116,14 +110,11 @@ class LocalContext:
         if first == count:
             return
         begin, end = first * self._chunk, count * self._chunk
-        ids = self.ids[:, begin:end]
-        batch = {"input_ids": ids, "length": torch.full((len(ids),), end - begin)}
-        if isinstance(self._retrieval.retriever, HiddenRetriever):
+        hidden = None
+        if self._retrieval.retriever.needs_hidden:
             states = torch.cat(self._hidden, dim=1)
-            self._hidden = [states[:, end - begin :]]
-            found = pooled(states[:, : end - begin], torch.full((len(ids), count - first), self._chunk), self._chunk)
-        else:
-            found = self._retrieval.embed(batch)
+            hidden, self._hidden = states[:, : end - begin], [states[:, end - begin :]]
+        found = self._retrieval.embed_tokens(self.ids[:, begin:end], hidden=hidden)
         self._embedded += list(found.unbind(dim=1))
 
     # ---- going on -----------------------------------------------------------------------------------------
@@ -139,34 +130,34 @@ class LocalContext:
         Raises:
             UserError: If it is another text whose beginning is gone, or several sequences no longer fit the window.
         """
-        self._follow(ids)
+        self._reorder_beams(ids)
         hidden: list[Tensor] = []
         while self.ids.shape[1] < ids.shape[1]:
             if self.local == self.window:
-                self._move()
+                self._evict_to_bank()
             here = self.ids.shape[1]
             if here and here % self._chunk == 0 and not self._asked:
-                self._refresh()
+                self._retrieve_for_chunk()
             # A question's tokens all attend to what it retrieved; others to a set for each chunk.
             most = ids.shape[1] - here if self._asked else self._chunk - here % self._chunk
-            hidden.append(self._run(ids[:, here : here + min(most, self.window - self.local)]))
+            hidden.append(self._decode_step(ids[:, here : here + min(most, self.window - self.local)]))
         self._asked = False
         if not hidden:
             raise UserError("prompt: nothing follows the text so far. Allowed: at least one more token. Fix: add some.")
-        with self._model.autocast():
+        with self._autocast():
             return self._model.head.logits(torch.cat(hidden, dim=1)[:, -last:])
 
-    def _follow(self, ids: Tensor) -> None:
+    def _reorder_beams(self, ids: Tensor) -> None:
         """Put the sequences in the order of the new ones, which go on from them: beams are chosen anew at each step."""
         known = self.ids.shape[1]
         if known == 0:
             self.ids = ids[:, :0]
             if self.retrieved is not None and len(ids) > 1:  # asked before the number of sequences was known
-                self._repeat(torch.zeros(len(ids), dtype=torch.long))
+                self._repeat_memory(torch.zeros(len(ids), dtype=torch.long))
             return
         same = (ids[:, None, :known] == self.ids[None, :, : ids.shape[1]]).all(dim=-1)
         if ids.shape[1] < known or not bool(same.any(dim=1).all()):
-            self._begin_again(ids)
+            self._reset(ids)
             return
         order = same.int().argmax(dim=1)
         if len(order) != len(self.ids) or not torch.equal(order, torch.arange(len(order), device=order.device)):
@@ -174,9 +165,9 @@ class LocalContext:
             self._cache.reorder(order)
             self._embedded = [e[order.cpu()] for e in self._embedded]
             self._hidden = [h[order] for h in self._hidden]
-            self._repeat(order)
+            self._repeat_memory(order)
 
-    def _begin_again(self, ids: Tensor) -> None:
+    def _reset(self, ids: Tensor) -> None:
         """Read texts from their beginning: the best beam may be one that was left behind.
 
         Raises:
@@ -184,10 +175,10 @@ class LocalContext:
         """
         if self.moved:
             raise UserError("prompt: it does not go on from the text before. Fix: begin a new conversation.")
-        self.ids, self._cache, self._embedded, self._hidden = ids[:, :0], LocalCache(self._model), [], []
-        self._repeat(torch.zeros(len(ids), dtype=torch.long))
+        self.ids, self._cache, self._embedded, self._hidden = ids[:, :0], SinkCache(self._model), [], []
+        self._repeat_memory(torch.zeros(len(ids), dtype=torch.long))
 
-    def _repeat(self, order: Tensor) -> None:
+    def _repeat_memory(self, order: Tensor) -> None:
         """Let sequences have what those of ``order`` (B,) retrieved."""
         if (r := self.retrieved) is None:
             return
@@ -197,26 +188,26 @@ class LocalContext:
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
             r.scores[order], r.entries[order], r.positions[order],
         )  # fmt: skip
-        self._carry()
+        self._attach_memory()
 
-    def _run(self, tokens: Tensor) -> Tensor:
+    def _decode_step(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, hidden size) of the next tokens, which the cache then holds."""
         model, first = self._model, self.ids.shape[1] == 0
         prefix = int(first and model.bos is not None)
         fed = F.pad(tokens, (1, 0), value=model.bos) if prefix else tokens
-        carried = self._carried
-        carried.prefix, carried.hidden, carried.memo = prefix, None, Memo()  # masks are those of a pass
-        with model.autocast():
-            hidden = model.decode(fed, carried, self._cache.of_backbone)
+        context = self._context
+        context.prefix, context.hidden, context.memo = prefix, None, Memo()  # masks are those of a pass
+        with self._autocast():
+            hidden = decode(model.backbone, fed, context, self._cache.of_backbone)
         self.ids = torch.cat([self.ids, tokens], dim=1)
-        if isinstance(self._retrieval.retriever, HiddenRetriever):
-            assert carried.hidden is not None
-            self._hidden.append(carried.hidden[:, prefix:])
+        if self._retrieval.retriever.needs_hidden:
+            assert context.hidden is not None
+            self._hidden.append(context.hidden[:, prefix:])
         return hidden
 
     # ---- moving -------------------------------------------------------------------------------------------
 
-    def _move(self) -> None:
+    def _evict_to_bank(self) -> None:
         """Move the older half of the local context into the bank, and turn what stays to its new positions."""
         allowed = f"one sequence, once the text is longer than the window ({self.window} tokens)"
         fix = "lower max_new_tokens, raise window, or write them one at a time"
@@ -225,14 +216,14 @@ class LocalContext:
         half = self.window // self._chunk // 2 * self._chunk
         # The first token of all stays in the cache; if it is the text's own, its chunk is stored without it.
         kept = int(self._prefix == 0)
-        self._store(half, kept)
-        self._cache.take_out(self._prefix + half, self.window)
+        self._insert_oldest(half, kept)
+        self._cache.evict(self._prefix + half, self.window)
         self.moved += half
 
-    def _store(self, half: int, kept: int) -> None:
+    def _insert_oldest(self, half: int, kept: int) -> None:
         """Store the oldest ``half`` local tokens, without the first ``kept`` of them."""
         size, begin = self._chunk, self._prefix
-        keys, values = self._cache.stored(begin + kept, begin + half)
+        keys, values = self._cache.unrotated_kv(begin + kept, begin + half)
         if kept:  # its chunk is that much shorter
             first = size - kept
             keys, values = (
@@ -243,7 +234,7 @@ class LocalContext:
         lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]
         lengths[0, 0] -= kept
         starts[0, 0] += kept
-        self._memory.lend(self._row, id(self))
-        self._memory.make_room(self._row, count)  # what was read is not to make way for what is said about it
+        self._memory.row(self._row).acquire(id(self))
+        self._memory.reserve(self._row, count)  # what was read is not to make way for what is said about it
         self._bank.insert(keys, values, embeddings, lengths, self.origin + starts, evict=False)
-        self._bank.note_tokens(0, self.ids[0, self.moved : self.moved + half], self.origin + self.moved)
+        self._bank.row(0).append_tokens(self.ids[0, self.moved : self.moved + half], self.origin + self.moved)

@@ -1,87 +1,78 @@
-"""What a model does with texts of any length: read them into a bank, and write with it."""
+"""A model that reads texts of any length into a bank, and what writing with it needs."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.room import SPARE
-from lightning_memlong.cli.fingerprint import weights_digest
+from lightning_memlong.bank import SPARE, MemoryBank
 from lightning_memlong.config import MemoryConfig, require
-from lightning_memlong.errors import UserError
-from lightning_memlong.generation.prefill import Autocast, evaluating, read_windows, rest_of
+from lightning_memlong.generation.prefill import evaluating, read_windows, remaining
+from lightning_memlong.model import MemLongModel, weights_digest
 from lightning_memlong.progress import deferred_interrupt, token_bar
-from lightning_memlong.retrieval.retrieval import Retrieval
-from lightning_memlong.retrieval.retriever import Retriever, load_retriever
-from lightning_memlong.text.tokenise import tokenise
-
-if TYPE_CHECKING:
-    from lightning_memlong.generation.conversation import Conversation, Prompt
-    from lightning_memlong.model.model import MemLong
+from lightning_memlong.retrieval import Retrieval, Retriever, embed_texts, load_retriever
+from lightning_memlong.text import tokenise
 
 WINDOW = 2048
 """Tokens read at once, and of the local context, unless asked otherwise or the backbone cannot."""
 
 
-class LongText:
-    """Reading and writing for :class:`MemLong`."""
+class LongContext:
+    """A model with its tokenizer and memory settings.
 
-    autocast: Autocast = nullcontext
-    """Context in which the model computes while it reads and writes, such as a Lightning plugin's."""
-    _retrieval: Retrieval | None = None
-    _settings: tuple[MemoryConfig, Any] | None = None
+    Args:
+        model: Reads and writes.
+        config: The memory settings.
+        tokenizer: The backbone's.
+        retriever: The encoder they name, where it is loaded already; None: it is loaded when it is first needed.
+        autocast: Context in which the model computes, such as a Lightning plugin's.
 
-    def use_memory(self, config: MemoryConfig, tokenizer: Any, retriever: Retriever | None = None) -> None:
-        """Say how texts become tokens and how chunks are retrieved; the encoder is loaded when it is first needed.
+    Raises:
+        UserError: For a query that needs text which is not written yet.
+    """
 
-        Args:
-            config: The memory settings.
-            tokenizer: The backbone's.
-            retriever: The encoder they name, where it is loaded already.
-
-        Raises:
-            UserError: For a query that needs text which is not written yet.
-        """
+    def __init__(
+        self,
+        model: MemLongModel,
+        config: MemoryConfig,
+        tokenizer: Any,
+        retriever: Retriever | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         allowed = "previous: text that is being written cannot be asked with"
         require(config.query != "current", "memory.query", config.query, allowed, "leave it out")
         require(config.enabled, "memory.enabled", False, "true: what is read goes there", "set it to true")
-        self._settings = config, tokenizer
-        self._retrieval = None if retriever is None else Retrieval(config, retriever, tokenizer)
+        self.model, self.config, self.tokenizer, self.autocast = model, config, tokenizer, autocast
+        self._retriever = retriever
+        self._retrieval: Retrieval | None = None
 
     @property
     def retrieval(self) -> Retrieval:
-        """The memory settings at work.
-
-        Raises:
-            UserError: If nobody has said what they are.
-        """
+        """The memory settings at work; the encoder is loaded at first use."""
         if self._retrieval is None:
-            if self._settings is None:
-                raise UserError(
-                    "memory: this model does not know its tokenizer and memory settings. Allowed: a model made by "
-                    "MemLong.from_pretrained. Fix: use that, or call model.use_memory(MemoryConfig(), tokenizer)."
-                )
-            config, tokenizer = self._settings
-            self._retrieval = Retrieval(
-                config, load_retriever(config.retriever, self._model.config.hidden_size), tokenizer
-            )
+            hidden_size = self.model.config.hidden_size
+            retriever = self._retriever or load_retriever(self.config.retriever, hidden_size)
+            self._retrieval = Retrieval(self.config, retriever, self.tokenizer)
         return self._retrieval
 
-    @property
-    def _model(self) -> MemLong:
-        return self  # type: ignore[return-value]
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (B, E) of texts that ask."""
+        return embed_texts(self.retrieval, texts, self.model.device, self.hidden_states)
 
-    def made_with(self) -> dict[str, str]:
+    def hidden_states(self, ids: Tensor) -> Tensor:
+        """The memory layer's hidden states (1, T, E) of tokens (1, T)."""
+        with self.autocast():
+            return self.model.capture(ids, hidden=True)["hidden"]
+
+    def provenance(self) -> dict[str, str]:
         """What a bank belongs to that this model reads into."""
-        model, config = self._model, self.retrieval.config
+        model, config = self.model, self.config
         retriever = f"{config.retriever.name} {config.retriever.prompt}".strip()
         return {
             "weights": weights_digest(model),
-            "source": f"{model.source} of layers {model.stored_layers}",
+            "source": f"{model.layout.source} of layers {model.stored_layers}",
             "retriever": retriever,
             "chunk_size": str(config.chunk_size),
         }
@@ -95,9 +86,9 @@ class LongText:
         Raises:
             UserError: If it is not a whole number of chunks, at least two, for which the backbone has positions.
         """
-        chunk = self.retrieval.config.chunk_size
+        chunk = self.config.chunk_size
         # A first token stands before it.
-        most = (int(getattr(self._model.config, "max_position_embeddings", None) or 2**31) - 1) // chunk * chunk
+        most = (int(getattr(self.model.config, "max_position_embeddings", None) or 2**31) - 1) // chunk * chunk
         if wanted is None:
             wanted = max(2 * chunk, min(WINDOW // chunk * chunk, most))
         ok = 2 * chunk <= wanted <= most and wanted % chunk == 0
@@ -149,7 +140,7 @@ class LongText:
         progress: bool = True,
     ) -> MemoryBank:
         """As :meth:`read`, for texts that are tokens (T,) already."""
-        window, model = self.window(window), self._model
+        window, model = self.window(window), self.model
         ok, allowed = capacity is None or capacity >= window, f"null, or at least the window ({window} tokens)"
         require(ok, "capacity", capacity, allowed, "raise it, or lower the window")
         bank = self._new_bank(len(tokens), tokens, capacity) if memory is None else memory
@@ -157,18 +148,18 @@ class LongText:
         allowed = f"null, or {bank.capacity}: the bank is there already"
         require(capacity in (None, bank.capacity), "capacity", capacity, allowed, "leave it out, or begin a new bank")
         for row in range(bank.rows):
-            bank.require_free(row)
-        stretches = [rest_of(bank, row, t) for row, t in enumerate(tokens)]
-        if not any(len(s.tokens) > s.known for s in stretches):
+            bank.row(row).require_unlocked()
+        spans = [remaining(bank, row, t) for row, t in enumerate(tokens)]
+        if not any(len(s.tokens) > s.known for s in spans):
             return bank
         keeps = bank.keeps_everything
-        for row, stretch in enumerate(stretches if keeps else ()):
-            bank.make_room(row, -(-(len(stretch.tokens) - stretch.known) // bank.chunk_size))
-        total = sum(len(s.tokens) - s.known for s in stretches)
+        for row, span in enumerate(spans if keeps else ()):
+            bank.reserve(row, -(-(len(span.tokens) - span.known) // bank.chunk_size))
+        total = sum(len(s.tokens) - s.known for s in spans)
         done = 0
         with evaluating(model), token_bar(progress) as bar, deferred_interrupt() as interrupted:
             bar.begin(total, "reading")
-            for count in read_windows(model, self.retrieval, bank, stretches, window, self.autocast, not keeps):
+            for count in read_windows(model, self.retrieval, bank, spans, window, self.autocast, not keeps):
                 done += count
                 bar.advance(count)
                 if interrupted():
@@ -188,15 +179,15 @@ class LongText:
         """
         found = f"text {row + 1} of several" if row else "text"
         require(isinstance(text, str) and bool(text.strip()), found, text[:20], "some text", "give a document to read")
-        return tokenise(self.retrieval.tokenizer, [text])[0]
+        return tokenise(self.tokenizer, [text])[0]
 
     def _new_bank(self, rows: int, tokens: Sequence[np.ndarray], capacity: int | None) -> MemoryBank:
         if capacity is None:
-            spare = SPARE * self.retrieval.config.chunk_size  # for what will be said about it
+            spare = SPARE * self.config.chunk_size  # for what will be said about it
             bank = self.retrieval.new_bank(rows, max(map(len, tokens)) + spare)
         else:
             bank = self.retrieval.new_bank(rows, capacity=capacity)
-        bank.made_with = self.made_with()
+        bank.provenance = self.provenance()
         return bank
 
     def check(self, memory: MemoryBank, rows: int | None = None) -> None:
@@ -209,61 +200,9 @@ class LongText:
         Raises:
             UserError: If it was made with something else.
         """
-        memory.require_made_with(self.made_with())
-        chunk = self.retrieval.config.chunk_size
+        memory.require_provenance(self.provenance())
+        chunk = self.config.chunk_size
         fix = "use a bank this model has read into, or set memory.chunk_size to the bank's"
         require(memory.chunk_size == chunk, "memory.chunk_size", chunk, f"{memory.chunk_size}, the bank's", fix)
         allowed = f"as many texts as the bank has rows, {memory.rows}"
         require(rows is None or rows == memory.rows, "text", f"{rows} texts", allowed, "give as many, or a new bank")
-
-    # ---- writing ------------------------------------------------------------------------------------------
-
-    def converse(self, memory: MemoryBank | None = None, *, row: int = 0, window: int | None = None) -> Conversation:
-        """A conversation of several turns about what was read, see :class:`Conversation`.
-
-        Args:
-            memory: A bank this model has read into; None: an empty one.
-            row: Which of its rows.
-            window: Tokens of the local context [tokens]; None: see :meth:`window`.
-
-        Raises:
-            UserError: If the bank was made with something else.
-        """
-        from lightning_memlong.generation.conversation import Conversation
-
-        return Conversation(self._model, memory, row, window)
-
-    def generate(
-        self,
-        prompt: Prompt,
-        memory: MemoryBank | None = None,
-        *,
-        query: str | None = None,
-        row: int = 0,
-        window: int | None = None,
-        **options: Any,
-    ) -> Any:
-        """Go on with a prompt, with what was read in memory.
-
-        Text that no longer fits the local context moves into the bank while this lasts; afterwards the bank holds what
-        it held before, with counters that have counted.
-
-        Args:
-            prompt: Text to go on with; or messages (``[{"role": "user", "content": "..."}]``) for the backbone's chat
-                template.
-            memory: A bank this model has read into; None: nothing was read.
-            query: Text that retrieves for the prompt; None: the prompt, or its last message.
-            row: Which row of the bank.
-            window: Tokens of the local context [tokens]; None: see :meth:`window`.
-            **options: Those of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``temperature``,
-                ``top_p``, ``num_beams``, ``streamer``, ``stop_strings`` and so on.
-
-        Returns:
-            The text that was written, without the prompt; a list of them with ``num_return_sequences``; what
-            transformers returns with ``return_dict_in_generate``.
-
-        Raises:
-            UserError: For an empty prompt, one that does not fit the window, or a bank made with something else.
-        """
-        with self.converse(memory, row=row, window=window) as conversation:
-            return conversation.say(prompt, query=query, **options)

@@ -3,20 +3,18 @@
 Legend: B sequences side by side, T tokens, H_kv key/value heads, D head size.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lightning_memlong.backbone import cache_layers
 from lightning_memlong.errors import UserError
-from lightning_memlong.model.context import unrotated
-
-if TYPE_CHECKING:
-    from lightning_memlong.model.model import MemLong
+from lightning_memlong.model import MemLongModel
 
 
-class LocalCache:
+class SinkCache:
     """A cache whose first token stays for good: decoders park attention on it (a sink), and fall apart without.
 
     (StreamingLLM, arXiv 2309.17453.)
@@ -28,7 +26,7 @@ class LocalCache:
         UserError: If keys of one of its layers cannot be turned, so that nothing could be taken out.
     """
 
-    def __init__(self, model: "MemLong") -> None:
+    def __init__(self, model: MemLongModel) -> None:
         unknown = sorted(set(range(model.config.num_hidden_layers)) - model.rotary.recognised)
         if unknown:
             raise UserError(
@@ -42,20 +40,19 @@ class LocalCache:
     @property
     def _layers(self) -> list[Any]:
         """Of each layer ``keys`` and ``values`` (B, H_kv, T, D), rotated."""
-        return self.of_backbone.layers
+        return cache_layers(self.of_backbone)
 
     def reorder(self, order: Tensor) -> None:
         """Let the sequences be those of ``order`` (B,)."""
         self.of_backbone.batch_select_indices(order)
 
-    def stored(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    def unrotated_kv(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Unrotated keys and values of the positions from ``begin`` to before ``end``, as a bank stores them."""
         layers = self._layers
-        return unrotated(
-            self._model, {n: (layers[n].keys, layers[n].values) for n in self._model.stored_layers}, begin, end
-        )
+        found = {n: (layers[n].keys, layers[n].values) for n in self._model.stored_layers}
+        return self._model.contexts.unrotate_kv(found, begin, end)
 
-    def take_out(self, end: int, reach: int) -> None:
+    def evict(self, end: int, reach: int) -> None:
         """Take out what lies between the first token and position ``end``, and turn what follows to where it then is.
 
         Args:

@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation.conversation import Conversation
-from lightning_memlong.generation.local_context import LocalContext
-from lightning_memlong.generation.prefill import first_of_all
-from lightning_memlong.model.model import MemLong
-from lightning_memlong.retrieval.text_queries import embed_texts
-from lightning_memlong.text.tokenise import tokenise
+from lightning_memlong.generation import Conversation, LocalContext, first_of_all
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.text import tokenise
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -73,7 +70,7 @@ class MemLongLM(TemplateLM):
             log.info("no CUDA device: computing on the CPU")
             self._device = torch.device("cpu")
         self.model, self.tokenizer = model.to(self._device), model.retrieval.tokenizer
-        self.window, self.max_gen_toks = model.window(window), int(max_gen_toks)
+        self.window, self.max_gen_toks = model.long_context.window(window), int(max_gen_toks)
         self._read: tuple[np.ndarray, MemoryBank] | None = None
 
     # ---- what lm-eval asks a model ------------------------------------------------------------------------
@@ -124,7 +121,7 @@ class MemLongLM(TemplateLM):
                 "raise window",
             )
             with self._behind(before, self.window - len(scored)) as (bank, local):
-                with Conversation(self.model, bank, window=self.window) as conversation:
+                with Conversation(self.model.long_context, bank, window=self.window) as conversation:
                     losses, likeliest = self._score(conversation.context, local, scored)
             scores.append((-float(losses.sum()), bool(likeliest.all())))
             self.cache_hook.add_partial("loglikelihood", (context, continuation), scores[-1])
@@ -135,7 +132,7 @@ class MemLongLM(TemplateLM):
         found = []
         for request in tqdm(requests, desc="memlong", disable=disable_tqdm):
             (text,) = request.args
-            conversation = Conversation(self.model, window=self.window)
+            conversation = Conversation(self.model.long_context, window=self.window)
             total, tokens, size = 0.0, self.tok_encode(text), conversation.memory.chunk_size
             ids = [] if self.model.bos is not None else [self.prefix_token_id]
             last = conversation.context.logits(self._ids(ids)) if ids else None
@@ -167,8 +164,8 @@ class MemLongLM(TemplateLM):
                 options.pop("temperature", None)
             with self._behind(self.tok_encode(context), self.window) as (bank, local):
                 local = local or [self.prefix_token_id]
-                with Conversation(self.model, bank, window=self.window) as conversation:
-                    ids = conversation.go_on(local, self._question(local), **options)
+                with Conversation(self.model.long_context, bank, window=self.window) as conversation:
+                    ids = conversation.generate_from_tokens(local, self._question(local), **options)
             text = self.tokenizer.decode(ids[0, len(local) :], skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0]
@@ -206,7 +203,7 @@ class MemLongLM(TemplateLM):
         """Losses (n,) of the scored tokens after the local ones, and whether each is the likeliest."""
         if not local:  # the model's own first token is all there is before them
             return _losses(context.logits(self._ids(scored), len(scored) + 1)[:, :-1], scored)
-        context.ask(embed_texts(self.model, self.model.retrieval, [self._question(local)], self.model.autocast)[0])
+        context.retrieve_for_prompt(self.model.long_context.embed_texts([self._question(local)])[0])
         return _losses(context.logits(self._ids([*local, *scored[:-1]]), len(scored)), scored)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:

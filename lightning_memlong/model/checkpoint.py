@@ -1,16 +1,16 @@
-"""Settings a model was stored with, in a checkpoint or beside exported weights, and how they meet those of a run."""
+"""Checkpoints: what a model must be to take one, and its trained weights out of it. Needs no Lightning."""
 
-import logging
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lightning_memlong.config import flat, require
 from lightning_memlong.errors import UserError
-from lightning_memlong.training.module import CHECKPOINT_FORMAT, MemLongModule
+from lightning_memlong.model.model import MemLongModel
 
-log = logging.getLogger("lightning_memlong")
+CHECKPOINT_FORMAT = 2
 
 
 def read_checkpoint(path: Path, given: str) -> dict[str, Any]:
@@ -46,68 +46,85 @@ def read_checkpoint(path: Path, given: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(module: MemLongModule, path: str, complete: bool) -> None:
-    """Give a module the trained weights of a checkpoint.
-
-    Args:
-        module: The module.
-        path: The file.
-        complete: Whether it must hold all that the module trains.
-
-    Raises:
-        UserError: If it cannot be read, or belongs to another backbone or other settings.
-    """
-    checkpoint = read_checkpoint(Path(path), path)
-    module.check_checkpoint(checkpoint, complete)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
-
-
-def on_device(trainer: Any, module: MemLongModule, ckpt_path: str | None) -> tuple[MemLongModule, Any]:
-    """A module where and how a run computes, for what Lightning has no loop for, and the memory callback.
-
-    Args:
-        trainer: Gives device and precision.
-        module: The module.
-        ckpt_path: Checkpoint whose weights it gets, if any.
-
-    Raises:
-        UserError: If there are several devices, memory is switched off, or the checkpoint belongs to another model.
-    """
-    require(trainer.world_size == 1, "trainer.devices", trainer.world_size, "1", "use one device")
-    callback = trainer.memory_callback()
-    require(
-        callback is not None, "memory.enabled", False, "true: nothing can be compared or kept without", "leave it out"
-    )
-    if ckpt_path is not None:
-        load_weights(module, ckpt_path, complete=False)
-    return trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device).eval(), callback
-
-
 def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the network is; the recipe (optimiser, schedule) is a run's and is not in there."""
     return {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
 
 
-def note_differences(
-    stored: dict[str, Any], before: dict[str, Any], after: dict[str, Any], whose: str
-) -> dict[str, dict[str, Any]]:
-    """Say where stored settings and those of the run's configuration differ, and which are used.
+def recognise_backbone(model: MemLongModel) -> dict[str, Any]:
+    """What a frozen backbone is recognised by: its shape and a sum over its embeddings, before anything casts them."""
+    config = model.backbone.config
+    facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
+    embedding: Tensor = model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
+    return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
+
+
+def check_checkpoint(
+    model: MemLongModel, checkpoint: dict[str, Any], recognised: dict[str, Any], complete: bool
+) -> None:
+    """Check that a checkpoint belongs to a model's backbone and settings.
 
     Args:
-        stored: The settings that came with the weights.
-        before: The run's model settings without them.
-        after: The run's model settings with them.
-        whose: What they came with: ``checkpoint`` or ``export``.
+        model: The model.
+        checkpoint: Its content.
+        recognised: What :func:`recognise_backbone` said of the model.
+        complete: Whether it must hold all that is trained now.
 
-    Returns:
-        The same, by option.
+    Raises:
+        UserError: If it was made with another backbone, or does not hold what is trained now.
     """
-    notes = {}
-    for key, kept in flat(stored).items():
-        asked, used = flat(before).get(key), flat(after).get(key)
-        if kept == asked == used:
-            continue
-        notes[f"model.{key}"] = {whose: kept, "config": asked, "used": used}
-        choice = f"the {whose}'s is used" if used == kept else "what you typed is used"
-        log.info("model.%s: %s %r, this run's configuration %r; %s", key, whose, kept, asked, choice)
-    return notes
+    saved, here = checkpoint["memlong"]["backbone"], recognised
+    differ = [f"{k} is {saved.get(k)!r} there and {here[k]!r} here" for k in here if saved.get(k) != here[k]]
+    if differ:
+        raise UserError(
+            f"ckpt_path: the checkpoint was made from another backbone ({'; '.join(differ)}). Allowed: the "
+            "backbone it was trained with. Fix: give that one as --model.backbone."
+        )
+    if "state_dict" not in checkpoint:
+        return  # a sharding strategy has loaded it already
+    trained = {f"model.{name}" for name in model.trainable()}
+    missing = sorted(trained - checkpoint["state_dict"].keys())
+    extra = sorted(checkpoint["state_dict"].keys() - {f"model.{name}" for name in model.state_dict()})
+    if extra or (missing and complete):
+        names = ", ".join((extra or missing)[:3])
+        raise UserError(
+            f"ckpt_path: the checkpoint {'holds weights this model lacks' if extra else 'lacks trained weights'} "
+            f"({names}, ...). Allowed: the same model.tuning, model.fusion and layers as when it was written. "
+            "Fix: leave these options to the checkpoint."
+        )
+
+
+def load_weights(model: MemLongModel, path: str, complete: bool, recognised: dict[str, Any] | None = None) -> None:
+    """Give a model the trained weights of a checkpoint.
+
+    Args:
+        model: The model.
+        path: The file.
+        complete: Whether it must hold all that the model trains.
+        recognised: What :func:`recognise_backbone` said of the model; None: it is looked at now.
+
+    Raises:
+        UserError: If it cannot be read, or belongs to another backbone or other settings.
+    """
+    checkpoint = read_checkpoint(Path(path), path)
+    check_checkpoint(model, checkpoint, recognised or recognise_backbone(model), complete)
+    weights = {name.removeprefix("model."): weight for name, weight in checkpoint["state_dict"].items()}
+    model.load_state_dict(weights, strict=False)
+
+
+def weights_digest(model: MemLongModel) -> str:
+    """A digest of the weights that make what a :class:`MemLong` stores: some numbers of each, in layers up to the last.
+
+    Args:
+        model: Whose backbone; adapters count as they are.
+    """
+    decoder = model.backbone.get_decoder()
+    parts = [decoder.embed_tokens, *decoder.layers[: model.stored_layers[-1] + 1]]
+    digest = hashlib.blake2b(f"{model.bos}".encode(), digest_size=8)
+    for part in parts:
+        for name, weight in part.named_parameters():
+            flat = weight.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // 64)].float().cpu()
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(some.numpy().tobytes())
+    return f"{model.backbone.config.model_type} {digest.hexdigest()}"

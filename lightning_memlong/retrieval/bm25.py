@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_memlong.retrieval.chunks import Chunks
+
 SATURATION = 1.5
 """BM25's k1: how soon a word that is repeated counts no more."""
 
@@ -25,14 +27,20 @@ class BM25Retriever:
         self.size = size
         self._vectorizer = HashingVectorizer(n_features=size, norm=None, alternate_sign=False)
 
+    needs_hidden = False
+
+    def embed(self, chunks: Chunks) -> Tensor:
+        """As :meth:`encode`, of chunks."""
+        return self.encode(chunks.texts)
+
     def encode(self, texts: list[str]) -> Tensor:
         """Saturated counts (n, size), float32; not of unit length."""
         counts = torch.from_numpy(self._vectorizer.transform(texts).toarray()).float()
         return counts * (SATURATION + 1) / (counts + SATURATION)
 
-    def as_query(self, asking: Tensor, known: Callable[[], Tensor]) -> Tensor:
+    def as_query(self, asking: Tensor, candidates: Callable[[], Tensor]) -> Tensor:
         """The words of the chunks that ask (n, size), each with its weight among the known chunks (N, size)."""
-        chunks = known()
+        chunks = candidates()
         frequency = (chunks > 0).sum(dim=0)
         rarity = torch.log1p((len(chunks) - frequency + 0.5) / (frequency + 0.5))
         return (asking > 0) * rarity

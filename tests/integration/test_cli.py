@@ -110,7 +110,7 @@ def test_the_papers_setting_runs_on_a_tiny_model_of_its_family(
     )  # fmt: skip
     model, memory = cli.model.model, bank_callback(cli).config
     assert (model.memory_layer, model.retrieval_layers) == (13, [13, 17, 21, 25])
-    assert (model.source, model.fusion, model.position) == ("single", "gated", "zero")
+    assert (model.layout.source, model.layout.fusion, model.layout.position) == ("single", "gated", "zero")
     assert (memory.chunk_size, memory.top_k, memory.capacity) == (128, 8, 32768)
     assert model.backbone.is_gradient_checkpointing and cli.trainer.precision == "bf16-mixed"
     layers = {int(name.split(".layers.")[1].split(".")[0]) for name in model.trainable() if ".layers." in name}
@@ -128,7 +128,7 @@ def test_what_is_typed_wins_over_the_checkpoint_and_both_are_told(
     capfd.readouterr()
     kept = MemLongCLI(["validate", *options, "--ckpt_path", "last"])
     assert kept.model.model.tuning.config.lora_rank == 2
-    assert kept.model.model.position == "zero", "the first --config does not undo how a checkpoint was trained"
+    assert kept.model.model.layout.position == "zero", "the first --config does not undo how a checkpoint was trained"
     (tmp_path / "other.yaml").write_text("model:\n  position: sequential\n")
     for typed in (["--model.position", "sequential"], ["--config", str(tmp_path / "other.yaml")]):
         assert main(["validate", *options, *typed, "--ckpt_path", "last"]) == 0

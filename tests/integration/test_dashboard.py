@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from callbacks.dashboard import LAYOUT, Dashboard
-from lightning_memlong.bank.memory_bank import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.cli.main import MemLongCLI, main
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.memlong import MemLong
 from lightning_memlong.training.profiler import StepProfiler
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, differences, tiny

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lightning_memlong import UserError
-from lightning_memlong.retrieval.text_queries import retrieve_for
+from lightning_memlong.retrieval import retrieve_for
 from tests.integration.helpers import ROOT
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lightning_memlong.generation.local_context import LocalContext  # noqa: E402
+from lightning_memlong.generation import LocalContext  # noqa: E402
 from lightning_memlong.lm_eval import MemLongLM  # noqa: E402
 
 TASK = """

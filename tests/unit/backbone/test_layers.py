@@ -5,7 +5,7 @@ import pytest
 from lightning_memlong.backbone.layers import choose_layers, layer_index, unlimited_layers
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.layers import Cell, layer_grid, retrieval_layers, sweep_layers, table
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.memlong import MemLong
 from tests.conftest import tiny_llama
 
 

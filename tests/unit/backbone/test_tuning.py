@@ -8,7 +8,7 @@ from lightning_memlong.backbone.tuning import describe, spans
 from lightning_memlong.cli.console import show_parameters
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.memlong import MemLong
 from tests.conftest import tiny_llama
 
 

@@ -107,7 +107,7 @@ class Pair:
     def through_a_file(self) -> None:
         assert self.folder is not None
         file = self.bank.save(self.folder / "bank.safetensors", backbone="b")
-        self.bank = MemoryBank.open(file, made_with={"backbone": "b"}, **self.settings)
+        self.bank = MemoryBank.open(file, provenance={"backbone": "b"}, **self.settings)
 
     def move(self) -> None:
         """To another kind of storage, and on from there."""
@@ -132,7 +132,7 @@ class Pair:
             assert len(set(held.slots.tolist())) == len(held)
             if oracle.entries:
                 assert torch.equal(held.embeddings, torch.stack([e["embedding"] for e in oracle.entries]))
-            assert len(self.bank._ledgers[row].index) == len(held)
+            assert len(self.bank.row(row).index or ()) == len(held)
             assert len(held) == 0 or self.bank.ends()[row] == int((held.positions + held.lengths)[-1])
 
 
@@ -219,7 +219,7 @@ def test_trained_index_finds_what_the_exact_one_finds() -> None:
     keys = torch.randn(1, HEADS, 120 * CHUNK, SIZE)
     for bank in (exact, trained):
         bank.insert(keys, keys, embeddings, torch.full((1, 120), CHUNK), torch.arange(0, 480, CHUNK)[None])
-    assert "IVF" in type(trained._ledgers[0].index._index).__name__
+    assert "IVF" in type(trained.row(0).index.faiss_index).__name__
     hits = [exact.search(e[None], 1)[1].item() == trained.search(e[None], 1)[1].item() for e in embeddings[0]]
     assert sum(hits) == len(hits)
 
@@ -233,12 +233,12 @@ def test_after_evictions_the_index_is_one_built_afresh(index: str) -> None:
         at = torch.tensor([[2 * step, 2 * step + 1]]) * CHUNK
         bank.insert(keys, keys, embeddings, torch.full((1, 2), CHUNK), at)
     assert bank.evictions > 0
-    held, used = bank.entries(0).embeddings, bank._ledgers[0].index
+    held, used = bank.entries(0).embeddings, bank.row(0).index
     fresh = make_index(held.clone(), index)
     fresh.rebuild(len(held))
     if index == "IVF2,Flat":  # clusters were trained on what was held then; looking into all of them is exact
         for built in (used, fresh):
-            built._index.nprobe = 2  # type: ignore[union-attr]
+            built.faiss_index.nprobe = 2  # type: ignore[union-attr]
     for query in torch.randn(20, EMBED, generator=mixer):
         (scores, places), (expected, wanted) = used.search(query, 5), fresh.search(query, 5)
         assert places.tolist() == wanted.tolist()
@@ -320,7 +320,7 @@ def test_a_bank_of_another_shape_is_refused() -> None:
         other = MemoryBank(**({"rows": 1, "capacity": 32, "chunk_size": CHUNK} | changed))  # type: ignore[arg-type]
         with pytest.raises(UserError, match=words):
             other.load_state_dict(state)
-        assert other.insertions == 0 and other._storage is None
+        assert other.insertions == 0 and other.state_dict()["shape"] is None
     with pytest.raises(UserError, match="capacity=30"):
         MemoryBank(1, 30, CHUNK)
     with pytest.raises(UserError, match="memory.index='Nope'"):
@@ -332,7 +332,7 @@ def test_bad_bank_files_are_told(tmp_path: Path) -> None:
     bank.insert(**good_insertion())
     file = bank.save(tmp_path / "bank.safetensors", backbone="a", retriever="r")
     with pytest.raises(UserError, match="backbone is 'a' there and 'b' here"):
-        MemoryBank.open(file, made_with={"backbone": "b", "retriever": "r"})
+        MemoryBank.open(file, provenance={"backbone": "b", "retriever": "r"})
     whole = file.read_bytes()
     for damaged in (whole[:-30], whole[:100], b"", whole.replace(b"ledgers", b"lodgers")):
         file.write_bytes(damaged)

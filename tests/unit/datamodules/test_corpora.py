@@ -19,10 +19,10 @@ from datamodules import PG19, BookCorpus, LocalText, ProofPile, WikiText103
 from datamodules.documents import DocumentDataModule
 from datamodules.files import find_files
 from datamodules.token_cache import Document, TokenCache
-from lightning_memlong.backbone.loading import load_tokenizer
+from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import cache_dir
-from lightning_memlong.text.tokenise import tokenise
+from lightning_memlong.text import tokenise
 
 WORDS = ["kan", "los", "mith", "nex", "pur", "ras"]
 

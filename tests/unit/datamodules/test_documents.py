@@ -23,7 +23,7 @@ from datamodules.splits import by_hash, by_name
 from datamodules.streaming import LiveStream
 from datamodules.token_cache import Document, TokenCache
 from lightning_memlong.errors import UserError
-from lightning_memlong.text.windows import Batch, Windows, window_offsets
+from lightning_memlong.text import Batch, Windows, window_offsets
 
 CHUNK = 4
 Stream = CachedStream | LiveStream

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.memory_bank import Retrieved
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.model.model import MemLong
+from lightning_memlong.memlong import MemLong
 from tests.conftest import tiny_llama
 
 TOKENS, MEMORY, HEADS, SIZE = 16, 8, 2, 8
@@ -25,7 +25,7 @@ def window(rows: int = 2) -> Tensor:
 
 def memory_for(model: MemLong, rows: int = 2, mask: Tensor | None = None) -> Retrieved:
     mixer = torch.Generator().manual_seed(4)
-    layers = [] if model.source == "single" else [len(model.retrieval_layers)]
+    layers = [] if model.layout.source == "single" else [len(model.retrieval_layers)]
     keys, values = (torch.randn(*layers, rows, HEADS, MEMORY, SIZE, generator=mixer) for _ in range(2))
     mask = torch.ones(rows, MEMORY, dtype=torch.bool) if mask is None else mask
     nothing = torch.zeros(rows, 2)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.bank import MemoryBank
 from lightning_memlong.retrieval.bm25 import SATURATION, BM25Retriever
-from lightning_memlong.retrieval.queries import Asking, chunk_queries, search, window_queries
+from lightning_memlong.retrieval.queries import QueryBuilder, chunk_queries, search_any, window_queries
 
 ROWS, CHUNK, CHUNKS, SIZE = 2, 4, 3, 6
 NOTHING = [lambda: torch.empty(0, SIZE)] * ROWS
@@ -42,16 +42,16 @@ def test_each_chunk_asks_with_the_chunks_before_it(count: int, overlap: int) -> 
         for row in range(ROWS)
     ]
     offset, known = torch.full((ROWS,), begin * CHUNK), torch.full((ROWS,), overlap * CHUNK)
-    queries = chunk_queries(bank_with(stored), window, offset, known, Asking(count), NOTHING)[:, :, 0]
+    queries = chunk_queries(bank_with(stored), window, offset, known, QueryBuilder(count), NOTHING)[:, :, 0]
     torch.testing.assert_close(queries, torch.stack([torch.stack(row) for row in expected]))
-    whole = window_queries(bank_with(stored), offset, Asking(count), NOTHING)[:, 0, 0]
+    whole = window_queries(bank_with(stored), offset, QueryBuilder(count), NOTHING)[:, 0, 0]
     torch.testing.assert_close(whole, queries[:, 0], msg="the first chunk asks what the window would")
 
 
 def test_the_first_window_of_a_document_asks_with_itself_from_its_second_chunk_on() -> None:
     bank, window = bank_with(units(2)), units(CHUNKS)
     bank.reset()
-    queries = chunk_queries(bank, window, torch.zeros(ROWS).long(), torch.zeros(ROWS).long(), Asking(1), NOTHING)[
+    queries = chunk_queries(bank, window, torch.zeros(ROWS).long(), torch.zeros(ROWS).long(), QueryBuilder(1), NOTHING)[
         :, :, 0
     ]
     assert (queries[:, 0] == 0).all()
@@ -84,8 +84,8 @@ def test_the_nearest_of_several_queries_counts(overlap: int) -> None:
     bank = bank_with(stored)
     place = torch.full((ROWS,), (9 - overlap) * CHUNK)
     before = torch.full((ROWS,), 6 * CHUNK)
-    queries = window_queries(bank, place, Asking(3, "max"), NOTHING)
-    scores, entries = search(bank, queries, top_k=4, before=before)
+    queries = window_queries(bank, place, QueryBuilder(3, "max"), NOTHING)
+    scores, entries = search_any(bank, queries, top_k=4, before=before)
     for row in range(ROWS):
         asking = stored[row, 9 - overlap - 3 : 9 - overlap]
         best = [(max(float(e @ a) for a in asking), i) for i, e in enumerate(stored[row, :6])]
@@ -97,9 +97,9 @@ def test_the_nearest_of_several_queries_counts(overlap: int) -> None:
 def test_fewer_chunks_than_queries_ask_all_the_same() -> None:
     bank = bank_with(units(2))
     place = torch.full((ROWS,), 2 * CHUNK)
-    queries = window_queries(bank, place, Asking(5, "max"), NOTHING)
+    queries = window_queries(bank, place, QueryBuilder(5, "max"), NOTHING)
     assert queries.shape == (ROWS, 1, 5, SIZE)
-    scores, entries = search(bank, queries, top_k=3, before=place)
+    scores, entries = search_any(bank, queries, top_k=3, before=place)
     assert sorted(entries[0, 0].tolist()) == [0, 1] and scores.shape == (ROWS, 1, 2)
 
 
@@ -138,10 +138,13 @@ def test_bm25_is_bm25() -> None:
 def test_another_encoder_finds_the_same_keys_and_values() -> None:
     stored, other = units(7), units(5).repeat(1, 2, 1)[:, :7]
     bank = bank_with(stored)
-    same = bank.found_by(list(other))
+    same = bank.with_embeddings(list(other))
     expected, asked = bank_with(other), units(3)[:, 0]
     one, two = (b.gather(b.search(asked, 3)[1]) for b in (same, expected))
     assert one is not None and two is not None
     assert torch.equal(one.keys, two.keys) and torch.equal(one.entries, two.entries)
-    assert same._storage is bank._storage
+    changed = torch.ones_like(one.keys[0, :, :CHUNK])
+    bank.overwrite(0, changed, changed, bank.entries(0).positions[:1])
+    seen = same.gather(torch.zeros(ROWS, 1, dtype=torch.long))
+    assert seen is not None and torch.equal(seen.keys[0], changed), "nothing was copied"
     assert torch.equal(bank.entries(0).embeddings, stored[0]), "the bank itself is left alone"

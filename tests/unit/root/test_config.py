@@ -4,6 +4,7 @@ import pytest
 
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.errors import UserError
+from lightning_memlong.retrieval import load_selector
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,7 @@ from lightning_memlong.errors import UserError
         (lambda: MemoryConfig(capacity=1000), ["memory.capacity=1000", "multiple", "chunk_size=128", "1024"]),
         (lambda: MemoryConfig(chunk_size=0), ["memory.chunk_size=0", "1 or more"]),
         (lambda: MemoryConfig(query="next"), ["memory.query='next'", "previous, current"]),  # type: ignore[arg-type]
-        (lambda: MemoryConfig(selection="best"), ["memory.selection='best'", "recent"]),  # type: ignore[arg-type]
+        (lambda: load_selector("best"), ["memory.selection='best'", "recent"]),
         (lambda: MemoryConfig(dtype="int4"), ["memory.dtype='int4'", "bfloat16"]),  # type: ignore[arg-type]
         (lambda: RetrieverConfig(batch_size=0), ["memory.retriever.batch_size=0"]),
         (lambda: RetrieverConfig(max_length=2), ["memory.retriever.max_length=2"]),
