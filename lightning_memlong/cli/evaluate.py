@@ -53,5 +53,5 @@ def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:
         for row in evaluation.run(subject, record):
             record.add(row)
     except KeyboardInterrupt:
-        say(f"\nInterrupted. {len(record.rows):,} measurements are kept; the same command goes on from there.")
+        say(f"\nInterrupted. {len(record.measurements):,} measurements are kept; the same command goes on from there.")
         raise SystemExit(130) from None

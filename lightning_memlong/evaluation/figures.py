@@ -18,7 +18,7 @@ def draw_layers(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     Left what is near or below 1, and, where anything hurts more, all of it on the right.
 
     Args:
-        rows: As :func:`lightning_memlong.evaluation.layers.table` gives them.
+        rows: As :func:`lightning_memlong.evaluation.layer_grid.layer_table` gives them.
         title: What was scored on what.
     """
     ratios = [float(r["ratio"]) for r in rows]
@@ -71,7 +71,7 @@ def draw_grid(data: Sequence[Mapping[str, Any]], title: str, window: int, off: s
     """Perplexity by perplexity with memory off against the length of context; one panel a corpus, bands: intervals.
 
     Args:
-        data: As :func:`lightning_memlong.evaluation.perplexity_report.report` has them.
+        data: As :func:`lightning_memlong.evaluation.perplexity_report.report_perplexity` has them.
         title: What was scored.
         window: Local tokens; lengths up to here have no memory.
         off: Name of the setting that all are held against.
@@ -140,20 +140,20 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def draw_accuracies(
-    data: Sequence[Mapping[str, Any]], tasks: Sequence[str], cells: Sequence[str], title: str
+    data: Sequence[Mapping[str, Any]], tasks: Sequence[str], shots: Sequence[str], title: str
 ) -> Figure:
     """Calibrated accuracy with intervals, one group of bars a task, one bar a way of giving demonstrations."""
     figure = Figure(figsize=(2.6 * len(tasks) + 3, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    width = 0.8 / max(1, len(cells))
-    for number, cell in enumerate(cells):
-        rows = [next((r for r in data if (r["task"], r["demonstrations"]) == (t, cell)), None) for t in tasks]
+    width = 0.8 / max(1, len(shots))
+    for number, label in enumerate(shots):
+        rows = [next((r for r in data if (r["task"], r["demonstrations"]) == (t, label)), None) for t in tasks]
         found = [(place, r) for place, r in enumerate(rows) if r is not None]
-        x = [place + (number - (len(cells) - 1) / 2) * width for place, _ in found]
+        x = [place + (number - (len(shots) - 1) / 2) * width for place, _ in found]
         y = [100 * r["calibrated"] for _, r in found]
         bars = [[100 * (r["calibrated"] - r["calibrated_low"]) for _, r in found],
                 [100 * (r["calibrated_high"] - r["calibrated"]) for _, r in found]]  # fmt: skip
-        axes.bar(x, y, width, yerr=bars, capsize=2, color=PALETTE[number % len(PALETTE)], label=cell)
+        axes.bar(x, y, width, yerr=bars, capsize=2, color=PALETTE[number % len(PALETTE)], label=label)
     for place, task in enumerate(tasks):
         majority = 100 * next(r["majority"] for r in data if r["task"] == task)
         axes.plot([place - 0.45, place + 0.45], [majority] * 2, color="black", linestyle=":", linewidth=1.2)
