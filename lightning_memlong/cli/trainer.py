@@ -10,13 +10,14 @@ import lightning as L
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.cli.console import show_layers, write_csv
 from lightning_memlong.cli.predict import Answer, Library, answers, documents, ready, show, write
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder, tensorboard_writers
+from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
 from lightning_memlong.cli.talking import talk
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import READERS, LayerChoice, layer_grid, layer_table, sweep_layers
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import export, load_weights
+from lightning_memlong.training.loggers import tensorboard_writers
 from lightning_memlong.training.module import MemLongModule
 
 
