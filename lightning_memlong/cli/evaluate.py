@@ -6,11 +6,12 @@ from typing import Any
 
 from lightning_memlong.cli.checkpoints import on_device
 from lightning_memlong.cli.console import show_report, write_report
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder, tensorboard_writers
+from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
 from lightning_memlong.progress import token_bar
+from lightning_memlong.training.loggers import tensorboard_writers
 
 
 def measure(
@@ -53,5 +54,5 @@ def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:
         for row in evaluation.run(subject, record):
             record.add(row)
     except KeyboardInterrupt:
-        say(f"\nInterrupted. {len(record.rows):,} measurements are kept; the same command goes on from there.")
+        say(f"\nInterrupted. {len(record.measurements):,} measurements are kept; the same command goes on from there.")
         raise SystemExit(130) from None

@@ -14,7 +14,6 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.cli.parser import plain
@@ -151,11 +150,6 @@ def note_settings(trainer: Any, module: L.LightningModule) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, RunRecord):
             callback.save_config(trainer, module, callback.subcommand)
-
-
-def tensorboard_writers(loggers: list[Any]) -> list[SummaryWriter]:
-    """Of those loggers that write for TensorBoard; in other processes than the first, what they give does nothing."""
-    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def run_folder(trainer: L.Trainer) -> Path | None:

@@ -10,13 +10,14 @@ import lightning as L
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.cli.console import show_layers, write_csv
 from lightning_memlong.cli.predict import Answer, Library, answers, documents, ready, show, write
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder, tensorboard_writers
+from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
 from lightning_memlong.cli.talking import talk
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
-from lightning_memlong.evaluation.layers import READERS, Cell, layer_grid, sweep_layers, table
+from lightning_memlong.evaluation import READERS, LayerChoice, layer_grid, layer_table, sweep_layers
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import export, load_weights
+from lightning_memlong.training.loggers import tensorboard_writers
 from lightning_memlong.training.module import MemLongModule
 
 
@@ -151,13 +152,13 @@ class Trainer(L.Trainer):
         require(fusion == "joint", "model.fusion", fusion, "joint: untrained gates are closed", "leave it out")
         require(self.memory_callback() is not None, "memory.enabled", False, "true", "leave it out")
         backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.layout.position
-        cells = layer_grid(memory_layers, readers, sources, backbone)
-        require(bool(cells), "memory_layers", memory_layers, "at least one with layers that read", "name others")
+        choices = layer_grid(memory_layers, readers, sources, backbone)
+        require(bool(choices), "memory_layers", memory_layers, "at least one with layers that read", "name others")
         windows = self.limit_val_batches  # type: ignore[attr-defined]
         require(windows != 0, "trainer.limit_val_batches", windows, "1 or more windows", "raise it")
         folder = run_folder(self) or Path("layers")
         check_writable(folder)
-        total = len({cell.layers for cell in cells})
+        total = len({choice.layers for choice in choices})
         say(f"{total} combinations of layers; results as they come: {folder / 'layers.csv'}", flush=True)
         off = 0.0
 
@@ -171,21 +172,21 @@ class Trainer(L.Trainer):
 
         note_settings(self, model)
         loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
-        scores: dict[Cell, float] = {}
+        scores: dict[LayerChoice, float] = {}
         seen: set[object] = set()
         try:
-            for cell, value in sweep_layers(backbone, cells, score, position, bos):
-                scores[cell] = value
-                write_csv(folder / "layers.csv", table(scores, off))
-                if cell.layers not in seen:
-                    seen.add(cell.layers)
-                    where = f"{cell.source}, memory layer {cell.memory_layer}, read in {cell.readers}"
+            for choice, value in sweep_layers(backbone, choices, score, position, bos):
+                scores[choice] = value
+                write_csv(folder / "layers.csv", layer_table(scores, off))
+                if choice.layers not in seen:
+                    seen.add(choice.layers)
+                    where = f"{choice.source}, memory layer {choice.memory_layer}, read in {choice.readers}"
                     what = f"{value:.3f}, memory off {off:.3f}, ratio {value / off:.4f}"
                     say(f"{len(seen)}/{total}  {where}: {what}", flush=True)
         finally:
             self.loggers = loggers
         title = f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained"
-        figure = show_layers(table(scores, off), title, folder)
+        figure = show_layers(layer_table(scores, off), title, folder)
         if figure is not None:  # drawn by the first process
             for writer in tensorboard_writers(loggers):
                 writer.add_figure("layers/ratio", figure)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.evaluation.reading import score
+from lightning_memlong.evaluation.scoring import score_windows
 from lightning_memlong.retrieval import Retrieval, seed_of
 
 
@@ -39,7 +39,7 @@ def choose_with_hindsight(
     gains = torch.full(pool.shape, float("-inf"))
     for place in range(pool.shape[1]):
         memory = bank.gather(pool[:, place : place + 1], count=False)
-        losses = score(subject, batch, memory)[0]
+        losses = score_windows(subject, batch, memory)[0]
         gains[:, place] = -losses.sum(1)
     gains[pool < 0] = float("-inf")
     best = gains.topk(min(top_k, pool.shape[1]), dim=1)

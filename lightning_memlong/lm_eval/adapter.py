@@ -71,7 +71,7 @@ class MemLongLM(TemplateLM):
             self._device = torch.device("cpu")
         self.model, self.tokenizer = model.to(self._device), model.retrieval.tokenizer
         self.window, self.max_gen_toks = model.long_context.window(window), int(max_gen_toks)
-        self._read: tuple[np.ndarray, MemoryBank] | None = None
+        self.last_read: tuple[np.ndarray, MemoryBank] | None = None
 
     # ---- what lm-eval asks a model ------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class MemLongLM(TemplateLM):
             with self._behind(self.tok_encode(context), self.window) as (bank, local):
                 local = local or [self.prefix_token_id]
                 with Conversation(self.model.long_context, bank, window=self.window) as conversation:
-                    ids = conversation.generate_from_tokens(local, self._question(local), **options)
+                    ids = conversation.generate_from_tokens(local, self.question_in(local), **options)
             text = self.tokenizer.decode(ids[0, len(local) :], skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0]
@@ -190,12 +190,13 @@ class MemLongLM(TemplateLM):
             yield None, list(tokens)
             return
         beginning = np.asarray(tokens[:cut], dtype=np.int64)
-        if self._read is None or not np.array_equal(self._read[0], beginning):
-            self._read = None  # its memory is free before the next one is filled
-            self._read = beginning, self.model.read_tokens([beginning], window=self.window, progress=False)
-        yield self._read[1], list(tokens[cut:])
+        if self.last_read is None or not np.array_equal(self.last_read[0], beginning):
+            self.last_read = None  # its memory is free before the next one is filled
+            self.last_read = beginning, self.model.read_tokens([beginning], window=self.window, progress=False)
+        yield self.last_read[1], list(tokens[cut:])
 
-    def _question(self, local: Sequence[int]) -> str:
+    def question_in(self, local: Sequence[int]) -> str:
+        """The end of the local tokens: what they retrieve with."""
         config = self.model.retrieval.config
         return str(self.tokenizer.decode(local[-config.query_chunks * config.chunk_size :]))
 
@@ -203,7 +204,7 @@ class MemLongLM(TemplateLM):
         """Losses (n,) of the scored tokens after the local ones, and whether each is the likeliest."""
         if not local:  # the model's own first token is all there is before them
             return _losses(context.logits(self._ids(scored), len(scored) + 1)[:, :-1], scored)
-        context.retrieve_for_prompt(self.model.long_context.embed_texts([self._question(local)])[0])
+        context.retrieve_for_prompt(self.model.long_context.embed_texts([self.question_in(local)])[0])
         return _losses(context.logits(self._ids([*local, *scored[:-1]]), len(scored)), scored)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:

@@ -32,7 +32,8 @@ class MemLongOutput:
     ) -> None:
         self.memory_hidden = memory_hidden
         self.loss, self.hidden, self.attention_mass = loss, hidden, attention_mass
-        self._to_logits, self._to_store = to_logits, to_store
+        self._to_logits = to_logits
+        self._to_store: Callable[[], tuple[Tensor, Tensor]] | None = to_store
 
     @cached_property
     def logits(self) -> Tensor:
@@ -51,8 +52,15 @@ class MemLongOutput:
 
     @cached_property
     def _stored(self) -> tuple[Tensor, Tensor]:
+        if self._to_store is None:
+            raise RuntimeError("keys and values were dropped (drop_kv): ask for them before")
         with torch.no_grad():
             return self._to_store()
+
+    def drop_kv(self) -> None:
+        """Free the keys and values, for who keeps the output for its losses; asking for them fails from here on."""
+        self._to_store = None
+        self.__dict__.pop("_stored", None)
 
     @property
     def keys(self) -> Tensor:

@@ -67,6 +67,11 @@ class MemLongModule(L.LightningModule):
         # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
         self.strict_loading = False
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over processes."""
+        return self._sharded
+
     def configure_model(self) -> None:
         """Under Lightning's ModelParallelStrategy, shard each decoder layer and the rest over processes (FSDP 2)."""
         if self.device_mesh is None or self._sharded:

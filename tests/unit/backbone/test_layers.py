@@ -4,7 +4,7 @@ import pytest
 
 from lightning_memlong.backbone.layers import choose_layers, layer_index, unlimited_layers
 from lightning_memlong.errors import UserError
-from lightning_memlong.evaluation.layers import Cell, layer_grid, retrieval_layers, sweep_layers, table
+from lightning_memlong.evaluation.layer_grid import LayerChoice, layer_grid, layer_table, retrieval_layers, sweep_layers
 from lightning_memlong.memlong import MemLong
 from tests.conftest import tiny_llama
 
@@ -58,9 +58,9 @@ def test_each_set_of_layers_is_scored_once_and_the_backbone_given_back() -> None
     scores = dict(sweep_layers(backbone, cells, score))
     told = list(scores)
     assert seen == [([2], [2, 3]), ([2], [2]), ([2, 3], [2, 3]), ([3], [3])] and told == cells
-    assert scores[Cell(2, "own", (2,), "single")] == scores[Cell(2, "own", (2,), "per_layer")] == 2.0
+    assert scores[LayerChoice(2, "own", (2,), "single")] == scores[LayerChoice(2, "own", (2,), "per_layer")] == 2.0
     assert backbone.config._attn_implementation == "sdpa"
-    row = table(scores, off=2.0)[0]
+    row = layer_table(scores, off=2.0)[0]
     assert row["ratio"] == 0.5 and row["retrieval_layers"] == "2-3" and row["source"] == "single"
     for wrong in ({"readers": ["all"]}, {"sources": ["both"]}, {"memory_layers": [9]}):
         args = {"memory_layers": [1], "readers": ["own"], "sources": ["single"]} | wrong

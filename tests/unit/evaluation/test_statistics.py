@@ -7,7 +7,7 @@ import pytest
 
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.record import Record
-from lightning_memlong.evaluation.statistics import draws, mean_interval, paired_ratio
+from lightning_memlong.evaluation.statistics import bootstrap_groups, mean_interval, paired_ratio
 
 
 def test_a_ratio_is_that_of_token_weighted_perplexities() -> None:
@@ -18,7 +18,7 @@ def test_a_ratio_is_that_of_token_weighted_perplexities() -> None:
 
 
 def test_the_interval_covers_what_it_says() -> None:
-    """Of many draws of 30 documents, about 95 in 100 intervals hold the true mean difference."""
+    """Of many bootstrap_groups of 30 documents, about 95 in 100 intervals hold the true mean difference."""
     mixer = np.random.default_rng(0)
     inside = 0
     for _ in range(200):
@@ -32,9 +32,9 @@ def test_the_interval_covers_what_it_says() -> None:
 
 def test_windows_of_a_document_are_drawn_together_where_there_are_documents_enough() -> None:
     names = [f"d{i}" for i in range(5) for _ in range(3)]
-    groups, what = draws(names, list(range(15)))
+    groups, what = bootstrap_groups(names, list(range(15)))
     assert what == "documents" and groups.tolist() == [i for i in range(5) for _ in range(3)]
-    groups, what = draws(["a", "a", "b", "b"], [1, 2, 1, 2])
+    groups, what = bootstrap_groups(["a", "a", "b", "b"], [1, 2, 1, 2])
     assert what == "windows" and groups.tolist() == [0, 1, 2, 3]
 
 
@@ -53,9 +53,9 @@ def test_measurements_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
     with file.open("a") as out:
         out.write('{"a": 3, "b"')
     again = Record(file, ("a",))
-    assert again.rows == [{"a": 1, "b": 2.5}, {"a": 2, "b": 3.5}] and {"a": 3} not in again
+    assert again.measurements == [{"a": 1, "b": 2.5}, {"a": 2, "b": 3.5}] and {"a": 3} not in again
     again.add({"a": 3, "b": 1.0})
-    assert [r["a"] for r in Record(file, ("a",)).rows] == [1, 2, 3]
+    assert [r["a"] for r in Record(file, ("a",)).measurements] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("line", ["not json\n", '{"b": 1}\n', "[1]\n"])

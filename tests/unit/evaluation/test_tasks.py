@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.evaluation.icl import _entries, _windows
+from lightning_memlong.evaluation.demonstrations import demonstration_entries, demonstration_windows
 from lightning_memlong.evaluation.labels import label_tokens
-from lightning_memlong.evaluation.tasks import Example, balanced, load_task
+from lightning_memlong.evaluation.tasks import Example, balanced_sample, load_task
 
 
 def test_both_forms_of_files(tmp_path: Path) -> None:
@@ -39,11 +39,13 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 def test_draws_are_balanced_and_the_same_for_the_same_seed() -> None:
     examples = [Example(f"{i}", int(i % 10 == 0)) for i in range(100)]
-    drawn = balanced(examples, 8, 2, random.Random(1))
+    drawn = balanced_sample(examples, 8, 2, random.Random(1))
     assert len(set(drawn)) == 8 and sum(e.label for e in drawn) == 4
-    assert drawn == balanced(examples, 8, 2, random.Random(1)) != balanced(examples, 8, 2, random.Random(2))
-    assert sum(e.label for e in balanced(examples, 40, 2, random.Random(1))) == 10, "as far as there are any"
-    assert len(balanced(examples, 5, 2, random.Random(1))) == 5
+    assert (
+        drawn == balanced_sample(examples, 8, 2, random.Random(1)) != balanced_sample(examples, 8, 2, random.Random(2))
+    )
+    assert sum(e.label for e in balanced_sample(examples, 40, 2, random.Random(1))) == 10, "as far as there are any"
+    assert len(balanced_sample(examples, 5, 2, random.Random(1))) == 5
 
 
 class Split:
@@ -75,5 +77,5 @@ def test_a_word_joined_with_the_cue_is_told(joined: str) -> None:
 
 
 def test_demonstrations_become_entries() -> None:
-    assert list(_windows([[1] * 5, [1] * 5, [1] * 30, [1] * 2], 12)) == [[0, 1], [2], [3]]
-    assert _entries([5, 9, 4], 4) == ([0, 4, 5, 9, 13, 14], [4, 1, 4, 4, 1, 4], [0, 0, 1, 1, 1, 2])
+    assert list(demonstration_windows([[1] * 5, [1] * 5, [1] * 30, [1] * 2], 12)) == [[0, 1], [2], [3]]
+    assert demonstration_entries([5, 9, 4], 4) == ([0, 4, 5, 9, 13, 14], [4, 1, 4, 4, 1, 4], [0, 0, 1, 1, 1, 2])

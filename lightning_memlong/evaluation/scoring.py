@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank import BankView
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.generation import Span, read_windows, reading_stride
 from lightning_memlong.model import MemLongOutput
@@ -19,7 +19,7 @@ from lightning_memlong.retrieval import Retrieval
 from lightning_memlong.text import ON_DEVICE, Place, Windows
 
 
-def read(
+def read_documents(
     subject: Subject, retrievals: Sequence[Retrieval], documents: Sequence[np.ndarray], window: int
 ) -> list[BankView]:
     """Read documents window by window, without memory, into a bank that holds all of them.
@@ -45,8 +45,8 @@ def read(
             embedded[name].append(retrieval.embed(batch, hidden=hidden))
         return embedded[id(first.retriever)][-1]
 
-    stretches = [Span(tokens) for tokens in documents]
-    for count in read_windows(subject.model, first, bank, stretches, window, subject.autocast, embed=embed):
+    spans = [Span(tokens) for tokens in documents]
+    for count in read_windows(subject.model, first, bank, spans, window, subject.autocast, embed=embed):
         subject.progress.advance(count)
     banks: dict[int, BankView] = {id(first.retriever): bank}
     overlap = window - reading_stride(window, first.config.chunk_size)
@@ -63,7 +63,7 @@ def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoredSpans:
     """Which tokens are scored, with what before them."""
 
     ends: tuple[int, ...]
@@ -77,31 +77,33 @@ class Scoring:
 
 
 def window_batch(
-    subject: Subject, documents: Sequence[np.ndarray], scoring: Scoring, ids: Sequence[int]
+    subject: Subject, documents: Sequence[np.ndarray], spans: ScoredSpans, ids: Sequence[int]
 ) -> dict[str, Any]:
-    """The windows of a scoring, as a DataModule would give them; ``memory_start`` is where memory may begin.
+    """The windows of some spans, as a DataModule would give them; ``memory_start`` is where memory may begin.
 
     Args:
         subject: Whose tokenizer and device.
         documents: R times (T,).
-        scoring: Which windows.
+        spans: Which windows.
         ids: Of each document; random draws depend on it, and not on the row.
     """
-    local, scored, chunk = scoring.local, scoring.scored, subject.memory.chunk_size
+    local, scored, chunk = spans.local, spans.scored, subject.memory.chunk_size
     places = [
         Place(number, end - local, tokens[end - local : end]) if end else None
-        for number, tokens, end in zip(ids, documents, scoring.ends, strict=True)
+        for number, tokens, end in zip(ids, documents, spans.ends, strict=True)
     ]
     batch = Windows(local, scored, len(documents), subject.tokenizer.pad_token_id or 0).batch(places)
     batch["labels"][:, : local - scored] = -100  # of the window that begins a document, too
     # Queries are made of whole chunks.
     batch["overlap"] = torch.full_like(batch["overlap"], (local - scored) // chunk * chunk)
-    batch["memory_start"] = (torch.tensor(scoring.ends) - scoring.context).clamp(min=0)
+    batch["memory_start"] = (torch.tensor(spans.ends) - spans.context).clamp(min=0)
     return _on(subject, batch)
 
 
 @torch.no_grad()
-def score(subject: Subject, batch: dict[str, Any], memory: Any = None) -> tuple[Tensor, MemLongOutput]:
+def score_windows(
+    subject: Subject, batch: dict[str, Any], memory: Retrieved | None = None
+) -> tuple[Tensor, MemLongOutput]:
     """Losses (R, T) float32 on the CPU, 0 where not scored, and the output."""
     with subject.autocast():
         output = subject.model(batch["input_ids"], memory=memory, logits_to_keep=_kept(batch["labels"]))

@@ -17,8 +17,8 @@ windows included; four ``spread`` evenly from it to the top, as the paper's 13, 
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One combination of layers."""
+class LayerChoice:
+    """Which layers store memory and which read it."""
 
     memory_layer: int
     readers: str
@@ -28,7 +28,7 @@ class Cell:
 
     @property
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Layers that are stored and layers that read: cells with the same ones are the same model."""
+        """Layers that are stored and layers that read: choices with the same ones are the same model."""
         # Of per_layer, only the layers that read matter, not which of them is called the memory layer.
         stored = (self.memory_layer,) if self.source == "single" else self.retrieval_layers
         return stored, self.retrieval_layers
@@ -49,7 +49,7 @@ def retrieval_layers(readers: str, memory_layer: int, count: int, whole: Sequenc
 
 def layer_grid(
     memory_layers: Sequence[LayerIndex], readers: Sequence[str], sources: Sequence[str], backbone: PreTrainedModel
-) -> list[Cell]:
+) -> list[LayerChoice]:
     """Every combination; ``every`` is left out of a backbone all whose layers see the whole context.
 
     Raises:
@@ -64,59 +64,59 @@ def layer_grid(
         require_choice("sources", name, SOURCES)
     if len(whole) == count and "above" in readers:
         readers = [name for name in readers if name != "every"]
-    cells = []
+    choices = []
     for value in memory_layers:
         memory = layer_index("memory_layers", value, count, list(memory_layers))
         for source, name in itertools.product(sources, readers):
             layers = retrieval_layers(name, memory, count, whole)
             if layers:
-                cells.append(Cell(memory, name, layers, source))
-    return cells
+                choices.append(LayerChoice(memory, name, layers, source))
+    return choices
 
 
 def sweep_layers(
     backbone: PreTrainedModel,
-    cells: Sequence[Cell],
+    choices: Sequence[LayerChoice],
     score: Callable[[MemLong], float],
     position: str = "sequential",
     bos: int | None = None,
-) -> Iterator[tuple[Cell, float]]:
+) -> Iterator[tuple[LayerChoice, float]]:
     """Score the untrained backbone with each combination of layers, with joint fusion: untrained gates are closed.
 
     Args:
         backbone: Is wrapped anew for each set of layers, and given back untouched.
-        cells: What to try.
+        choices: What to try.
         score: Scores a wrapped model, for instance by its perplexity.
         position: As for :class:`MemLong`.
         bos: As for :class:`MemLong`.
 
     Yields:
-        Each cell and its score, as soon as it is known.
+        Each choice and its score, as soon as it is known.
     """
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
     nothing = TuningConfig(mode="none")
-    for cell in cells:
-        if cell.layers not in known:
-            config = ModelConfig(cell.memory_layer, list(cell.retrieval_layers), cell.source, position=position)  # type: ignore[arg-type]
+    for choice in choices:
+        if choice.layers not in known:
+            config = ModelConfig(choice.memory_layer, list(choice.retrieval_layers), choice.source, position=position)  # type: ignore[arg-type]
             model = MemLong(backbone, config, tuning=nothing, bos=bos)
             try:
-                known[cell.layers] = score(model)
+                known[choice.layers] = score(model)
             finally:
                 model.unwrap()
-        yield cell, known[cell.layers]
+        yield choice, known[choice.layers]
 
 
-def table(scores: dict[Cell, float], off: float) -> list[dict[str, object]]:
-    """Rows for a file: the cell, perplexity with memory, and that by perplexity without."""
+def layer_table(scores: dict[LayerChoice, float], off: float) -> list[dict[str, object]]:
+    """Rows for a file: the choice, perplexity with memory, and that by perplexity without."""
     return [
         {
-            "memory_layer": cell.memory_layer,
-            "readers": cell.readers,
-            "retrieval_layers": spans(list(cell.retrieval_layers)),
-            "source": cell.source,
+            "memory_layer": choice.memory_layer,
+            "readers": choice.readers,
+            "retrieval_layers": spans(list(choice.retrieval_layers)),
+            "source": choice.source,
             "perplexity": round(value, 4),
             "perplexity_memory_off": round(off, 4),
             "ratio": round(value / off, 5),
         }
-        for cell, value in scores.items()
+        for choice, value in scores.items()
     ]
