@@ -14,6 +14,9 @@ BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Storage = Literal["device", "host", "disk"]
 TuningMode = Literal["full", "lora", "gates_only", "none"]
 
+DEFAULT_MEMORY_LAYER = 0.375
+"""Where a backbone keeps its memory unless told otherwise [fraction of its depth]: layer 11 of the default one's 30."""
+
 
 def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
     """Raise a :class:`UserError` in the project's one format unless ``ok``."""
@@ -90,9 +93,9 @@ class MemoryConfig:
     """Use the memory at all; false trains and evaluates the plain backbone."""
     chunk_size: int = 128
     """Tokens in one bank entry [tokens]; must divide data.window and data.stride. Paper, section 3: 128."""
-    capacity: int = 32768
+    capacity: int = 16384
     """Size of the bank of one batch row [tokens]; a multiple of chunk_size. Paper, section 3: 32,768."""
-    top_k: int = 8
+    top_k: int = 3
     """Chunks retrieved for a window [chunks]. Paper, section 3: 8."""
     policy: str = "retrieval_frequency"
     """What to evict when the bank is full: retrieval_frequency (paper, section 2: dynamic memory update), fifo, lru

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lightning_memlong.backbone.loading import first_token, load_tokenizer
-from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig, changed, require
+from lightning_memlong.config import DEFAULT_MEMORY_LAYER, MemoryConfig, RetrieverConfig, TuningConfig, changed, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.export import exported_memory, exported_settings
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from lightning_memlong.model.model import MemLong
 
 log = logging.getLogger(__name__)
-
-MEMORY_LAYER = 0.375
-"""Where a backbone without stored settings keeps its memory: layer 11 of the default one's 30."""
 
 
 def from_pretrained(
@@ -90,8 +87,8 @@ def _from_folder(cls: "type[MemLong]", where: str, settings: dict[str, Any]) -> 
     if "bos" not in settings and bos is not False:  # export writes the token, so that no tokenizer is needed
         chosen["bos"] = bos if isinstance(bos, int) and bos is not True else first_token(load_tokenizer(where), bos)
     if stored is None and "memory_layer" not in settings:
-        chosen["memory_layer"] = MEMORY_LAYER
-        log.info("%s comes without settings: memory_layer=%s of its depth", where, MEMORY_LAYER)
+        chosen["memory_layer"] = DEFAULT_MEMORY_LAYER
+        log.info("%s comes without settings: memory_layer=%s of its depth", where, DEFAULT_MEMORY_LAYER)
     return cls(where, **(chosen | settings)), exported_memory(where)
 
 

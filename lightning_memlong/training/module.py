@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_memlong.backbone.layers import LayerIndex
 from lightning_memlong.backbone.loading import first_token, load_tokenizer
-from lightning_memlong.config import TuningConfig, require
+from lightning_memlong.config import DEFAULT_MEMORY_LAYER, TuningConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.model import MemLong
@@ -55,7 +55,7 @@ class MemLongModule(L.LightningModule):
     def __init__(
         self,
         backbone: str = "smollm2-135m",
-        memory_layer: LayerIndex = 11,
+        memory_layer: LayerIndex = DEFAULT_MEMORY_LAYER,
         retrieval_layers: list[LayerIndex] | None = None,
         source: str = "per_layer",
         fusion: str = "joint",
