@@ -12,9 +12,9 @@ from callbacks.memory_bank import memory_callback
 from callbacks.validation_record import ValidationRecord
 from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank.memory_bank import MemoryBank, Retrieved
-from lightning_memlong.cli.runs import tensorboard_writers
 from lightning_memlong.config import require
 from lightning_memlong.evaluation.figures import draw_heads
+from lightning_memlong.training.loggers import tensorboard_writers
 from lightning_memlong.training.profiler import PARTS, StepProfiler
 
 

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning_memlong.cli.console import show_report, write_report
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder, tensorboard_writers
+from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
 from lightning_memlong.model.checkpoint import on_device
 from lightning_memlong.progress import token_bar
+from lightning_memlong.training.loggers import tensorboard_writers
 
 
-def measure(
+def evaluate(
     trainer: Any,
     module: Any,
     datamodule: Any,

@@ -1,7 +1,6 @@
 """Lightning's Trainer with our subcommands; each is a method, as ``fit`` and ``test`` are."""
 
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,16 @@ import lightning as L
 
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.backbone.layers import LayerIndex
-from lightning_memlong.cli.console import show_layers, write_csv
-from lightning_memlong.cli.predict import Answer, Library, answers, documents, ready, show, write
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder, tensorboard_writers
-from lightning_memlong.cli.talking import talk
+from lightning_memlong.cli.answers import Answer
+from lightning_memlong.cli.layers import score_layers
+from lightning_memlong.cli.predict import DocumentBanks, documents, load_for_inference, predict
+from lightning_memlong.cli.runs import run_folder
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
-from lightning_memlong.evaluation.layers import READERS, Cell, layer_grid, sweep_layers, table
+from lightning_memlong.evaluation.layers import READERS
 from lightning_memlong.model.checkpoint import load_weights
 from lightning_memlong.model.export import export
-from lightning_memlong.model.model import SOURCES, MemLong
+from lightning_memlong.model.model import SOURCES
 from lightning_memlong.training.module import MemLongModule
 
 
@@ -45,6 +44,8 @@ class Trainer(L.Trainer):
         folder = export(model.model, output, model.tokenizer, memory)
         say(f"Exported: {folder}\nLoads with transformers alone, or again with --model.backbone {folder}")
 
+    # Another signature than Lightning's: LightningCLI takes the options of a subcommand from the Trainer's method of
+    # that name, and offers no way to name another method.
     def predict(  # type: ignore[override]
         self,
         model: MemLongModule,
@@ -76,30 +77,8 @@ class Trainer(L.Trainer):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         ok = bool(prompts) and all(p.strip() for p in prompts)
         require(ok, "prompt", prompt, "a text, or a list of texts", 'give --prompt "..."')
-        several = documents(datamodule)
-        first, second = next(several), next(several, None)
-        one = "null for several documents: a file holds the bank of one"
-        require(bank is None or second is None, "bank", bank, one, "leave it out, or give --data.path one file")
-        reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path("answers")
-        note_settings(self, model)
-        keep = folder / "bank.safetensors" if second is None else None
-        library = Library(reader, bank, capacity, datamodule.window, keep)
         options = {"max_new_tokens": max_new_tokens, **generation}
-        given: list[Answer] = []
-        say(f"Answers, as they come: {folder / 'answers.md'}, answers.jsonl", flush=True)
-        try:
-            for name, text in chain([first], [second] if second else [], several):
-                memory = library.bank(name, text)
-                for answer in answers(reader, name, memory, prompts, chat, datamodule.window, options):
-                    show(answer)
-                    write(folder, answer)
-                    given.append(answer)
-        except KeyboardInterrupt:
-            say("\nInterrupted. The answers so far are kept.")
-            raise SystemExit(130) from None
-        if library.problem is not None:
-            raise library.problem
-        return given
+        return predict(self, model, datamodule, ckpt_path, prompts, bank, capacity, chat, options)
 
     def chat(
         self,
@@ -122,11 +101,15 @@ class Trainer(L.Trainer):
             max_new_tokens: Longest answer [tokens].
             generation: Further options of transformers' generate, such as {do_sample: true, temperature: 0.7}.
         """
+        # Not above: `python -m lightning_memlong.cli.chat` would find its file loaded before it is run.
+        from lightning_memlong.cli.chat import talk
+
         found = documents(datamodule)
         book = next(found)
         require(next(found, None) is None, "data.path", datamodule.path, "one document", "name one file")
-        reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path()
-        memory = Library(reader, bank, capacity, datamodule.window, folder / "bank.safetensors").bank(*book)
+        reader, folder = load_for_inference(self, model, ckpt_path), run_folder(self) or Path()
+        banks = DocumentBanks(reader, bank, capacity, datamodule.window, folder / "bank.safetensors")
+        memory = banks.open_or_read(*book)
         talk(reader, memory, datamodule.window, {"max_new_tokens": max_new_tokens, **generation})
 
     def layers(
@@ -149,45 +132,4 @@ class Trainer(L.Trainer):
                 with a sliding window too; spread: four from the memory layer to the top (the paper); own: itself.
             sources: per_layer and single.
         """
-        fusion = model.model.fusion
-        require(fusion == "joint", "model.fusion", fusion, "joint: untrained gates are closed", "leave it out")
-        require(self.memory_callback() is not None, "memory.enabled", False, "true", "leave it out")
-        backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.position
-        cells = layer_grid(memory_layers, readers, sources, backbone)
-        require(bool(cells), "memory_layers", memory_layers, "at least one with layers that read", "name others")
-        windows = self.limit_val_batches  # type: ignore[attr-defined]
-        require(windows != 0, "trainer.limit_val_batches", windows, "1 or more windows", "raise it")
-        folder = run_folder(self) or Path("layers")
-        check_writable(folder)
-        total = len({cell.layers for cell in cells})
-        say(f"{total} combinations of layers; results as they come: {folder / 'layers.csv'}", flush=True)
-        off = 0.0
-
-        def score(wrapped: MemLong) -> float:
-            nonlocal off
-            # The same whatever the layers, so once is enough.
-            model.model, model.compare_memory_off = wrapped, not off
-            self.validate(model, datamodule=datamodule, verbose=False)
-            off = off or float(self.callback_metrics["val/perplexity_memory_off"])
-            return float(self.callback_metrics["val/perplexity"])
-
-        note_settings(self, model)
-        loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
-        scores: dict[Cell, float] = {}
-        seen: set[object] = set()
-        try:
-            for cell, value in sweep_layers(backbone, cells, score, position, bos):
-                scores[cell] = value
-                write_csv(folder / "layers.csv", table(scores, off))
-                if cell.layers not in seen:
-                    seen.add(cell.layers)
-                    where = f"{cell.source}, memory layer {cell.memory_layer}, read in {cell.readers}"
-                    what = f"{value:.3f}, memory off {off:.3f}, ratio {value / off:.4f}"
-                    say(f"{len(seen)}/{total}  {where}: {what}", flush=True)
-        finally:
-            self.loggers = loggers
-        title = f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained"
-        figure = show_layers(table(scores, off), title, folder)
-        if figure is not None:  # drawn by the first process
-            for writer in tensorboard_writers(loggers):
-                writer.add_figure("layers/ratio", figure)
+        score_layers(self, model, datamodule, memory_layers, readers, sources)

@@ -10,10 +10,10 @@ import numpy as np
 
 from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.bank.room import SPARE
-from lightning_memlong.cli.fingerprint import weights_digest
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.prefill import Autocast, evaluating, read_windows, rest_of
+from lightning_memlong.model.fingerprint import weights_digest
 from lightning_memlong.progress import deferred_interrupt, token_bar
 from lightning_memlong.retrieval.retrieval import Retrieval
 from lightning_memlong.retrieval.retriever import Retriever, load_retriever

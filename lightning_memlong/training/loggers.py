@@ -1,4 +1,4 @@
-"""Every logged number of a run as ``metrics.csv`` in its folder, beside TensorBoard's events."""
+"""Loggers: TensorBoard's writers, and every logged number of a run as ``metrics.csv`` beside their events."""
 
 import csv
 from typing import Any
@@ -7,6 +7,12 @@ from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torch.utils.tensorboard import SummaryWriter
+
+
+def tensorboard_writers(loggers: list[Any]) -> list[SummaryWriter]:
+    """Of those loggers that write for TensorBoard; in other processes than the first, what they give does nothing."""
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 class MetricsCSV(CSVLogger):

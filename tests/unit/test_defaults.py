@@ -13,7 +13,7 @@ import yaml
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
 from lightning_memlong.backbone.layers import layer_index
-from lightning_memlong.cli.main import main
+from lightning_memlong.cli import main
 from lightning_memlong.config import DEFAULT_MEMORY_LAYER, MemoryConfig, flat
 from lightning_memlong.training.module import MemLongModule
 
