@@ -140,7 +140,8 @@ class MemLongCLI(CheckpointAwareCLI):
         """Add the memory callback, unless memory is switched off."""
         config: MemoryConfig = self._built("memory")
         callbacks = kwargs.pop("callbacks", None) or []
-        chosen = list(self._built("trainer").get("callbacks") or [])
+        given = self._built("trainer").get("callbacks")
+        chosen = list(given) if isinstance(given, list) else [given]  # Lightning adds its own to the list
         if config.enabled:
             callbacks = [*callbacks, MemoryBankCallback(config)]
         trainer: Any = super().instantiate_trainer(**kwargs)
