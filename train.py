@@ -1,8 +1,8 @@
-"""Entry point: ``python train.py {fit,validate,test} --config conf/memlong.yaml``."""
+"""Entry point: ``python train.py {fit,validate,test,predict,chat,export,layers} --config conf/memlong.yaml``."""
 
 import sys
 
-from lightning_memlong.cli.main import main
+from lightning_memlong.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -128,9 +128,9 @@ class MemoryConfig:
     """Use the memory at all; false trains and evaluates the plain backbone."""
     chunk_size: int = 128
     """Tokens in one bank entry [tokens]; must divide data.window and data.stride. Paper, section 3: 128."""
-    capacity: int = 32768
+    capacity: int = 16384
     """Size of the bank of one batch row [tokens]; a multiple of chunk_size. Paper, section 3: 32,768."""
-    top_k: int = 8
+    top_k: int = 3
     """Chunks retrieved for a window [chunks]. Paper, section 3: 8."""
     policy: str = "retrieval_frequency"
     """What to evict when the bank is full: retrieval_frequency (paper, section 2: dynamic memory update), fifo, lru

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_memlong.config import flat, require
 from lightning_memlong.model import load_weights
-from lightning_memlong.training.module import MemLongModule
+from lightning_memlong.training import MemLongModule
 
 log = logging.getLogger("lightning_memlong")
 

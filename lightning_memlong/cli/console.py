@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import RichModelSummary
+from lightning.pytorch.utilities.model_summary import get_formatted_model_size, get_human_readable_count
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
+from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
@@ -18,9 +21,39 @@ from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.memlong import MemLong
 
 
-def console() -> Console:
+def wide_console() -> Console:
     """Wide enough for our tables wherever output goes."""
     return Console(width=max(100, Console().width))
+
+
+class ParameterSummary(RichModelSummary):
+    """Lightning's table of the module's parts, without its count of FLOPs, which is 0 before anything has run."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int,
+        **summarize_kwargs: Any,
+    ) -> None:
+        """Print the table, and under it how much is trained."""
+        columns = {name: values for name, values in summary_data if name != "FLOPs"}
+        table = Table(header_style="bold magenta")
+        for name in columns:
+            table.add_column(name, justify="right" if name.startswith("Params") else "left")
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
+        out = get_console()  # that of the progress bar
+        out.print(table)
+        counts = (trainable_parameters, total_parameters - trainable_parameters, total_parameters)
+        for what, count in zip(("Trainable", "Non-trainable", "Total"), counts, strict=True):
+            out.print(f"{what} params: {get_human_readable_count(int(count))}", highlight=False)
+        out.print(f"Total estimated model params size (MB): {get_formatted_model_size(model_size)}", highlight=False)
+        out.print(f"Modules in train mode: {total_training_modes['train']}", highlight=False)
+        out.print(f"Modules in eval mode: {total_training_modes['eval']}", highlight=False)
 
 
 @rank_zero_only
@@ -36,7 +69,7 @@ def show_parameters(model: MemLong) -> None:
     table.add_column("numbers", justify="right")
     for name, shape, numbers in describe(trained):
         table.add_row(name, shape, f"{numbers:,}")
-    out = console()
+    out = wide_console()
     out.print(
         f"Memory layer {model.memory_layer}: it and all below are frozen. Memory is read in layers "
         f"{spans(model.retrieval_layers)}, {what}, {model.layout.fusion}.",
@@ -51,18 +84,19 @@ def show_perplexity(title: str, rows: dict[str, dict[str, float]], memory: str |
 
     Args:
         title: Of the table.
-        rows: Name -> metrics.
+        rows: Name -> metrics; a single row without a name has no column for it.
         memory: Heading of the column with memory; None: there is none.
         folder: The run's.
     """
     table = Table(title=title, title_justify="left")
-    for column in ("", memory or "no memory", "memory off", "on / off"):
+    named = set(rows) != {""}
+    for column in ([""] if named else []) + [memory or "no memory", "memory off", "on / off"]:
         table.add_column(column, justify="right")
     for name, metrics in rows.items():
         values = [metrics.get(k) for k in ("perplexity", "perplexity_memory_off", "perplexity_ratio")]
         if values[0] is not None:
-            table.add_row(name, *("-" if v is None else f"{v:.3f}" for v in values))
-    out = console()
+            table.add_row(*([name] if named else []), *("-" if v is None else f"{v:.3f}" for v in values))
+    out = wide_console()
     out.print(table)
     if folder:
         out.print(f"Run folder: {folder}", soft_wrap=True)
@@ -90,7 +124,7 @@ def show_layers(rows: list[dict[str, Any]], title: str, folder: Path) -> Figure:
     (folder / "layers.md").write_text(f"{title}; perplexity with memory off: {off:.3f}\n\n" + "\n".join(lines) + "\n")
     figure = draw_layers(rows, title)
     figure.savefig(folder / "layers.png", dpi=120)
-    out = console()
+    out = wide_console()
     out.print(shown)
     out.print(f"Memory off: {off:.3f}. Written: {folder}/layers.csv, layers.md, layers.png", soft_wrap=True)
     return figure

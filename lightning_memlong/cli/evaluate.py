@@ -14,7 +14,7 @@ from lightning_memlong.progress import token_bar
 from lightning_memlong.training.loggers import tensorboard_writers
 
 
-def measure(
+def evaluate(
     trainer: Any,
     module: Any,
     datamodule: Any,

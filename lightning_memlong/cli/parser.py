@@ -1,10 +1,11 @@
-"""Pieces of the command line: a parser that helps, and configuration files among arguments."""
+"""Pieces of the command line: a parser that helps, options by name, and configuration files among arguments."""
 
 import argparse
 import difflib
 import inspect
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
+from lightning_memlong.cli.lightning_private import actions, all_actions
 from lightning_memlong.config import require
 
 
@@ -33,11 +35,11 @@ class Parser(LightningArgumentParser):
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help, with the options of the default DataModule, which a class to be chosen would hide."""
-        for action in self._actions:
+        for action in actions(self):
             if action.dest == "ckpt_path":  # Lightning's own text offers keywords that have no meaning here
                 action.help = "Checkpoint to go on from or to evaluate: last (the newest of all runs), or a .ckpt file."
         text = super().format_help(formatter)
-        if not any(action.dest == "data" for action in self._actions):
+        if not any(action.dest == "data" for action in actions(self)):
             return text
         options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS, description="")
         options.add_class_arguments(LocalText, "data", skip={"tokenizer", "chunk_size", "seed"})
@@ -55,9 +57,7 @@ class Parser(LightningArgumentParser):
 
     def known_keys(self) -> list[str]:
         """Dotted names of all options, subcommands' included."""
-        choices = [a.choices for a in self._actions if isinstance(a.choices, dict)]
-        parsers = [self, *(parser for named in choices for parser in named.values())]
-        return sorted({a.dest for p in parsers for a in p._actions})
+        return sorted({action.dest for action in all_actions(self)})
 
 
 def config_files(argv: list[str]) -> list[str]:
@@ -71,6 +71,26 @@ def insert_config(argv: list[str], file: str) -> list[str]:
     at = next((i for i, a in enumerate(argv) if a in ("--config", "-c") or a.startswith("--config=")), None)
     at = 1 if at is None else at + (1 if "=" in argv[at] else 2)
     return [*argv[:at], "--config", file, *argv[at:]]
+
+
+def parse_over(parser: LightningArgumentParser, argv: list[str], stored: Mapping[str, Any]) -> Namespace:
+    """Parse arguments with stored settings as a configuration file just after the first one."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(dict(stored), file)
+        file.flush()
+        return parser.parse_args(insert_config(argv, file.name))
+
+
+def typed_option(key: str) -> str:
+    """An option as a person types it: ``data.window`` for the setting ``data.init_args.window``."""
+    return key.replace("init_args.", "")
+
+
+def resolved_option(option: str, settings: Mapping[str, Any]) -> str:
+    """The key that an option, as typed or as resolved, has among settings with dotted keys; itself if it has none."""
+    if option in settings:
+        return option
+    return next((key for key in settings if typed_option(key) == typed_option(option)), option)
 
 
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -1,38 +1,23 @@
-"""Prompts answered about documents, as the command line does it: read or open a bank, answer, show, write down."""
+"""``train.py predict``: a bank of each document, read or opened, and prompts answered with it."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning_memlong.bank import MemoryBank
+from lightning_memlong.cli.answers import Answer, show_answer, write_answer
 from lightning_memlong.cli.checkpoints import on_device
-from lightning_memlong.cli.console import console
-from lightning_memlong.cli.runs import check_writable
+from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import Conversation, Passage, Prompt
+from lightning_memlong.generation import Conversation, Prompt
 from lightning_memlong.generation.prefill import common_prefix
 from lightning_memlong.memlong import MemLong
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What was written after a prompt."""
-
-    document: str
-    prompt: str
-    text: str
-    passages: list[Passage]
-    """What was retrieved for it, best first."""
-    tokens_read: int
-    """Length of the document [tokens]."""
-
-
-def ready(trainer: Any, module: Any, ckpt_path: str | None) -> MemLong:
+def load_for_inference(trainer: Any, module: Any, ckpt_path: str | None) -> MemLong:
     """The model of a run where and how it computes, with its memory settings.
 
     Args:
@@ -45,8 +30,8 @@ def ready(trainer: Any, module: Any, ckpt_path: str | None) -> MemLong:
     """
     module, callback = on_device(trainer, module, ckpt_path)
     model: MemLong = module.model
-    autocast = trainer.precision_plugin.forward_context
-    model.use_memory(callback.config, module.tokenizer, callback.retrieval(module).retriever, autocast)
+    model.use_memory(callback.config, module.tokenizer, callback.retrieval(module).retriever)
+    model.autocast = trainer.precision_plugin.forward_context
     return model
 
 
@@ -64,7 +49,7 @@ def documents(data: Any) -> Iterator[tuple[str, str]]:
     yield from chain([first], found)
 
 
-class Library:
+class DocumentBanks:
     """Banks of documents: opened where there is a file of them, else read, and saved.
 
     Args:
@@ -93,7 +78,7 @@ class Library:
         self.problem: UserError | None = None
         """Why the bank could not be saved."""
 
-    def bank(self, name: str, text: str) -> MemoryBank:
+    def open_or_read(self, name: str, text: str) -> MemoryBank:
         """The bank of a document; what of it is not in the file is read.
 
         Raises:
@@ -111,15 +96,15 @@ class Library:
             say(f"{name}: {int(bank.ends()[0]):,} tokens found in {self.file}", flush=True)
         before = 0 if bank is None else int(bank.ends()[0])
         bank = self._model.read_tokens([tokens], bank, window=self._window, capacity=self._capacity)
-        self._told(name, bank)
+        self._show_size(name, bank)
         end = int(bank.ends()[0])
         if self.file is not None and end > before:
             self._save(bank, self.file)
         if end != len(tokens):
-            self._stop(bank)
+            self._end_interrupted(bank)
         return bank
 
-    def _told(self, name: str, bank: MemoryBank) -> None:
+    def _show_size(self, name: str, bank: MemoryBank) -> None:
         stats = bank.stats()
         gone = (
             f", {bank.evictions:,} of {bank.insertions:,} chunks evicted to stay within --capacity"
@@ -136,7 +121,7 @@ class Library:
             self.problem = error
             say(f"error: {error}", flush=True)
 
-    def _stop(self, bank: MemoryBank) -> None:
+    def _end_interrupted(self, bank: MemoryBank) -> None:
         """Say how to go on, and end the command."""
         file = self.file or self._fallback
         if self.file is None and file is not None:
@@ -147,7 +132,7 @@ class Library:
         raise SystemExit(130)
 
 
-def answers(
+def answer_prompts(
     model: MemLong,
     document: str,
     bank: MemoryBank,
@@ -184,47 +169,50 @@ def as_prompt(model: MemLong, text: str, chat: bool | None) -> Prompt:
     return [{"role": "user", "content": text}] if (template if chat is None else chat) else text
 
 
-def place(passage: Passage, whole: int) -> str:
-    """Where a passage stands, for people."""
-    score = "" if passage.score != passage.score else f", similarity {passage.score:.2f}"
-    if passage.start >= whole:
-        return f"from this conversation{score}"
-    return f"at {passage.start / max(whole, 1):.0%}, tokens {passage.start:,} to {passage.end:,}{score}"
+def predict(
+    trainer: Any,
+    module: Any,
+    data: Any,
+    ckpt_path: str | None,
+    prompts: list[str],
+    file: str | None,
+    capacity: int | None,
+    chat: bool | None,
+    options: dict[str, Any],
+) -> list[Answer]:
+    """Answer prompts about each document of a DataModule; each answer is shown and written down as it comes.
 
-
-def excerpt(passage: Passage, characters: int = 160) -> str:
-    """The beginning of a passage on one line."""
-    line = " ".join(passage.text.split())
-    return line if len(line) <= characters else line[:characters].rsplit(" ", 1)[0] + " …"
-
-
-def show(answer: Answer) -> None:
-    """Print an answer with the passages it was written with."""
-    out = console()
-    out.print(f"\n[bold]{answer.document}[/bold]", highlight=False)
-    out.print("> ", answer.prompt, sep="", markup=False, highlight=False)
-    out.print(answer.text, markup=False, highlight=False, soft_wrap=True)
-    show_passages(answer.passages, answer.tokens_read)
-
-
-def show_passages(passages: list[Passage], whole: int) -> None:
-    """Print where retrieved passages stand and how they begin."""
-    out = console()
-    for passage in passages:
-        out.print(
-            f"  retrieved {place(passage, whole)}: {excerpt(passage)}", style="dim", markup=False, highlight=False
-        )
-
-
-def write(folder: Path, answer: Answer) -> None:
-    """Append an answer to ``answers.md``, and as a row to ``answers.jsonl``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"## {answer.document}", "", f"**{answer.prompt}**", "", answer.text, ""]
-    lines += [f"- retrieved {place(p, answer.tokens_read)}: {excerpt(p)}" for p in answer.passages]
-    with (folder / "answers.md").open("a") as file:
-        file.write("\n".join(lines) + "\n\n")
-    row = asdict(answer)
-    for passage in row["passages"]:
-        passage["score"] = None if passage["score"] != passage["score"] else passage["score"]  # JSON knows no NaN
-    with (folder / "answers.jsonl").open("a") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    Args:
+        trainer: Of the run.
+        module: A MemLongModule.
+        data: Whose documents.
+        ckpt_path: Checkpoint whose weights are used, if any.
+        prompts: What is asked.
+        file: File of the bank, where there is one document.
+        capacity: Size of a bank [tokens]; None: everything.
+        chat: Whether prompts are messages in the backbone's chat template; None: if it has one.
+        options: Of transformers' ``generate``.
+    """
+    several = documents(data)
+    first, second = next(several), next(several, None)
+    one = "null for several documents: a file holds the bank of one"
+    require(file is None or second is None, "bank", file, one, "leave it out, or give --data.path one file")
+    model, folder = load_for_inference(trainer, module, ckpt_path), run_folder(trainer) or Path("answers")
+    note_settings(trainer, module)
+    keep = folder / "bank.safetensors" if second is None else None
+    banks = DocumentBanks(model, file, capacity, data.window, keep)
+    given: list[Answer] = []
+    say(f"Answers, as they come: {folder / 'answers.md'}, answers.jsonl", flush=True)
+    try:
+        for name, text in chain([first], [second] if second else [], several):
+            bank = banks.open_or_read(name, text)
+            for answer in answer_prompts(model, name, bank, prompts, chat, data.window, options):
+                show_answer(answer)
+                write_answer(folder, answer)
+                given.append(answer)
+    except KeyboardInterrupt:
+        say("\nInterrupted. The answers so far are kept.")
+        raise SystemExit(130) from None
+    if banks.problem is not None:
+        raise banks.problem
+    return given

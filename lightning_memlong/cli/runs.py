@@ -6,17 +6,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lightning_memlong.cli.parser import plain
+from lightning_memlong.cli.parser import plain, typed_option
 from lightning_memlong.config import flat
 from lightning_memlong.errors import UserError
 
@@ -58,14 +61,27 @@ class RunRecord(SaveConfigCallback):
     ``fit`` writes ``config.yaml`` (resolved), ``run.json`` (command, commit, seed, versions, what a checkpoint
     changed) and the raw configuration files into ``config_files/``; ``validate`` and ``test`` write
     ``config_test.yaml`` and so on; a second run in the same folder gets ``_2``.
+
+    Args:
+        parser: Set by LightningCLI.
+        config: Set by LightningCLI.
+        subcommand: What is run.
+        notes: Further facts for ``run.json``; may be added to until the files are written.
+        config_files: Files given as ``--config``.
+        **options: Of Lightning's callback.
     """
 
-    subcommand: str = "fit"
-    """fit, validate or test, set by the command line."""
-    notes: dict[str, Any] = {}
-    """Further facts for ``run.json``, set by the command line."""
-    config_files: list[str] = []
-    """Files given as ``--config``, set by the command line."""
+    def __init__(
+        self,
+        parser: LightningArgumentParser,
+        config: Namespace,
+        subcommand: str = "fit",
+        notes: Mapping[str, Any] = MappingProxyType({}),
+        config_files: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(parser, config, **options)
+        self.subcommand, self.notes, self.config_files = subcommand, notes, config_files
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the files once the run folder is known."""
@@ -116,33 +132,28 @@ def note_hyperparameters(trainer: L.Trainer, config: dict[str, Any]) -> None:
             # TensorBoard takes the columns from any one run that says them; for a sweep, its report says them.
             in_sweep = (Path(logger.log_dir) / "sweep.json").exists()
             for summary in session if in_sweep else [columns, *session]:
-                logger.experiment._get_file_writer().add_summary(summary)
+                add_summary(logger.experiment, summary)
+
+
+def add_summary(writer: SummaryWriter, summary: Any) -> None:
+    """Write what SummaryWriter has no method for: its own ``add_hparams`` makes a run of its own, with curves of zeros.
+
+    Args:
+        writer: Open.
+        summary: One of :func:`torch.utils.tensorboard.summary.hparams`.
+    """
+    assert writer.file_writer is not None
+    writer.file_writer.add_summary(summary)
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """Settings as the HParams tab has them, of a configuration with dotted keys; those that are null are left out."""
     groups = ("seed_everything", "model.", "memory.", "data.", "trainer.max_steps", "trainer.precision")
     return {
-        key.replace("init_args.", ""): value if isinstance(value, bool | int | float | str) else str(value)
+        typed_option(key): value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in config.items()
         if key.startswith(groups) and value is not None and value != {}
     }
-
-
-def write_results(trainer: L.Trainer, subcommand: str, rows: dict[str, dict[str, float]]) -> None:
-    """Write the last numbers of a run as ``results.json`` (``results_test.json`` and so on): that it has ended.
-
-    Args:
-        trainer: Of the run.
-        subcommand: What was run.
-        rows: What is measured when -> metrics.
-    """
-    if (folder := run_folder(trainer)) is None or not trainer.is_global_zero:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / ".results"
-    unfinished.write_text(json.dumps({"steps": trainer.global_step, **rows}, indent=2) + "\n")
-    unfinished.replace(folder / f"results{suffix_of(subcommand)}.json")
 
 
 def note_settings(trainer: Any, module: L.LightningModule) -> None:

@@ -1,24 +1,21 @@
 """Lightning's Trainer with our subcommands; each is a method, as ``fit`` and ``test`` are."""
 
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
-from lightning_memlong.cli.console import show_layers, write_csv
-from lightning_memlong.cli.predict import Answer, Library, answers, documents, ready, show, write
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
-from lightning_memlong.cli.talking import talk
+from lightning_memlong.cli.answers import Answer
+from lightning_memlong.cli.layers import score_layers
+from lightning_memlong.cli.predict import DocumentBanks, documents, load_for_inference, predict
+from lightning_memlong.cli.runs import run_folder
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
-from lightning_memlong.evaluation import READERS, LayerChoice, layer_grid, layer_table, sweep_layers
-from lightning_memlong.memlong import MemLong
+from lightning_memlong.evaluation import READERS
 from lightning_memlong.model import export, load_weights
-from lightning_memlong.training.loggers import tensorboard_writers
-from lightning_memlong.training.module import MemLongModule
+from lightning_memlong.training import MemLongModule
 
 
 class Trainer(L.Trainer):
@@ -44,6 +41,8 @@ class Trainer(L.Trainer):
         folder = export(model.model, output, model.tokenizer, memory)
         say(f"Exported: {folder}\nLoads with transformers alone, or again with --model.backbone {folder}")
 
+    # Another signature than Lightning's: LightningCLI takes the options of a subcommand from the Trainer's method of
+    # that name, and offers no way to name another method.
     def predict(  # type: ignore[override]
         self,
         model: MemLongModule,
@@ -75,30 +74,8 @@ class Trainer(L.Trainer):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         ok = bool(prompts) and all(p.strip() for p in prompts)
         require(ok, "prompt", prompt, "a text, or a list of texts", 'give --prompt "..."')
-        several = documents(datamodule)
-        first, second = next(several), next(several, None)
-        one = "null for several documents: a file holds the bank of one"
-        require(bank is None or second is None, "bank", bank, one, "leave it out, or give --data.path one file")
-        reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path("answers")
-        note_settings(self, model)
-        keep = folder / "bank.safetensors" if second is None else None
-        library = Library(reader, bank, capacity, datamodule.window, keep)
         options = {"max_new_tokens": max_new_tokens, **generation}
-        given: list[Answer] = []
-        say(f"Answers, as they come: {folder / 'answers.md'}, answers.jsonl", flush=True)
-        try:
-            for name, text in chain([first], [second] if second else [], several):
-                memory = library.bank(name, text)
-                for answer in answers(reader, name, memory, prompts, chat, datamodule.window, options):
-                    show(answer)
-                    write(folder, answer)
-                    given.append(answer)
-        except KeyboardInterrupt:
-            say("\nInterrupted. The answers so far are kept.")
-            raise SystemExit(130) from None
-        if library.problem is not None:
-            raise library.problem
-        return given
+        return predict(self, model, datamodule, ckpt_path, prompts, bank, capacity, chat, options)
 
     def chat(
         self,
@@ -121,11 +98,15 @@ class Trainer(L.Trainer):
             max_new_tokens: Longest answer [tokens].
             generation: Further options of transformers' generate, such as {do_sample: true, temperature: 0.7}.
         """
+        # Not above: `python -m lightning_memlong.cli.chat` would find its file loaded before it is run.
+        from lightning_memlong.cli.chat import talk
+
         found = documents(datamodule)
         book = next(found)
         require(next(found, None) is None, "data.path", datamodule.path, "one document", "name one file")
-        reader, folder = ready(self, model, ckpt_path), run_folder(self) or Path()
-        memory = Library(reader, bank, capacity, datamodule.window, folder / "bank.safetensors").bank(*book)
+        reader, folder = load_for_inference(self, model, ckpt_path), run_folder(self) or Path()
+        banks = DocumentBanks(reader, bank, capacity, datamodule.window, folder / "bank.safetensors")
+        memory = banks.open_or_read(*book)
         talk(reader, memory, datamodule.window, {"max_new_tokens": max_new_tokens, **generation})
 
     def layers(
@@ -148,45 +129,4 @@ class Trainer(L.Trainer):
                 with a sliding window too; spread: four from the memory layer to the top (the paper); own: itself.
             sources: per_layer and single.
         """
-        fusion = model.model.layout.fusion
-        require(fusion == "joint", "model.fusion", fusion, "joint: untrained gates are closed", "leave it out")
-        require(self.memory_callback() is not None, "memory.enabled", False, "true", "leave it out")
-        backbone, bos, position = model.model.unwrap(), model.model.bos, model.model.layout.position
-        choices = layer_grid(memory_layers, readers, sources, backbone)
-        require(bool(choices), "memory_layers", memory_layers, "at least one with layers that read", "name others")
-        windows = self.limit_val_batches  # type: ignore[attr-defined]
-        require(windows != 0, "trainer.limit_val_batches", windows, "1 or more windows", "raise it")
-        folder = run_folder(self) or Path("layers")
-        check_writable(folder)
-        total = len({choice.layers for choice in choices})
-        say(f"{total} combinations of layers; results as they come: {folder / 'layers.csv'}", flush=True)
-        off = 0.0
-
-        def score(wrapped: MemLong) -> float:
-            nonlocal off
-            # The same whatever the layers, so once is enough.
-            model.model, model.compare_memory_off = wrapped, not off
-            self.validate(model, datamodule=datamodule, verbose=False)
-            off = off or float(self.callback_metrics["val/perplexity_memory_off"])
-            return float(self.callback_metrics["val/perplexity"])
-
-        note_settings(self, model)
-        loggers, self.loggers = self.loggers, []  # the curves of a run are no place for them
-        scores: dict[LayerChoice, float] = {}
-        seen: set[object] = set()
-        try:
-            for choice, value in sweep_layers(backbone, choices, score, position, bos):
-                scores[choice] = value
-                write_csv(folder / "layers.csv", layer_table(scores, off))
-                if choice.layers not in seen:
-                    seen.add(choice.layers)
-                    where = f"{choice.source}, memory layer {choice.memory_layer}, read in {choice.readers}"
-                    what = f"{value:.3f}, memory off {off:.3f}, ratio {value / off:.4f}"
-                    say(f"{len(seen)}/{total}  {where}: {what}", flush=True)
-        finally:
-            self.loggers = loggers
-        title = f"{Path(model.backbone_name).name}, {datamodule.text_name}, untrained"
-        figure = show_layers(layer_table(scores, off), title, folder)
-        if figure is not None:  # drawn by the first process
-            for writer in tensorboard_writers(loggers):
-                writer.add_figure("layers/ratio", figure)
+        score_layers(self, model, datamodule, memory_layers, readers, sources)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from lightning_memlong.backbone import layer_index, spans, text_config, unlimited_layers
-from lightning_memlong.backbone.layers import LayerIndex
-from lightning_memlong.config import SOURCES, ModelConfig, TuningConfig, require_choice
+from lightning_memlong.config import SOURCES, LayerIndex, ModelConfig, TuningConfig, require_choice
 from lightning_memlong.memlong import MemLong
 
 READERS = ("above", "every", "spread", "own")

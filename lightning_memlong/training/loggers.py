@@ -1,4 +1,4 @@
-"""Every logged number of a run as ``metrics.csv`` in its folder, beside TensorBoard's events."""
+"""Loggers: TensorBoard's writers, and every logged number of a run as ``metrics.csv`` beside their events."""
 
 import csv
 from typing import Any

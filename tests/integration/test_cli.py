@@ -75,7 +75,7 @@ def test_help_names_every_option(subcommand: str, capsys: pytest.CaptureFixture[
     for option in ("--model.memory_layer", "--memory.capacity", "--memory.policy", "--memory.retriever.name",
                    "--data.help", "--data.window", "--data.path", "--trainer.max_steps", "--ckpt_path"):  # fmt: skip
         assert option in text, option
-    assert "[tokens]" in text and "default: 32768" in text
+    assert "[tokens]" in text and "default: 16384" in text
 
 
 # ---- shipped files ----------------------------------------------------------------------------------------

@@ -15,10 +15,9 @@ from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
 from lightning_memlong.cli.chat import main as chat
 from lightning_memlong.cli.main import main
-from lightning_memlong.cli.talking import talk
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.sweep.command import main as sweep
-from lightning_memlong.training.module import MemLongModule
+from lightning_memlong.training import MemLongModule
 from tests.integration.helpers import ROOT, tiny, without_capacity
 
 README = (ROOT / "README.md").read_text()
@@ -140,6 +139,6 @@ def test_the_chat_command_runs(
     options = without_capacity(tiny(byte_backbone, text_folder, tmp_path / "runs")[2:])
     at = options.index("--data.path")
     typed = iter(["kan", "/quit"])
-    monkeypatch.setattr(talk, "__defaults__", (lambda shown: next(typed),))
+    monkeypatch.setattr("builtins.input", lambda shown: next(typed))
     assert chat([*shlex.split(words)[3:], *options[:at], *options[at + 2 :]]) == 0
     assert (tmp_path / "b").exists()

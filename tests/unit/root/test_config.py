@@ -10,7 +10,7 @@ from lightning_memlong.retrieval import load_selector
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: MemoryConfig(top_k=300), ["memory.top_k=300", "38400", "memory.capacity=32768", "256"]),
+        (lambda: MemoryConfig(top_k=300), ["memory.top_k=300", "38400", "memory.capacity=16384", "128"]),
         (lambda: MemoryConfig(capacity=1000), ["memory.capacity=1000", "multiple", "chunk_size=128", "1024"]),
         (lambda: MemoryConfig(chunk_size=0), ["memory.chunk_size=0", "1 or more"]),
         (lambda: MemoryConfig(query="next"), ["memory.query='next'", "previous, current"]),  # type: ignore[arg-type]
