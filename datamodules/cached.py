@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.token_cache import TokenCache
 from lightning_memlong.distributed import rank_and_world
-from lightning_memlong.text.windows import Batch, Place, Windows, window_offsets
+from lightning_memlong.text.windows import Batch, Windows, WindowSpec, window_offsets
 
 
 def plan_rows(lengths: Sequence[int], documents: Sequence[int], rows: int, window: int, stride: int) -> list[list[int]]:
@@ -124,7 +124,7 @@ class CachedStream(Dataset[Batch]):
         for row in self._steps:
             document, offset = row[number] if number < len(row) else (-1, 0)
             tokens = self.cache.tokens(document, offset, offset + self.windows.window) if document >= 0 else None
-            places.append(None if tokens is None else Place(document, offset, tokens))
+            places.append(None if tokens is None else WindowSpec(document, offset, tokens))
         return self.windows.batch(places)
 
     def __iter__(self) -> Iterator[Batch]:

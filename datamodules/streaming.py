@@ -20,7 +20,7 @@ from datamodules.token_cache import Document
 from lightning_memlong.distributed import any_rank, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.text.tokenise import tokenise
-from lightning_memlong.text.windows import Batch, Place, Windows
+from lightning_memlong.text.windows import Batch, Windows, WindowSpec
 
 ROW_BITS = 40
 KEPT_POSITIONS = 16  # Lightning looks one batch ahead; the position of the last finished one must still be known
@@ -241,11 +241,11 @@ class LiveStream:
             reopened.append(_Reading(document, tokens, row[2]))
         return reopened
 
-    def _place(self, row: _Reading) -> Place:
+    def _place(self, row: _Reading) -> WindowSpec:
         shard, first = row.document.place
         number = shard << ROW_BITS | first
         self._names[number] = row.document.id
-        return Place(number, row.offset, row.tokens[row.offset : row.offset + self.windows.window])
+        return WindowSpec(number, row.offset, row.tokens[row.offset : row.offset + self.windows.window])
 
     def _advance(self, row: "_Reading | None") -> "_Reading | None":
         """The row's next window, or None if this was its document's last."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.retrieval.retrieval import Retrieval
 from lightning_memlong.retrieval.retriever import HiddenRetriever
-from lightning_memlong.text.windows import Place, Windows
+from lightning_memlong.text.windows import Windows, WindowSpec
 
 if TYPE_CHECKING:
     from lightning_memlong.model.model import MemLong
@@ -125,7 +125,7 @@ def first_of_all(model: "MemLong", tokenizer: Any) -> int | None:
 def _batch(windows: Windows, stretches: Sequence[Stretch], start: int, size: int) -> dict[str, Tensor]:
     """The windows that begin at ``start`` of each stretch, padded to whole chunks, no longer than needed."""
     cut = [s.tokens[start : start + windows.window] for s in stretches]
-    places = [Place(row, start, tokens) if len(tokens) else None for row, tokens in enumerate(cut)]
+    places = [WindowSpec(row, start, tokens) if len(tokens) else None for row, tokens in enumerate(cut)]
     batch = windows.batch(places)
     longest = -(-max(map(len, cut)) // size) * size
     batch["input_ids"] = batch["input_ids"][:, :longest]
