@@ -177,6 +177,6 @@ def test_recall_as_a_corpus_scores_answers_alone(byte_backbone: Path, text_folde
     for document, probe in enumerate(stream.cache.probes):
         assert scored[document] == probe.tokens[probe.answer :].tolist()
     assert not {p.tokens.tobytes() for p in stream.cache.probes} & {
-        p.tokens.tobytes() for p in cli.datamodule._streams["train"].cache.probes
+        p.tokens.tobytes() for p in cli.datamodule.streams["train"].cache.probes
     }
     assert main(["fit", *options]) == 0
