@@ -12,7 +12,7 @@ import zstandard
 
 from datamodules import network
 from datamodules.files import find_files
-from datamodules.hub import Hub, hub_shards
+from datamodules.hub import Hub, file_versions, hub_shards
 from datamodules.records import Columns, Record
 from datamodules.sources import FileShard
 from lightning_memlong.errors import UserError
@@ -201,6 +201,22 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path) -> None:
     assert before == hub_shards(hub, "x/train", splits["train"], COLUMNS, 0)[0].identity(True)
     os.utime(tmp_path / "data" / "train-00000-of-00002.parquet", (1, 1))
     assert before != hub_shards(hub, "x/train", splits["train"], COLUMNS, 0)[0].identity(True)
+
+
+def test_datasets_still_tells_versions_of_files_apart(tmp_path: Path) -> None:
+    """``file_versions`` reads ``builder.config.data_files[split].origin_metadata``, which is not documented."""
+    from datasets import load_dataset_builder
+
+    for split in ("train", "test"):
+        write(tmp_path / "data" / f"{split}.parquet")
+    first, again = (file_versions(load_dataset_builder(str(tmp_path))) for _ in range(2))
+    assert first == again and set(first) == {"train", "test"}
+    for split, (files, versions) in first.items():
+        assert [Path(file).name for file in files] == [f"{split}.parquet"]
+        assert len(versions) == 1 and repr(versions) != repr([()]), "something is known of each file"
+    os.utime(tmp_path / "data" / "train.parquet", (1, 1))
+    changed = file_versions(load_dataset_builder(str(tmp_path)))
+    assert changed["train"] != first["train"] and changed["test"] == first["test"]
 
 
 def test_a_hub_data_set_with_a_script_is_refused_and_its_files_can_be_read(tmp_path: Path) -> None:
