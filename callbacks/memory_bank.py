@@ -92,7 +92,7 @@ class MemoryBankCallback(L.Callback):
     @torch.no_grad()
     def _read_again(self, bank: MemoryBank, data: Any, pl_module: Any) -> None:
         """Compute the keys and values that a checkpoint left out, window by window as they were computed first."""
-        windows = data.begun()
+        windows = data.replay_windows()
         for row, read in enumerate(windows):
             for number, tokens in enumerate(read):
                 ids = torch.from_numpy(tokens.astype("int64"))[None].to(pl_module.device)

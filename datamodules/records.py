@@ -1,4 +1,4 @@
-"""What shards consist of: rows of text, or of columns one of which is the text."""
+"""What is read: shards, the records in them, and the documents that are made of these."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Columns:
     likely: tuple[str, ...] = ()
     """Names such a column may have, where none was given."""
 
-    def among(self, there: Sequence[str], where: str) -> tuple[str, str | None]:
+    def choose(self, there: Sequence[str], where: str) -> tuple[str, str | None]:
         """The text column and the book column (if any), of those that are there.
 
         Raises:
@@ -34,8 +34,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a shard, or a place where none could be read."""
+class Record:
+    """What one row of a shard holds, or why it could not be read."""
 
     number: int
     """Counted from 0."""
@@ -45,38 +45,51 @@ class Row:
     """Why it cannot be read."""
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text that has not been read into tokens yet."""
+
+    id: str
+    """Stable name: a path relative to the source, and the row where it begins if the file has rows."""
+    text: str
+    place: tuple[int, int] = (0, 0)
+    """Number of its shard, and of its first row."""
+    problem: str | None = None
+    """Why it cannot be used."""
+
+
 class Shard(Protocol):
     """A part of a source that is read from its beginning to its end."""
 
     name: str
 
-    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Row]:
+    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Record]:
         """Rows from number ``start`` on; of a plain text file its lines, or the whole as one row."""
 
     def identity(self, content: bool) -> str:
         """What changes when the shard changes: its content if asked for, else what is known without reading it."""
 
 
-def decoded(number: int, data: bytes) -> Row:
-    """A row of plain text."""
+def text_record(number: int, data: bytes) -> Record:
+    """The record of a line or file of plain text."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Row(number, problem=f"not UTF-8 ({error})")
-    return Row(number, problem="a binary file: it holds a zero byte") if "\x00" in text else Row(number, text)
+        return Record(number, problem=f"not UTF-8 ({error})")
+    return Record(number, problem="a binary file: it holds a zero byte") if "\x00" in text else Record(number, text)
 
 
-def of_columns(number: int, value: dict[str, Any], text: str, book: str | None) -> Row:
-    """A row of columns."""
+def column_record(number: int, value: dict[str, Any], text: str, book: str | None) -> Record:
+    """The record of a row that has columns."""
     which = None if book is None or value.get(book) is None else str(value[book])
     missing = [name for name in (text, book) if name is not None and name not in value]
     if missing:
-        return Row(number, "", which, f"it has no column {' and '.join(map(repr, missing))}")
+        return Record(number, "", which, f"it has no column {' and '.join(map(repr, missing))}")
     content = value[text]
     if not isinstance(content, str):
-        return Row(number, "", which, f"column {text!r} holds {type(content).__name__}, not text")
+        return Record(number, "", which, f"column {text!r} holds {type(content).__name__}, not text")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as error:
-        return Row(number, "", which, f"not Unicode text ({error})")
-    return Row(number, content, which)
+        return Record(number, "", which, f"not Unicode text ({error})")
+    return Record(number, content, which)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from datamodules.token_cache import Document
+from datamodules.records import Document
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SplitDocuments:
     """The documents of a split, by shard."""
 
     name: str
@@ -22,43 +23,50 @@ class Corpus:
     """What identifies the text."""
 
 
+class EpochPosition(NamedTuple):
+    """A place between two documents of an epoch, from which it can go on."""
+
+    block: int = 0
+    """Number of the block in the epoch."""
+    begin: tuple[int, int] = (0, 0)
+    """Where the block begins: place in the epoch's order of shards, row."""
+    taken: int = 0
+    """Documents of the block before this place."""
+    drawn: int = 0
+    """Documents of the epoch before this place, all ranks together."""
+
+
 @dataclass(frozen=True)
-class Drawn:
-    """A document in the order of an epoch, and how to go on after it."""
+class Sample:
+    """A document as it is drawn in an epoch."""
 
     document: Document
-    block: int
-    """Number of its block in the epoch."""
-    begin: tuple[int, int]
-    """Where the block begins: place in the epoch's order of shards, row."""
-    taken: int
-    """Documents of the block up to and with this one."""
-    count: int
-    """Documents of the epoch up to and with this one, all ranks together."""
+    after: EpochPosition
+    """The place after it."""
 
 
-def order(
-    corpus: Corpus, epoch: int, seed: int | None, buffer: int, after: tuple[int, tuple[int, int], int, int]
-) -> Iterator[Drawn]:
+def draw_samples(
+    documents: SplitDocuments, epoch: int, seed: int | None, buffer: int, start: EpochPosition
+) -> Iterator[Sample]:
     """All documents of an epoch, from a place on.
 
     The shards are shuffled; then ``buffer`` documents at a time are read and come out in random order. Unlike a
     buffer that is refilled one by one, a block can be read again when a run is resumed.
 
     Args:
-        corpus: What to read.
+        documents: What to read.
         epoch: Which epoch.
         seed: None keeps the order of the source.
         buffer: Documents of a block.
-        after: (block, where it begins, documents taken from it, documents taken in all).
+        start: Where to begin.
     """
-    number, begin, taken, count = after
-    shards = list(range(len(corpus.shards)))
+    number, begin, taken, count = start
+    shards = list(range(len(documents.shards)))
     if seed is not None:
         shards = torch.randperm(len(shards), generator=_mixer(seed, epoch, -1)).tolist()
     block: list[Document] = []
 
-    def shuffled() -> Iterator[Drawn]:
+    def shuffled() -> Iterator[Sample]:
         nonlocal count
         places = list(range(len(block)))
         if seed is not None:
@@ -66,10 +74,10 @@ def order(
         for i, place in enumerate(places, 1):
             if i > taken:
                 count += 1
-                yield Drawn(block[place], number, begin, i, count)
+                yield Sample(block[place], EpochPosition(number, begin, i, count))
 
     for at in range(begin[0], len(shards)):
-        for document in corpus.read(shards[at], begin[1] if at == begin[0] else 0):
+        for document in documents.read(shards[at], begin[1] if at == begin[0] else 0):
             if len(block) == buffer:
                 yield from shuffled()
                 block, number, begin, taken = [], number + 1, (at, document.place[1]), 0

@@ -16,7 +16,7 @@ from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.generation import Span, read_windows, reading_stride
 from lightning_memlong.model import MemLongOutput
 from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.text import ON_DEVICE, Place, Windows
+from lightning_memlong.text import ON_DEVICE, Windows, WindowSpec
 
 
 def read_documents(
@@ -89,7 +89,7 @@ def window_batch(
     """
     local, scored, chunk = spans.local, spans.scored, subject.memory.chunk_size
     places = [
-        Place(number, end - local, tokens[end - local : end]) if end else None
+        WindowSpec(number, end - local, tokens[end - local : end]) if end else None
         for number, tokens, end in zip(ids, documents, spans.ends, strict=True)
     ]
     batch = Windows(local, scored, len(documents), subject.tokenizer.pad_token_id or 0).batch(places)

@@ -38,7 +38,7 @@ class LocalContext:
         self._memory, self._row, self.window = memory, row, window
         self._retrieval, self._chunk = long_context.retrieval, memory.chunk_size
         self.origin = int(memory.ends()[row])
-        """Place of the text's first token, after what was read [tokens]."""
+        """WindowSpec of the text's first token, after what was read [tokens]."""
         self.moved = 0
         """Tokens of the text that are in the bank; whole chunks."""
         self.retrieved: Retrieved | None = None

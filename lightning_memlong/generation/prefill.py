@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_memlong.bank import BankView
 from lightning_memlong.model import MemLongModel
 from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.text import Place, Windows
+from lightning_memlong.text import Windows, WindowSpec
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Embed = Callable[[dict[str, Any], Tensor | None], Tensor]
@@ -122,7 +122,7 @@ def first_of_all(model: MemLongModel, tokenizer: Any) -> int | None:
 def _batch(windows: Windows, spans: Sequence[Span], start: int, size: int) -> dict[str, Tensor]:
     """The windows that begin at ``start`` of each span, padded to whole chunks, no longer than needed."""
     cut = [s.tokens[start : start + windows.window] for s in spans]
-    places = [Place(row, start, tokens) if len(tokens) else None for row, tokens in enumerate(cut)]
+    places = [WindowSpec(row, start, tokens) if len(tokens) else None for row, tokens in enumerate(cut)]
     batch = windows.batch(places)
     longest = -(-max(map(len, cut)) // size) * size
     batch["input_ids"] = batch["input_ids"][:, :longest]

@@ -57,7 +57,7 @@ def window_offsets(length: int, window: int, stride: int) -> list[int]:
     return [i * stride for i in range(1 + -(-extra // stride))]
 
 
-class Place(NamedTuple):
+class WindowSpec(NamedTuple):
     """A window of a document."""
 
     document: int
@@ -85,20 +85,20 @@ class Windows:
         """Where the windows of a document of ``length`` tokens begin."""
         return window_offsets(length, self.window, self.stride)
 
-    def batch(self, places: Sequence[Place | None]) -> Batch:
-        """A batch as the head of :mod:`datamodules.documents` describes it; a row of None is all padding."""
-        rows = [self._row(place) for place in places]
+    def batch(self, specs: Sequence[WindowSpec | None]) -> Batch:
+        """The windows of all rows as one :class:`WindowBatch`; a row of None is all padding."""
+        rows = [self._row(spec) for spec in specs]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, place: Place | None) -> Batch:
+    def _row(self, spec: WindowSpec | None) -> Batch:
         ids = torch.full((self.window,), self.pad, dtype=torch.long)
         labels = torch.full((self.window,), -100, dtype=torch.long)
-        document, offset, tokens = place or Place(-1, 0, np.zeros(0, np.int64))
+        document, offset, tokens = spec or WindowSpec(-1, 0, np.zeros(0, np.int64))
         length = len(tokens)
         overlap = 0 if offset == 0 else self.window - self.stride
         ids[:length] = torch.from_numpy(tokens.astype(np.int64))
         labels[overlap:length] = ids[overlap:length]
         labels[0] = -100  # nothing in the window to predict it from
-        facts = {"length": length, "document_start": place is not None and offset == 0}
+        facts = {"length": length, "document_start": spec is not None and offset == 0}
         facts |= {"document_id": document, "offset": offset, "overlap": overlap}
         return {"input_ids": ids, "labels": labels} | {k: torch.tensor(v) for k, v in facts.items()}

@@ -202,7 +202,7 @@ def test_training_memory_holds_its_own_document_only(options: list[str]) -> None
     cli.datamodule.setup("fit")
     callback = next(c for c in cli.trainer.callbacks if isinstance(c, MemoryBankCallback))
     callback.setup(cli.trainer, cli.model, "fit")
-    stream = cli.datamodule._streams["train"]
+    stream = cli.datamodule.streams["train"]
     for i, batch in enumerate(stream):
         callback.retrieve("train", batch, cli.model)
         outputs = cli.model.model(batch["input_ids"])

@@ -18,7 +18,8 @@ import pytest
 from datamodules import PG19, BookCorpus, LocalText, ProofPile, WikiText103
 from datamodules.documents import DocumentDataModule
 from datamodules.files import find_files
-from datamodules.token_cache import Document, TokenCache
+from datamodules.records import Document
+from datamodules.token_cache import TokenCache
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import cache_dir
@@ -33,7 +34,7 @@ def text(words: int, seed: int = 0) -> str:
 
 def documents(data: DocumentDataModule, path: Path) -> list[Document]:
     """All documents behind a path; any of them can be the first that is read."""
-    shards = find_files(str(path), data.extensions, data.columns, 0)
+    shards = find_files(str(path), data.settings.extensions, data.columns, 0)
     found = []
     for index in range(len(shards)):
         here = list(data.documents(shards, index))

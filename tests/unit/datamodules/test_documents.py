@@ -18,10 +18,10 @@ from datamodules import LocalText
 from datamodules import cached as cached_module
 from datamodules import streaming as streaming_module
 from datamodules.cached import CachedStream
-from datamodules.shuffle import Corpus as StreamCorpus
+from datamodules.records import Document
+from datamodules.shuffle import SplitDocuments
 from datamodules.splits import by_hash, by_name
 from datamodules.streaming import LiveStream
-from datamodules.token_cache import Document, TokenCache
 from lightning_memlong.errors import UserError
 from lightning_memlong.text import Batch, Windows, window_offsets
 
@@ -41,14 +41,16 @@ def tokens_of(document: int, length: int) -> np.ndarray:
     return 1000 * document + np.arange(length)
 
 
-class Memory(TokenCache):
-    """A cache that is not on disk."""
+class InMemory:
+    """Documents as tokens, not on disk."""
+
+    name = "numbers"
 
     def __init__(self, lengths: list[int]) -> None:
-        self.name = "corpus"
         self.lengths, self.ids = lengths, [str(i) for i in range(len(lengths))]
-        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._tokens = np.concatenate([tokens_of(i, n) for i, n in enumerate(lengths)]).astype(np.int32)
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        return tokens_of(document, self.lengths[document]).astype(np.int32)[start:stop]
 
 
 def windows(window: int, stride: int, rows: int) -> Windows:
@@ -56,7 +58,7 @@ def windows(window: int, stride: int, rows: int) -> Windows:
 
 
 def cached(lengths: list[int], window: int, stride: int, rows: int, seed: int | None = 0, workers: int = 0) -> Stream:
-    return CachedStream(Memory(lengths), range(len(lengths)), windows(window, stride, rows), seed, workers)
+    return CachedStream(InMemory(lengths), range(len(lengths)), windows(window, stride, rows), seed, workers)
 
 
 def live(
@@ -79,9 +81,9 @@ def live(
                 text = " ".join(map(str, tokens_of(document, lengths[document])))
                 yield Document(str(document), text, (shard, row))
 
-    corpus = StreamCorpus("numbers", tuple(map(str, range(len(shards)))), read, "digest")
+    source = SplitDocuments("numbers", tuple(map(str, range(len(shards)))), read, "digest")
     return LiveStream(
-        corpus, Numbers(), windows(window, stride, rows), seed, buffer, workers, shortest, None, never_bad
+        source, Numbers(), windows(window, stride, rows), seed, buffer, workers, shortest, None, never_bad
     )  # type: ignore[arg-type]
 
 
@@ -280,7 +282,7 @@ def local(folder: Path, backbone: Path, **settings: object) -> LocalText:
 def test_splits_are_disjoint_stable_and_whole(text_folder: Path, tiny_backbone: Path) -> None:
     data = local(text_folder, tiny_backbone, validation_fraction=0.2)
     data.setup("fit")
-    parts = {k: {data.document_name(k, i) for i in v.documents} for k, v in data._streams.items()}  # type: ignore[union-attr]
+    parts = {k: {data.document_name(k, i) for i in v.documents} for k, v in data.streams.items()}  # type: ignore[union-attr]
     assert parts.keys() == {"train", "validation", "test"} and all(parts.values())
     assert set.union(*parts.values()) == {f.name for f in text_folder.iterdir()} and sum(map(len, parts.values())) == 24
     kept = sorted(parts["train"] | {"new.txt"})
@@ -296,7 +298,7 @@ def test_folders_named_like_splits_are_the_splits(tmp_path: Path, tiny_backbone:
         (tmp_path / name).write_text("kan los mith nex " * 60)
     data = local(tmp_path, tiny_backbone)
     data.setup("fit")
-    assert {k: [data.document_name(k, i) for i in s.documents] for k, s in data._streams.items()} == {  # type: ignore[union-attr]
+    assert {k: [data.document_name(k, i) for i in s.documents] for k, s in data.streams.items()} == {  # type: ignore[union-attr]
         "train": ["train/a.txt", "train/b.md"],
         "validation": ["validation/c.tex"],
     }
@@ -304,7 +306,7 @@ def test_folders_named_like_splits_are_the_splits(tmp_path: Path, tiny_backbone:
         data.setup("test")
     renamed = local(tmp_path, tiny_backbone, test_split="validation")
     renamed.setup("test")
-    assert [renamed.document_name("test", i) for i in renamed._streams["test"].documents] == ["validation/c.tex"]  # type: ignore[union-attr]
+    assert [renamed.document_name("test", i) for i in renamed.streams["test"].documents] == ["validation/c.tex"]  # type: ignore[union-attr]
 
 
 def test_one_document_can_be_evaluated_but_not_split(tmp_path: Path, tiny_backbone: Path) -> None:
@@ -312,7 +314,7 @@ def test_one_document_can_be_evaluated_but_not_split(tmp_path: Path, tiny_backbo
     book.write_text("kan los mith nex " * 60)
     data = local(book, tiny_backbone)
     data.setup("validate")
-    assert len(data._streams["validation"].documents) == 1
+    assert len(data.streams["validation"].documents) == 1
     with pytest.raises(UserError, match="data.split"):
         local(book, tiny_backbone).setup("fit")
     with pytest.raises(UserError, match="data.split='all'"):
@@ -325,10 +327,10 @@ def test_short_documents_are_left_out_and_counted(
     data = local(text_folder, tiny_backbone, min_document_tokens=500)
     data.setup("fit")
     told = re.search(r"(\d+) shorter than 500 tokens left out", capsys.readouterr().out)
-    assert told and 0 < int(told[1]) < 24 and sum(len(s.documents) for s in data._streams.values()) == 24 - int(told[1])  # type: ignore[union-attr]
+    assert told and 0 < int(told[1]) < 24 and sum(len(s.documents) for s in data.streams.values()) == 24 - int(told[1])  # type: ignore[union-attr]
     capped = local(text_folder, tiny_backbone, max_document_tokens=100)
     capped.setup("fit")
-    stream = capped._streams["train"]
+    stream = capped.streams["train"]
     assert len(stream) == 2 * len(stream.documents) and sum(int(b["length"]) for b in stream) == 100 * len(
         stream.documents
     )

@@ -12,8 +12,8 @@ import zstandard
 
 from datamodules import network
 from datamodules.files import find_files
-from datamodules.hub import Hub, hub_shards
-from datamodules.records import Columns, Row
+from datamodules.hub import Hub, file_versions, hub_shards
+from datamodules.records import Columns, Record
 from datamodules.sources import FileShard
 from lightning_memlong.errors import UserError
 from tests.server import Server
@@ -42,25 +42,25 @@ def write(file: Path, texts: list[str] = TEXTS, column: str = "text") -> Path:
     return file
 
 
-def rows(url: object, start: int = 0, columns: Columns = COLUMNS, retries: int = 3, **more: bool) -> list[Row]:
+def rows(url: object, start: int = 0, columns: Columns = COLUMNS, retries: int = 3, **more: bool) -> list[Record]:
     return list(FileShard("name", str(url), columns, retries).rows(start, **more))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_rows_from_any_one_on(name: str, tmp_path: Path, server: Server) -> None:
     file = write(tmp_path / name)
-    expected = [Row(i, text, text[:1]) for i, text in enumerate(TEXTS)]
+    expected = [Record(i, text, text[:1]) for i, text in enumerate(TEXTS)]
     for place in (file, server.serve(tmp_path) + f"/{name}"):
         for start in (0, 1, 20, 49, 50):
             assert rows(place, start) == expected[start:]
-    assert rows(file, columns=Columns("title"))[3] == Row(3, "3")
+    assert rows(file, columns=Columns("title"))[3] == Record(3, "3")
 
 
 def test_plain_text_is_one_row_or_lines(tmp_path: Path) -> None:
     for name, pack in (("a.txt", bytes), ("a.txt.gz", gzip.compress), ("b", bytes)):
         (tmp_path / name).write_bytes(pack("á\n\nb\nc".encode()))
-        assert rows(tmp_path / name) == [Row(0, "á\n\nb\nc")] and rows(tmp_path / name, 1) == []
-        assert rows(tmp_path / name, 1, by_line=True) == [Row(1, "\n"), Row(2, "b\n"), Row(3, "c")]
+        assert rows(tmp_path / name) == [Record(0, "á\n\nb\nc")] and rows(tmp_path / name, 1) == []
+        assert rows(tmp_path / name, 1, by_line=True) == [Record(1, "\n"), Record(2, "b\n"), Record(3, "c")]
 
 
 def test_a_row_that_cannot_be_read_is_told_and_the_next_one_is_read(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_row_that_cannot_be_read_is_told_and_the_next_one_is_read(tmp_path: Pa
     binary = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff\xfe"], pa.binary()).buffers())
     pq.write_table(pa.table({"text": binary}), tmp_path / "a.parquet")
     good_row, bad_row = rows(tmp_path / "a.parquet")
-    assert good_row == Row(0, "ok") and bad_row.problem is not None and "UTF-8" in bad_row.problem
+    assert good_row == Record(0, "ok") and bad_row.problem is not None and "UTF-8" in bad_row.problem
     (tmp_path / "a.txt").write_bytes(b"fine\nb\xffd\na\x00b\n")
     assert [bool(r.problem) for r in rows(tmp_path / "a.txt", by_line=True)] == [False, True, True]
 
@@ -201,6 +201,22 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path) -> None:
     assert before == hub_shards(hub, "x/train", splits["train"], COLUMNS, 0)[0].identity(True)
     os.utime(tmp_path / "data" / "train-00000-of-00002.parquet", (1, 1))
     assert before != hub_shards(hub, "x/train", splits["train"], COLUMNS, 0)[0].identity(True)
+
+
+def test_datasets_still_tells_versions_of_files_apart(tmp_path: Path) -> None:
+    """``file_versions`` reads ``builder.config.data_files[split].origin_metadata``, which is not documented."""
+    from datasets import load_dataset_builder
+
+    for split in ("train", "test"):
+        write(tmp_path / "data" / f"{split}.parquet")
+    first, again = (file_versions(load_dataset_builder(str(tmp_path))) for _ in range(2))
+    assert first == again and set(first) == {"train", "test"}
+    for split, (files, versions) in first.items():
+        assert [Path(file).name for file in files] == [f"{split}.parquet"]
+        assert len(versions) == 1 and repr(versions) != repr([()]), "something is known of each file"
+    os.utime(tmp_path / "data" / "train.parquet", (1, 1))
+    changed = file_versions(load_dataset_builder(str(tmp_path)))
+    assert changed["train"] != first["train"] and changed["test"] == first["test"]
 
 
 def test_a_hub_data_set_with_a_script_is_refused_and_its_files_can_be_read(tmp_path: Path) -> None:
