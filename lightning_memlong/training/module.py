@@ -17,7 +17,7 @@ from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import CHECKPOINT_FORMAT, MemLongOutput, check_checkpoint, recognise_backbone
-from lightning_memlong.text import ON_DEVICE, Batch
+from lightning_memlong.text import Batch
 from lightning_memlong.training.resume import keep_recipe
 from lightning_memlong.training.schedule import LinearWarmup
 
@@ -86,11 +86,6 @@ class MemLongModule(L.LightningModule):
             fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
         self._sharded = True
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move what the network reads; facts of a window stay on the host, where they are used."""
-        moved = {name: batch[name].to(device, non_blocking=True) for name in ON_DEVICE if name in batch}
-        return {**batch, **moved}
 
     def forward(self, batch: Batch) -> MemLongOutput:
         """Read one window, with the memory found in the batch, if any."""
