@@ -70,6 +70,11 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
 
     name = Corpus.name  # and not Lightning's
 
+    _source: Source | None = None
+    _tokenizer: Any = None
+    _resume: dict[str, Any] | None = None
+    _resumed: dict[str, Any] | None = None
+
     def __init__(
         self,
         tokenizer: str = "smollm2-135m",
@@ -113,10 +118,6 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             self.columns = replace(self.columns, text=text_column)
         self.streams: dict[str, Stream] = {}
         """Of each split that was opened, its batches."""
-        self._source: Source | None = None
-        self._tokenizer: Any = None
-        self._resume: dict[str, Any] | None = None
-        self._resumed: dict[str, Any] | None = None
 
     # ---- options that others ask for ----------------------------------------------------------------------
 

@@ -256,16 +256,16 @@ class ModelConfig:
     retrieval_layers: list[LayerIndex] | None = None
     """Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above it, without
     sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25."""
-    source: Source = "per_layer"
+    source: str = "per_layer"
     """per_layer: each retrieval layer stores and reads its own keys and values; single: those of the memory layer are
     read by all (the paper)."""
-    fusion: Fusion = "joint"
+    fusion: str = "joint"
     """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
-    position: Position = "sequential"
+    position: str = "sequential"
     """sequential: retrieved tokens have running positions; zero: all at position 0 (the paper)."""
     gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
     """Recompute layers in the backward pass instead of keeping their activations."""
-    attention: AttentionBackend = "auto"
+    attention: str = "auto"
     """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
     CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA)."""
 

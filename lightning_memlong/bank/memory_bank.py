@@ -62,6 +62,11 @@ class MemoryBank(BankView):
         """Element type of stored K/V; None: that of the first insertion."""
         return self._store.dtype
 
+    @property
+    def storage(self) -> Where:
+        """Where K/V live."""
+        return self._store.where
+
     def grow(self, capacity: int) -> None:
         """Make room for ``capacity`` [tokens] in each row; entries stay as they are. A smaller one changes nothing.
 

@@ -43,7 +43,7 @@ def test_an_override_reaches_everything_derived_from_it(options: list[str], tmp_
         schedule.optimizer.step()
         schedule.step()
     assert schedule.get_last_lr() == [0.0], "the schedule ends where training ends"
-    assert data.tokenizer_name == cli.model.backbone_name
+    assert data.settings.tokenizer == cli.model.backbone_name
 
 
 def test_a_second_file_reaches_everything_too(options: list[str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
 from lightning_memlong.cli.chat import main as chat
 from lightning_memlong.cli.main import main
-from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
+from lightning_memlong.config import MemoryConfig, ModelConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.sweep.command import main as sweep
 from lightning_memlong.training import MemLongModule
 from tests.integration.helpers import ROOT, tiny, without_capacity
@@ -100,8 +100,8 @@ def test_the_default_file_names_every_option_of_ours() -> None:
     }
     for name, (settings, given) in fields.items():
         assert set(settings.__dataclass_fields__) == set(given), name
-    model = set(inspect.signature(MemLongModule.__init__).parameters) - {"self"}
-    assert model == set(config["model"])
+    model = set(inspect.signature(MemLongModule.__init__).parameters) - {"self", "settings"}
+    assert model | set(ModelConfig.__dataclass_fields__) == set(config["model"])
     base, local = (set(inspect.signature(c.__init__).parameters) for c in (DocumentDataModule, LocalText))
     linked = {"self", "kwargs", "tokenizer", "chunk_size", "seed"}
     assert (base | local) - linked == set(config["data"]["init_args"])

@@ -14,7 +14,7 @@ from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
 from lightning_memlong.backbone import layer_index
 from lightning_memlong.cli import main
-from lightning_memlong.config import DEFAULT_MEMORY_LAYER, MemoryConfig, flat
+from lightning_memlong.config import DEFAULT_MEMORY_LAYER, MemoryConfig, ModelConfig, flat
 from lightning_memlong.training import MemLongModule
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def defaults_of(*callables: Any) -> dict[str, Any]:
 
 def in_code() -> dict[str, Any]:
     """Every default of the three groups with its dotted key; the recipe of training aside."""
-    model = defaults_of(MemLongModule)
+    model = defaults_of(MemLongModule) | asdict(ModelConfig())
     model["tuning"] = asdict(model["tuning"])
     data = {k: v for k, v in defaults_of(DocumentDataModule, LocalText).items() if k not in LINKED}
     return flat({"model": model, "memory": asdict(MemoryConfig()), "data": data})
