@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_memlong.bank.file import load_bank, require_same, save_bank
-from lightning_memlong.bank.state import restore, state_of
+from lightning_memlong.bank.state import restore
 from lightning_memlong.bank.storage import Where
 from lightning_memlong.bank.store import BankStore
 from lightning_memlong.bank.view import BankView
@@ -87,14 +87,6 @@ class MemoryBank(BankView):
         return BankView(self._store.with_rows(rows), self._numbers)
 
     # ---- states and files ---------------------------------------------------------------------------------
-
-    def state_dict(self, keys_values: bool = True) -> dict[str, Any]:
-        """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU.
-
-        Args:
-            keys_values: False leaves keys and values out; :meth:`overwrite` puts them back after loading.
-        """
-        return state_of(self._store, keys_values)
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over a saved state exactly; keys and values go to ``device``, or where ``storage`` says.

@@ -1,6 +1,6 @@
 """A bank's state as plain tensors and values, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,19 +14,24 @@ SIZES = {"rows": "data.batch_size", "capacity": "memory.capacity", "chunk_size":
 """What must agree, and how it is set."""
 
 
-def _sizes(store: BankStore) -> dict[str, int]:
-    return {"rows": len(store.rows), "capacity": store.capacity, "chunk_size": store.chunk_size}
+def _sizes(store: BankStore, rows: int) -> dict[str, int]:
+    return {"rows": rows, "capacity": store.capacity, "chunk_size": store.chunk_size}
 
 
-def state_of(store: BankStore, keys_values: bool) -> dict[str, Any]:
-    """See :meth:`MemoryBank.state_dict`. Names in it are those of files and checkpoints, and stay."""
+def state_of(store: BankStore, numbers: Sequence[int], keys_values: bool) -> dict[str, Any]:
+    """See :meth:`BankView.state_dict`; of the rows ``numbers``. Names are those of files and checkpoints, and stay."""
     storage = store.storage
-    state: dict[str, Any] = {**_sizes(store), "insertions": store.insertions, "evictions": store.evictions}
+    state: dict[str, Any] = {
+        **_sizes(store, len(numbers)),
+        "insertions": store.insertions,
+        "evictions": store.evictions,
+    }
     state["keeps_everything"] = store.keeps_everything
     state |= {"one_layer": store.one_layer, "dtype": str(storage.given if storage else None)}
     state["shape"] = list(storage.keys.shape) if storage else None
     state["ledgers"] = []
-    for number, row in enumerate(store.rows if storage else ()):
+    for number in numbers if storage else ():
+        row = store.rows[number]
         facts = {k: v.clone() for k, v in vars(row.entries).items() if k != "slots"}
         if keys_values and storage is not None:
             facts |= storage.take(number * store.slots + row.entries.slots)
@@ -43,7 +48,7 @@ def restore(store: BankStore, state: Mapping[str, Any], device: torch.device | s
         UserError: If the state belongs to a bank of other sizes or another element type.
     """
     fix = "go on with that value, or start a new run"
-    for name, value in _sizes(store).items():
+    for name, value in _sizes(store, len(store.rows)).items():
         allowed = f"{state[name]}, which the saved bank was made with"
         require(state[name] == value, SIZES[name], value, allowed, fix)
     new = store.emptied()

@@ -5,6 +5,7 @@ L stored layers, H key/value heads, D head size, E embedding size.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 from lightning_memlong.bank.checks import check_embedding_size
 from lightning_memlong.bank.retrieved import PendingRetrieved, Retrieved
 from lightning_memlong.bank.row import BankRow, Entries
+from lightning_memlong.bank.state import state_of
 from lightning_memlong.bank.store import BankStore
 
 
@@ -247,6 +249,14 @@ class BankView:
     def ends(self) -> Tensor:
         """(R,) place in its document up to which each row was stored [tokens]."""
         return torch.tensor([row.end for row in self._rows])
+
+    def state_dict(self, keys_values: bool = True) -> dict[str, Any]:
+        """Everything needed to go on exactly: tensors trimmed to what is filled, on the CPU.
+
+        Args:
+            keys_values: False leaves keys and values out; :meth:`overwrite` puts them back after loading.
+        """
+        return state_of(self._store, self._numbers, keys_values)
 
     def stats(self) -> dict[str, float]:
         """Totals over rows: entries, tokens, fill (share of capacity), insertions, evictions, never_retrieved."""
