@@ -194,7 +194,11 @@ class Conversation:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering))
 
     def _unread_text(self, whole: str, prompt: Sequence[Mapping[str, str]]) -> str:
-        """What of all messages the context has not read: the end of the last answer, and the new ones."""
+        """What of all messages the context has not read: the end of the last answer, and the new ones.
+
+        Compared as text: tokens of what was said are not those the template makes of it, since an answer is kept as it
+        was written, token by token.
+        """
         if not self._messages:
             return whole
         before, answer = (

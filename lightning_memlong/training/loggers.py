@@ -44,7 +44,10 @@ class MetricsCSV(CSVLogger):
 
 
 class _KeptRows(ExperimentWriter):
-    """Goes on with a file that is there, where Lightning's deletes it."""
+    """Goes on with a file that is there, where Lightning's deletes it; needs its ``_check_log_dir_exists`` and ``_fs``.
+
+    Everything else of its writer (columns that come later, file systems that are not local) stays in use.
+    """
 
     def _check_log_dir_exists(self) -> None:
         self._found: list[dict[str, str]] = []

@@ -7,6 +7,9 @@ from torch.optim.lr_scheduler import LambdaLR
 class LinearWarmup(LambdaLR):
     """Rises linearly over ``warmup_steps``, then falls linearly to zero at ``total_steps`` (paper, section 3).
 
+    A class of its own, since the command line makes schedules from classes, transformers' is a function
+    (``get_linear_schedule_with_warmup``) without a rate that stays at the top, and its first step has a rate of zero.
+
     Args:
         optimizer: Set by the framework.
         warmup_steps: Steps of the rise [optimiser steps].
