@@ -98,7 +98,7 @@ class Tuning:
     def merged_weights(self) -> dict[str, Tensor]:
         """The backbone's weights under its own names, adapters added in; the backbone itself is not touched.
 
-        peft's ``merge_adapter`` and ``unmerge_adapter`` change the weights in place and bring them back only to rounding.
+        peft's ``merge_adapter`` and ``unmerge_adapter`` change the weights in place, and back only to rounding.
         """
         weights = self.backbone.state_dict()
         for name, module in self.backbone.named_modules():
