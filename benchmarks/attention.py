@@ -20,7 +20,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E4
 
 from benchmarks.paired import paired  # noqa: E402
 from lightning_memlong.attention import retrieval_causal_attention  # noqa: E402
-from lightning_memlong.carried import CarriedMemory, register_attention  # noqa: E402
+from lightning_memlong.model import ForwardContext
+from lightning_memlong.model.attention_interface import register_attention  # noqa: E402
 
 TOKENS = MEMORY = 1024
 SHAPES = {  # name -> hidden size, heads, key/value heads, head size, inner size
@@ -46,7 +47,7 @@ def layers(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> dict[str,
         return model.model.rotary_emb(states, torch.arange(start, start + TOKENS, device=device)[None])
 
     def with_memory() -> Tensor:
-        carried = CarriedMemory(memory={0: (keys, values)}, capture=frozenset({0}))
+        carried = ForwardContext(memory_kv={0: (keys, values)}, capture_layers=frozenset({0}))
         return models[0].model.layers[0](states, position_embeddings=tables(models[0], 0), memory=carried)
 
     seen = torch.ones(TOKENS, MEMORY + TOKENS, dtype=torch.bool, device=device).tril(MEMORY)[None, None]

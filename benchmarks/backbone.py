@@ -17,8 +17,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.paired import paired  # noqa: E402
-from lightning_memlong.backbones import load_backbone  # noqa: E402
-from lightning_memlong.model import MemLong  # noqa: E402
+from lightning_memlong.backbone import load_backbone  # noqa: E402
+from lightning_memlong.memlong import MemLong  # noqa: E402
 
 TOKENS = 1024
 

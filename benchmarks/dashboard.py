@@ -13,8 +13,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lightning_memlong.cli import MemLongCLI  # noqa: E402
-from lightning_memlong.profiler import StepProfiler  # noqa: E402
+from lightning_memlong.cli.main import MemLongCLI  # noqa: E402
+from lightning_memlong.training.profiler import StepProfiler  # noqa: E402
 
 STEPS = 30
 

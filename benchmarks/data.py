@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a che
 
 from benchmarks.training import Training  # noqa: E402
 from datamodules import LocalText  # noqa: E402
-from lightning_memlong.backbones import load_tokenizer  # noqa: E402
+from lightning_memlong.backbone import load_tokenizer  # noqa: E402
 
 
 def train_seconds(steps: int) -> float:

@@ -68,7 +68,7 @@ def measure(way: str, file: str, length: int, window: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
 
     from lightning_memlong import MemLong
-    from lightning_memlong.backbones import load_tokenizer, resolve_backbone
+    from lightning_memlong.backbone import load_tokenizer, resolve_backbone
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer("smollm2-135m")

@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from benchmarks.paired import now  # noqa: E402
 from callbacks.throughput import peak_memory_gb  # noqa: E402
 from lightning_memlong.bank import MemoryBank  # noqa: E402
-from lightning_memlong.config import TuningConfig  # noqa: E402
-from lightning_memlong.model import MemLong  # noqa: E402
+from lightning_memlong.config import ModelConfig, TuningConfig  # noqa: E402
+from lightning_memlong.memlong import MemLong  # noqa: E402
 
 SHAPES = {  # hidden size, layers, heads, head size, inner size, vocabulary, memory layer, retrieval layers
     "openllama-3b": (3200, 26, 32, 100, 8640, 32000, 13, [13, 17, 21, 25]),
@@ -35,14 +35,15 @@ WINDOW, CHUNK, TOP_K, EMBEDDING = 1024, 128, 8, 1024
 def build(shape: str, device: str) -> MemLong:
     """The paper's form: one stored layer, gates, LoRA, checkpointing; weights in bfloat16 on a GPU."""
     hidden, layers, heads, size, inner, vocabulary, memory_layer, retrieval_layers = SHAPES[shape]
-    config = LlamaConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, head_dim=size,
-                         intermediate_size=inner, vocab_size=vocabulary, max_position_embeddings=2048)  # fmt: skip
+    llama = LlamaConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, head_dim=size,
+                        intermediate_size=inner, vocab_size=vocabulary, max_position_embeddings=2048)  # fmt: skip
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    config.dtype = dtype
+    llama.dtype = dtype
     with torch.device(device):
-        backbone = LlamaForCausalLM(config).to(dtype)
+        backbone = LlamaForCausalLM(llama).to(dtype)
     tuning = TuningConfig(mode="lora")
-    model = MemLong(backbone, memory_layer, retrieval_layers, "single", "gated", "zero", tuning, True)
+    config = ModelConfig(memory_layer, retrieval_layers, "single", "gated", "zero", gradient_checkpointing=True)
+    model = MemLong(backbone, config, tuning=tuning)
     return model.to(device).train()
 
 

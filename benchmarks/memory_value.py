@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a che
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from lightning_memlong.cli import MemLongCLI  # noqa: E402
+from lightning_memlong.cli.main import MemLongCLI  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = ROOT / "conf" / "ablations"

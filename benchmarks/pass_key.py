@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a checkout that is not installed
 
-from datamodules.planting import Probe, filler_tokens, plant  # noqa: E402
 from lightning_memlong import MemLong  # noqa: E402
-from lightning_memlong.conversation import Conversation  # noqa: E402
+from lightning_memlong.generation import Conversation  # noqa: E402
+from lightning_memlong.text.planting import Probe, filler_tokens, plant  # noqa: E402
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -25,7 +25,9 @@ def ask(model: MemLong, probe: Probe, conversation: Conversation, beginning: lis
     tokenizer = model.retrieval.tokenizer
     asked, told = probe.tokens[probe.question : probe.answer].tolist(), probe.tokens[probe.answer :].tolist()
     prompt = [*beginning, *asked]
-    found = conversation.go_on(prompt, tokenizer.decode(asked), max_new_tokens=len(told), min_new_tokens=len(told))
+    found = conversation.generate_from_tokens(
+        prompt, tokenizer.decode(asked), max_new_tokens=len(told), min_new_tokens=len(told)
+    )
     written = found[0, -len(told) :].tolist()
     hit = any(p.start < probe.planted[1] and p.end > probe.planted[0] for p in conversation.passages)
     conversation.close()
@@ -51,10 +53,10 @@ def main() -> None:
         probes = [plant("pass_key", options.length, d, sample, filler, tokenizer, "--length") for d in DEPTHS]
         bank = model.read_tokens([p.tokens[: p.question] for p in probes], window=options.window)
         for row, (depth, probe) in enumerate(zip(DEPTHS, probes, strict=True)):
-            text, ok, hit = ask(model, probe, Conversation(model, bank, row, options.window), [])
+            text, ok, hit = ask(model, probe, Conversation(model.long_context, bank, row, options.window), [])
             room = options.window - 64
             end = probe.tokens[max(0, probe.question - room) : probe.question].tolist()
-            without, well, _ = ask(model, probe, Conversation(model, None, 0, options.window), end)
+            without, well, _ = ask(model, probe, Conversation(model.long_context, None, 0, options.window), end)
             key = tokenizer.decode(probe.tokens[probe.answer :])
             told = f"retrieved: {hit}, answer {text!r}, without memory {without!r}"
             print(f"{depth:>5.0%} key {key!r}: {told}", flush=True)

@@ -17,8 +17,8 @@ import torch  # noqa: E402
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from lightning_memlong.backbones import load_backbone, load_tokenizer  # noqa: E402
-from lightning_memlong.model import MemLong  # noqa: E402
+from lightning_memlong.backbone import load_backbone, load_tokenizer  # noqa: E402
+from lightning_memlong.memlong import MemLong  # noqa: E402
 
 TOKENS, SCORED = 8192, 512
 

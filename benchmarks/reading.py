@@ -23,8 +23,8 @@ import torch  # noqa: E402
 from benchmarks.paired import now, paired  # noqa: E402
 from lightning_memlong import MemLong  # noqa: E402
 from lightning_memlong.bank import MemoryBank  # noqa: E402
+from lightning_memlong.generation import Span, read_windows  # noqa: E402
 from lightning_memlong.progress import token_bar  # noqa: E402
-from lightning_memlong.reading import Stretch, read_windows  # noqa: E402
 
 EARLY, QUESTION = 10_240, "Who was on board of the ship, and what became of them?"
 
@@ -38,7 +38,7 @@ def tokens_of(files: list[str], count: int, model: MemLong) -> np.ndarray:
     """The first so many tokens of files, one after the other."""
     found: list[int] = []
     for file in files:
-        found += model.tokenise(Path(file).read_text()).tolist()
+        found += model.long_context.tokenise(Path(file).read_text()).tolist()
         if len(found) >= count:
             break
     return np.asarray(found[:count])
@@ -49,7 +49,7 @@ def read(model: MemLong, bank: MemoryBank, tokens: np.ndarray, window: int) -> l
     steps, begin = [], now()
     with token_bar() as bar:
         bar.begin(len(tokens), "reading")
-        for count in read_windows(model, model.retrieval, bank, [Stretch(tokens)], window):
+        for count in read_windows(model, model.retrieval, bank, [Span(tokens)], window):
             steps.append((count, now() - begin))
             begin = now()
             bar.advance(count)

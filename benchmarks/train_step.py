@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs from a che
 from benchmarks.paired import now  # noqa: E402
 from benchmarks.training import Training  # noqa: E402
 from callbacks.throughput import peak_memory_gb  # noqa: E402
-from lightning_memlong import bank as bank_module  # noqa: E402
+from lightning_memlong.bank import memory_bank as bank_module  # noqa: E402
 
 PARTS = ("retriever", "search", "gather", "insert")
 

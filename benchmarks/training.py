@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.paired import now
-from lightning_memlong.cli import MemLongCLI
+from lightning_memlong.cli.main import MemLongCLI
 
 CONFIG = str(Path(__file__).parents[1] / "conf" / "memlong.yaml")
 

@@ -5,6 +5,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.lightning_private import last_saved_step, save_last
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt`` up to date: every so many steps and, unlike Lightning's own, at the end of training.
@@ -20,5 +22,5 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save the final weights, unless the last step was saved already."""
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if last_saved_step(self) != trainer.global_step:
+            save_last(self, trainer)

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.figures import draw_heads
 from callbacks.memory_bank import memory_callback
+from callbacks.retrieval_statistics import RetrievalStatistics
 from callbacks.validation_record import ValidationRecord
 from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import require
-from lightning_memlong.evaluation.figures import draw_heads
-from lightning_memlong.profiler import PARTS, StepProfiler
-from lightning_memlong.runs import tensorboard_writers
+from lightning_memlong.training.loggers import tensorboard_writers
+from lightning_memlong.training.profiler import PARTS, StepProfiler
 
 
 def _chart(*tags: str) -> list[Any]:
@@ -58,7 +59,7 @@ LAYOUT = {
 class Dashboard(L.Callback):
     """Writes what the memory does to TensorBoard: curves, histograms, a map and texts of each validation.
 
-    Milliseconds of a step's parts need ``trainer.profiler: lightning_memlong.profiler.StepProfiler``.
+    Milliseconds of a step's parts need ``trainer.profiler: lightning_memlong.training.profiler.StepProfiler``.
 
     Args:
         every_n_steps: Optimiser steps between two looks at the bank [steps].
@@ -74,9 +75,7 @@ class Dashboard(L.Callback):
 
     def _begin(self) -> None:
         self._evicted: list[Tensor] = []
-        self._overlaps: list[float] = []
-        self._hits: list[float] = []
-        self._before: dict[int, tuple[int, set[int]]] = {}  # row -> its document, and what it retrieved last
+        self._retrieval = RetrievalStatistics()
         self._windows = 0  # read since times were last taken
 
     # ---- training -----------------------------------------------------------------------------------------
@@ -99,8 +98,8 @@ class Dashboard(L.Callback):
         bank = _training_bank(trainer)
         if bank is not None:
             self._evicted += [dropped.counters for dropped in bank.evicted]
-            self._watch(batch)
-        if trainer.global_step % self.every_n_steps or not _ends_step(trainer):
+            self._retrieval.add(batch)
+        if trainer.global_step % self.every_n_steps or not _ends_step(trainer, batch_idx):
             return
         numbers = {f"cost/{part}_ms": spent for part, spent in _take(trainer, self._windows).items()}
         numbers |= self._numbers()
@@ -108,29 +107,10 @@ class Dashboard(L.Callback):
             logger.log_metrics(numbers, step=trainer.global_step - 1)
         for writer in _writers(trainer):
             self._histograms(writer, trainer.global_step - 1, bank, batch.get("memory"))
-        self._evicted, self._overlaps, self._hits, self._windows = [], [], [], 0
-
-    def _watch(self, batch: Mapping[str, Any]) -> None:
-        """Overlap with the window before, and whether what was planted was found."""
-        memory: Retrieved | None = batch.get("memory")
-        rows = len(batch["document_id"])
-        groups = 1 if memory is None else len(memory.positions) // rows
-        for row, document in enumerate(batch["document_id"].tolist()):
-            places = [] if memory is None else memory.positions[row * groups : (row + 1) * groups].flatten().tolist()
-            found = {place for place in places if place >= 0}
-            earlier, last = self._before.get(row, (document, set()))
-            if found and last and earlier == document:
-                self._overlaps.append(len(found & last) / len(found))
-            self._before[row] = (document, found)
-            start, stop = batch["planted"][row].tolist() if "planted" in batch else (-1, -1)
-            if start >= 0 and memory is not None:
-                self._hits.append(float(any(p < stop and start < p + memory.chunk_size for p in found)))
+        self._evicted, self._windows = [], 0
 
     def _numbers(self) -> dict[str, float]:
-        numbers = {}
-        for name, values in (("overlap", self._overlaps), ("hit_rate", self._hits)):
-            if values:
-                numbers[f"retrieval/{name}"] = sum(values) / len(values)
+        numbers = {f"retrieval/{name}": mean for name, mean in self._retrieval.take().items()}
         if self._evicted:
             counters = torch.cat(self._evicted)
             numbers["memory/evicted_retrievals"] = float(counters.mean())
@@ -152,7 +132,7 @@ class Dashboard(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Begin a record of this validation."""
-        self._record = ValidationRecord() if self.figures and _writers(trainer) and not pl_module._sharded else None
+        self._record = ValidationRecord() if self.figures and _writers(trainer) and not pl_module.sharded else None
 
     def on_validation_batch_end(
         self,
@@ -187,9 +167,9 @@ class Dashboard(L.Callback):
                 writer.add_text(name, text, step)
 
 
-def _ends_step(trainer: L.Trainer) -> bool:
+def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether the batch that was just read ended an optimiser step."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def _writers(trainer: L.Trainer) -> list[SummaryWriter]:

@@ -9,12 +9,11 @@ import lightning as L
 import torch
 
 from callbacks.memory_checks import check_memory
-from lightning_memlong.bank import MemoryBank, Retrieved
+from lightning_memlong.bank import MemoryBank, Retrieved, load_policy
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
-from lightning_memlong.eviction import load_policy
-from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retriever import Retriever, load_retriever
+from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever, load_selector
+from lightning_memlong.text import ON_DEVICE
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,9 @@ class MemoryBankCallback(L.Callback):
 
     def __init__(self, config: MemoryConfig | None = None, **settings: Any) -> None:
         self.config = config or MemoryConfig(**settings)
-        load_policy(self.config.policy, self.config.policy_args)  # an unknown policy is told before anything runs
+        # What is unknown is told before anything runs.
+        load_policy(self.config.policy, self.config.policy_args)
+        load_selector(self.config.selection)
         self.banks: dict[str, MemoryBank] = {}
         self._saved: Mapping[str, Any] | None = None
         self._retriever: Retriever | None = None
@@ -91,15 +92,15 @@ class MemoryBankCallback(L.Callback):
     @torch.no_grad()
     def _read_again(self, bank: MemoryBank, data: Any, pl_module: Any) -> None:
         """Compute the keys and values that a checkpoint left out, window by window as they were computed first."""
-        windows = data.begun()
+        windows = data.replay_windows()
         for row, read in enumerate(windows):
             for number, tokens in enumerate(read):
                 ids = torch.from_numpy(tokens.astype("int64"))[None].to(pl_module.device)
                 output = pl_module.model(ids)
-                fresh = 0 if number == 0 else data.window - data.stride
+                overlap = 0 if number == 0 else data.window - data.stride
                 start = number * data.stride
-                positions = torch.arange(start + fresh, start + data.window, self.config.chunk_size)
-                bank.rewrite(row, output.keys[0, :, fresh:], output.values[0, :, fresh:], positions)
+                positions = torch.arange(start + overlap, start + data.window, self.config.chunk_size)
+                bank.overwrite(row, output.keys[0, :, overlap:], output.values[0, :, overlap:], positions)
         log.info("Read %d windows again for the memory bank", sum(map(len, windows)))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -175,7 +176,11 @@ class MemoryBankCallback(L.Callback):
         bank = self.banks.get(stage)
         if bank is None:
             bank = self.banks[stage] = retrieval.new_bank(len(batch["input_ids"]))
-        bank.reset(batch["document_start"].cpu())
+        _keep_facts_here(batch)
+        bank.reset(batch["document_start"])
+        # Streams of one's own need not say these where windows are disjoint and in order.
+        batch.setdefault("offset", bank.ends())
+        batch.setdefault("overlap", torch.zeros_like(batch["offset"]))
         batch["memory"] = retrieval.retrieve(bank, batch)
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
@@ -199,10 +204,10 @@ class MemoryBankCallback(L.Callback):
         values = {k: stats[k] for k in ("fill", "insertions", "evictions", "never_retrieved")}
         if memory is not None:
             real = memory.positions >= 0
-            offset = batch["offset"].cpu().repeat_interleave(len(real) // len(batch["offset"]))
+            offset = batch["offset"].repeat_interleave(len(real) // len(batch["offset"]))
             distance = (offset[:, None] - memory.positions)[real]
             values["distance_tokens"] = float(distance.float().mean())
-            if self.config.selection == "similarity":
+            if not bool(memory.scores[real].isnan().any()):  # the controls have none
                 values["score"] = float(memory.scores[real].mean())
         self.log_dict({f"{group}/{k}": float(v) for k, v in values.items()}, batch_size=len(batch["input_ids"]))
 
@@ -217,6 +222,13 @@ class MemoryBankCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""
         self._saved = state_dict if "banks" in state_dict else None
+
+
+def _keep_facts_here(batch: dict[str, Any]) -> None:
+    """Bring facts of a window to the host, where they are used, if a DataModule of one's own has moved them."""
+    for name, value in batch.items():
+        if name not in ON_DEVICE and isinstance(value, torch.Tensor):
+            batch[name] = value.cpu()
 
 
 def memory_callback(trainer: L.Trainer) -> MemoryBankCallback | None:

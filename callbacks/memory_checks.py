@@ -27,7 +27,7 @@ def check_memory(config: MemoryConfig, data: Any, pl_module: Any, stage: str) ->
     window = getattr(data, "window", 0)
     allowed = f"at least data.window={window} tokens"
     require(config.capacity >= window, "memory.capacity", config.capacity, allowed, "raise it, or lower --data.window")
-    ok = config.save_keys_values or stage != "fit" or pl_module.model.source == "single"
+    ok = config.save_keys_values or stage != "fit" or pl_module.model.layout.source == "single"
     allowed = "true, or model.source single: other layers' keys and values belong to the weights of their time"
     require(ok, "memory.save_keys_values", config.save_keys_values, allowed, "leave it out")
     if config.policy == "none" and hasattr(data, "longest_document"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from callbacks.figures import draw_map
 from lightning_memlong.bank import Retrieved
-from lightning_memlong.evaluation.figures import draw_map
-from lightning_memlong.output import MemLongOutput
+from lightning_memlong.model import MemLongOutput
 
 TOKENS_SHOWN = 12
 """Of those that gained most."""
@@ -88,7 +89,7 @@ class ValidationRecord:
                 scores[place] = max(score, scores.get(place, score))
         chunks = [(p, s, text[p : p + self._size]) for p, s in sorted(scores.items(), key=lambda item: -item[1])]
         kept = {k: v for k, v in batch.items() if k != "memory"}  # the keys and values are not shown
-        sample = Sample(gain, kept, on, off, chunks)
+        sample = Sample(gain, kept, _without_kv(on), _without_kv(off), chunks)
         self._best, self._worst = sample if best else self._best, sample if worst else self._worst
 
     # ---- what is shown ------------------------------------------------------------------------------------
@@ -111,6 +112,13 @@ class ValidationRecord:
         if self._best is self._worst:
             found.pop("memory/window_that_lost_most")
         return {name: _markdown(sample, tokenizer) for name, sample in found.items() if sample is not None}
+
+
+def _without_kv(output: MemLongOutput) -> MemLongOutput:
+    """The output to keep; other observers may still ask the one that was given for keys and values."""
+    kept = copy(output)
+    kept.drop_kv()
+    return kept
 
 
 def _markdown(sample: Sample, tokenizer: Any) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from datamodules.documents import DocumentDataModule
 from datamodules.hub import Hub
-from datamodules.rows import Columns, Row, Shard
-from datamodules.token_cache import Document
+from datamodules.records import Columns, Document, Record, Shard
 from lightning_memlong.config import require
 
 LOOKED_AT = 1000
@@ -67,7 +66,7 @@ class BookCorpus(DocumentDataModule):
     def _groups(self, shard: Shard, start: int) -> Iterator["_Group"]:
         """Rows that belong together. Where a group begins depends on what follows only, so any can be read again."""
         group: _Group | None = None
-        lost: list[Row] = []  # rows that cannot be read, between two that say which book they are of
+        lost: list[Record] = []  # rows that cannot be read, between two that say which book they are of
         for row in shard.rows(start, by_line=True):
             if row.problem is not None and row.book is None and group is not None and group.book is not None:
                 lost.append(row)
@@ -90,7 +89,7 @@ class BookCorpus(DocumentDataModule):
             yield group
         yield from map(_Group, lost)
 
-    def _ends(self, group: "_Group", row: Row) -> bool:
+    def _ends(self, group: "_Group", row: Record) -> bool:
         if group.book is not None or row.book is not None:
             return row.book != group.book
         return row.problem is None and max(group.size, len(row.text)) >= self.run_characters
@@ -99,13 +98,13 @@ class BookCorpus(DocumentDataModule):
 class _Group:
     """Consecutive rows of one book, or of one run; a row that cannot be read spoils it."""
 
-    def __init__(self, first: Row, empty: bool = False) -> None:
+    def __init__(self, first: Record, empty: bool = False) -> None:
         self.first, self.book, self.lines, self.size, self.tail = first, first.book, list[str](), 0, False
         self.problem: str | None = None
         if not empty:
             self.add(first)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         if row.problem is not None:
             self.problem = self.problem or f"row {row.number + 1}: {row.problem}"
             return

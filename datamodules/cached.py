@@ -3,15 +3,28 @@
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.token_cache import TokenCache
-from datamodules.windows import Batch, Place, Windows, window_offsets
 from lightning_memlong.distributed import rank_and_world
+from lightning_memlong.text import Batch, Windows, WindowSpec, window_offsets
+
+
+class DocumentTokens(Protocol):
+    """Documents as tokens, such as a :class:`datamodules.token_cache.TokenCache`."""
+
+    name: str
+    """What tells one collection from another."""
+    ids: list[str]
+    """What documents are called."""
+    lengths: list[int]
+    """Of each [tokens]."""
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` to ``stop`` of a document, fewer at its end."""
 
 
 def plan_rows(lengths: Sequence[int], documents: Sequence[int], rows: int, window: int, stride: int) -> list[list[int]]:
@@ -42,7 +55,7 @@ class CachedStream(Dataset[Batch]):
 
     def __init__(
         self,
-        cache: TokenCache,
+        cache: DocumentTokens,
         documents: Sequence[int],
         windows: Windows,
         seed: int | None = None,
@@ -96,7 +109,7 @@ class CachedStream(Dataset[Batch]):
     def _offsets(self, document: int) -> list[int]:
         return self.windows.offsets(self.cache.lengths[document])
 
-    def begun(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
+    def replay_windows(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
         """Of each row, the windows that were read of the document it is in the middle of at a position."""
         number, rows = position["batch"], self._rows(position["epoch"])
         places = [row[number] if number < len(row) else (0, 0) for row in rows]
@@ -120,12 +133,12 @@ class CachedStream(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         """One batch of the epoch that was begun last."""
-        places = []
+        specs: list[WindowSpec | None] = []
         for row in self._steps:
             document, offset = row[number] if number < len(row) else (-1, 0)
             tokens = self.cache.tokens(document, offset, offset + self.windows.window) if document >= 0 else None
-            places.append(None if tokens is None else Place(document, offset, tokens))
-        return self.windows.batch(places)
+            specs.append(None if tokens is None else WindowSpec(document, offset, tokens))
+        return self.windows.batch(specs)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from ``first_batch`` on; each further iteration is the next epoch, from its beginning."""

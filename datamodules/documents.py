@@ -1,40 +1,37 @@
 """Document streams: every batch row reads one document from start to end, window by window.
 
 A batch is ``{"input_ids": (B, T), "labels": (B, T), "length": (B,), "document_start": (B,), "document_id": (B,),
-"offset": (B,), "fresh": (B,)}``. Row b continues row b of the batch before it until its document ends; a window
+"offset": (B,), "overlap": (B,)}``. Record b continues row b of the batch before it until its document ends; a window
 never holds two documents; the short last window of a document is padded on the right and masked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 
 from datamodules import splits
-from datamodules.cached import CachedStream
+from datamodules.corpus import Corpus
 from datamodules.hub import Hub
-from datamodules.locate import locate
-from datamodules.opening import Stream, is_bad, open_split
-from datamodules.rows import Columns, Row, Shard
+from datamodules.open_split import Stream, is_bad, open_split
+from datamodules.resolve_source import Source, resolve_source
+from datamodules.resume import order_facts, saved_position
+from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
 from datamodules.splits import ROLES, Split
-from datamodules.streaming import LiveStream
-from datamodules.token_cache import Document
-from lightning_memlong.backbones import load_tokenizer
-from lightning_memlong.config import require, require_choice
+from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.distributed import gather, rank_and_world
-from lightning_memlong.errors import UserError
-
-OnBad = Literal["raise", "skip"]
-Paths = str | list[str]
+from lightning_memlong.text import ON_DEVICE
 
 
-class DocumentDataModule(L.LightningDataModule):
+class DocumentDataModule(Corpus, L.LightningDataModule):
     """What every corpus shares: sources, splits, windows, tokens, batches and exact resume.
 
-    A corpus says where it is on the hub (``hub``) and what its documents are (:meth:`documents`).
+    A corpus says where it is on the hub (``hub``) and what its documents are (``documents``): see
+    :class:`~datamodules.corpus.Corpus`.
 
     Args:
         tokenizer: Backbone whose tokenizer is used (set by ``model.backbone``).
@@ -71,15 +68,12 @@ class DocumentDataModule(L.LightningDataModule):
         seed: Seed of the order of documents (set by ``seed_everything``).
     """
 
-    name = "documents"
-    hub: Hub | None = None
-    columns = Columns("text")
-    endings: tuple[str, ...] = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt.gz", ".txt.zst")
-    empty_is_bad = True
-    """Whether a document without text is a bad one; else it is a short one."""
-    lines_are_rows = False
-    """Whether the lines of a plain text file are rows; else the file is one."""
-    cache_by_default = False
+    name = Corpus.name  # and not Lightning's
+
+    _source: Source | None = None
+    _tokenizer: Any = None
+    _resume: dict[str, Any] | None = None
+    _resumed: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -111,75 +105,56 @@ class DocumentDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.stride = window if stride is None else stride
-        self.tokenizer_name, self.chunk_size, self.window, self.batch_size = tokenizer, chunk_size, window, batch_size
-        self.path, self.extensions = path, tuple(extensions or self.endings)
-        self.source_splits = dict(zip(ROLES, (train_split, validation_split, test_split), strict=True))
-        self.how, self.validation_fraction = split, validation_fraction
-        self.min_document_tokens, self.max_document_tokens = min_document_tokens, max_document_tokens
-        self.shuffle, self.shuffle_buffer, self.seed = shuffle, shuffle_buffer, seed
-        self.cache, self.num_workers, self.on_bad_document, self.retries = cache, num_workers, on_bad_document, retries
+        self.settings = DataSettings(
+            tokenizer=tokenizer, chunk_size=chunk_size, path=path, extensions=tuple(extensions or self.endings),
+            hub=choose_hub(self.hub, hub_id, hub_config, hub_revision, hub_files),
+            split_names=dict(zip(ROLES, (train_split, validation_split, test_split), strict=True)), split=split,
+            validation_fraction=validation_fraction, window=window, stride=window if stride is None else stride,
+            batch_size=batch_size, min_document_tokens=min_document_tokens, max_document_tokens=max_document_tokens,
+            shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers,
+            on_bad_document=on_bad_document, retries=retries, seed=seed,
+        )  # fmt: skip
         if text_column:
             self.columns = replace(self.columns, text=text_column)
-        # Another data set's configuration and files are not this corpus's.
-        own = self.hub if self.hub is not None and hub_id in (None, self.hub.id) else Hub(hub_id or "")
-        self.hub_source = Hub(own.id, hub_config or own.config, hub_revision, hub_files or own.files)
-        self._check()
-        self._streams: dict[str, Stream] = {}
-        self._resume: dict[str, Any] | None = None
-        self._resumed: dict[str, Any] | None = None
-        self._tokenizer: Any = None
-        self._located: Any = None
+        self.streams: dict[str, Stream] = {}
+        """Of each split that was opened, its batches."""
 
-    def _check(self) -> None:
-        chunk, window, least = self.chunk_size, self.window, self.min_document_tokens
-        fits = f"a multiple of memory.chunk_size={chunk}"
-        require(window >= 1 and window % chunk == 0, "data.window", window, fits, "change one of the two")
-        ok = 0 < self.stride <= window and self.stride % chunk == 0
-        at_most = f"{fits}, at most data.window={window}"
-        require(ok, "data.stride", self.stride, at_most, "leave it out for disjoint windows")
-        for key, smallest in (("batch_size", 1), ("shuffle_buffer", 1), ("num_workers", 0), ("retries", 0)):
-            value = getattr(self, key)
-            require(value is None or value >= smallest, f"data.{key}", value, f"{smallest} or more", "raise it")
-        longest = self.max_document_tokens
-        allowed = f"null, or at least data.min_document_tokens={least}"
-        ok = longest is None or longest >= max(2, least or 0)
-        fix = "raise it, or lower --data.min_document_tokens"
-        require(ok, "data.max_document_tokens", longest, allowed, fix)
-        require_choice("data.split", self.how, Split)
-        require_choice("data.on_bad_document", self.on_bad_document, OnBad)
-        ok, fix = 0 < self.validation_fraction < 0.5, "for all documents use --data.split all"
-        require(ok, "data.validation_fraction", self.validation_fraction, "above 0 and below 0.5", fix)
+    # ---- options that others ask for ----------------------------------------------------------------------
 
-    # ---- what a corpus says -------------------------------------------------------------------------------
+    @property
+    def path(self) -> dict[str, Paths] | list[str] | str | None:
+        """Where text was asked for from."""
+        return self.settings.path
 
-    def default_path(self) -> str | None:
-        """Where the text is if neither ``path`` nor ``hub_id`` is given; None: on the hub."""
-        return None
+    @property
+    def hub_source(self) -> Hub:
+        """The data set that is streamed if there is no path."""
+        return self.settings.hub
 
-    def wanted(self, file: str) -> bool:
-        """Whether a file of a folder belongs to the corpus, by its path relative to it."""
-        return True
+    @property
+    def chunk_size(self) -> int:
+        """Tokens of a bank entry [tokens]."""
+        return self.settings.chunk_size
 
-    def documents(self, shards: Sequence[Shard], index: int, start: int = 0) -> Iterator[Document]:
-        """Documents that begin in a shard, from the one at row ``start`` on: here, one a row or a text file."""
-        for row in shards[index].rows(start):
-            yield self.document(shards, index, row)
+    @property
+    def window(self) -> int:
+        """Tokens a step sees [tokens]."""
+        return self.settings.window
 
-    def document(
-        self, shards: Sequence[Shard], index: int, row: Row, text: str | None = None, problem: str | None = None
-    ) -> Document:
-        """A document that begins at a row; its text is the row's own, or that of several rows."""
-        shard, content = shards[index], row.text if text is None else text
-        whole = getattr(shard, "is_text", False) and text is None
-        problem = problem or row.problem or ("it is empty" if self.empty_is_bad and not content.strip() else None)
-        return Document(
-            shard.name if whole else f"{shard.name}:{row.number + 1}", content, (index, row.number), problem
-        )
+    @property
+    def stride(self) -> int:
+        """Tokens a step advances and is scored on [tokens]."""
+        return self.settings.stride
 
-    def recipe(self) -> tuple[Any, ...]:
-        """What beside the files makes the documents."""
-        return type(self).__name__, self.columns, self.empty_is_bad
+    @property
+    def batch_size(self) -> int:
+        """Documents read side by side [rows]."""
+        return self.settings.batch_size
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order of documents."""
+        return self.settings.seed
 
     # ---- setting up ---------------------------------------------------------------------------------------
 
@@ -189,28 +164,47 @@ class DocumentDataModule(L.LightningDataModule):
         Raises:
             UserError: If there is no such source or split, or a document of it cannot be used.
         """
-        if self._located is None:
-            self._tokenizer, self._located = load_tokenizer(self.tokenizer_name), locate(self)
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.settings.tokenizer)
+        source = self._find_source()
         for part in splits.needed(stage):
-            if part not in self._streams:
-                self._streams.update(open_split(self, self._located, self._tokenizer, part, stage))
+            if part not in self.streams:
+                self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
+
+    def _find_source(self) -> Source:
+        if self._source is None:
+            self._source = resolve_source(self.settings, self)
+        return self._source
 
     # ---- batches ------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Stream:
         """Batches, an epoch at each iteration; after a resume, from the first that was not trained on."""
         if self._resume is not None:
-            self._streams["train"].resume(self._resume)
+            self.streams["train"].resume(self._resume)
             self._resume = None
-        return self._streams["train"]
+        return self.streams["train"]
 
     def val_dataloader(self) -> Stream:
         """Validation batches, always in the same order."""
-        return self._streams["validation"]
+        return self.streams["validation"]
 
     def test_dataloader(self) -> Stream:
         """Test batches, always in the same order."""
-        return self._streams["test"]
+        return self.streams["test"]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move what the network reads; the facts of a window stay on the host, where they are used.
+
+        Args:
+            batch: A :class:`~lightning_memlong.text.windows.WindowBatch`, which is left as it is.
+            device: Where the network is.
+            dataloader_idx: Lightning's number of the dataloader.
+        """
+        read = {name: batch[name] for name in ON_DEVICE if name in batch}
+        return {**batch, **super().transfer_batch_to_device(read, device, dataloader_idx)}
+
+    # ---- what was read ------------------------------------------------------------------------------------
 
     @property
     def text_name(self) -> str:
@@ -219,11 +213,11 @@ class DocumentDataModule(L.LightningDataModule):
 
     def document_name(self, part: str, document_id: int) -> str:
         """Which document of a split a ``document_id`` means: its file, and the row in it if files have rows."""
-        return self._streams[part].name_of(document_id)
+        return self.streams[part].name_of(document_id)
 
     def whole_documents(self, part: str) -> Iterator[tuple[str, np.ndarray]]:
         """Name and tokens (T,) of each document of a split, one after the other."""
-        return self._streams[part].whole_documents()
+        return self.streams[part].whole_documents()
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Name and text of each document of the source, whole, of any split and length.
@@ -231,16 +225,16 @@ class DocumentDataModule(L.LightningDataModule):
         Raises:
             UserError: If there is no such source, or a document of it cannot be used.
         """
-        found = self._located = self._located or locate(self)
-        for shards in found.shards.values():
+        source = self._find_source()
+        for shards in source.shards.values():
             for index in range(len(shards)):
                 for document in self.documents(shards, index):
-                    if not is_bad(self, found, document, self.chunk_size) and document.text.strip():
+                    if not is_bad(self.settings, source, document, self.chunk_size) and document.text.strip():
                         yield document.id, document.text
 
     def longest_document(self, stage: str) -> int | None:
         """The most tokens a document of a stage can have; None: not known before it has been read."""
-        lengths = [self._streams[part].longest_document() for part in splits.needed(stage) if part in self._streams]
+        lengths = [self.streams[part].longest_document() for part in splits.needed(stage) if part in self.streams]
         return None if None in lengths else max(lengths, default=0)  # type: ignore[type-var]
 
     def teardown(self, stage: str) -> None:
@@ -248,17 +242,10 @@ class DocumentDataModule(L.LightningDataModule):
         rank, world = rank_and_world()
         of = f" (process {rank + 1} of {world})" if world > 1 else ""
         for part in splits.needed(stage):
-            if part in self._streams and (words := self._streams[part].left_out()):
+            if part in self.streams and (words := self.streams[part].left_out()):
                 print(f"Data: {self.name}, {part}{of}: {words}", flush=True)
 
     # ---- resuming -----------------------------------------------------------------------------------------
-
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"cache": isinstance(self._streams["train"], CachedStream)}
-        facts |= {k: getattr(self, k) for k in ("window", "stride", "batch_size", "seed", "shuffle")}
-        if isinstance(self._streams["train"], LiveStream):
-            facts |= {k: getattr(self, k) for k in ("shuffle_buffer", "min_document_tokens", "max_document_tokens")}
-        return facts
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the training data of every process: the first batch that was not trained on.
@@ -267,10 +254,11 @@ class DocumentDataModule(L.LightningDataModule):
         """
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        stream = self._streams["train"]
+        stream = self.streams["train"]
         finished = progress.is_last_batch and progress.current.processed == progress.current.ready
         place = (stream.epoch + 1, 0) if finished else (stream.epoch, progress.current.processed)
-        return {"positions": gather(stream.position(*place)), "text": stream.digest(), **self._facts()}
+        return {"positions": gather(stream.position(*place)), "text": stream.digest(),
+                **order_facts(self.settings, stream)}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position when training goes on; an evaluation begins at the beginning.
@@ -280,23 +268,9 @@ class DocumentDataModule(L.LightningDataModule):
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
-        fix = "go on with that value, or start a new run"
-        for key, value in self._facts().items():
-            saved = state.get(key, value)
-            require(saved == value, f"data.{key}", value, f"{saved}, which the checkpoint was made with", fix)
-        if state["text"] != self._streams["train"].digest():
-            raise UserError(
-                "data: the training text is not the one of the checkpoint (the files, data.path, hub_*, extensions, "
-                "*_column, run_characters, split, *_split, validation_fraction, min_document_tokens and "
-                "max_document_tokens make it). Allowed: the same text. Fix: give these options as they were, or start "
-                "a new run without --ckpt_path."
-            )
-        rank, world = rank_and_world()
-        saved = len(state["positions"])
-        require(saved == world, "trainer.devices", world, f"{saved}, which the checkpoint was made with", fix)
-        self._resume = self._resumed = state["positions"][rank]
+        self._resume = self._resumed = saved_position(state, self.settings, self.streams["train"])
 
-    def begun(self) -> list[list[np.ndarray]]:
+    def replay_windows(self) -> list[list[np.ndarray]]:
         """Of each row, the windows that were read, before a resume, of the document it is in the middle of."""
         assert self._resumed is not None
-        return self._streams["train"].begun(self._resumed)
+        return self.streams["train"].replay_windows(self._resumed)

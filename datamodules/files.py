@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
-from datamodules.network import file_system, not_there, once_more
-from datamodules.rows import Columns
+from datamodules.network import file_system, not_there, retry
+from datamodules.records import Columns
 from datamodules.sources import COMPRESSION, FileShard
 from lightning_memlong.errors import UserError
 
@@ -63,7 +63,7 @@ def _find_remote(path: str, endings: tuple[str, ...], retries: int) -> list[tupl
         return [(unquote(plain.rpartition("/")[2]), path)]
     fs, root = file_system(path)
     try:
-        names = once_more(lambda: fs.glob(root) if has_magic(path) else fs.find(root), path, retries)
+        names = retry(lambda: fs.glob(root) if has_magic(path) else fs.find(root), path, retries)
     except UserError:
         raise
     except Exception as error:

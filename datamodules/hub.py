@@ -1,12 +1,17 @@
-"""Data sets of the Hugging Face hub, streamed with the ``datasets`` library."""
+"""Data sets of the Hugging Face hub, streamed with the ``datasets`` library.
+
+The library finds the files, knows the splits and decodes the rows. Reading goes through shards of our own
+(:mod:`datamodules.sources`), one of the data set each: so a row that is bad is told by its number instead of ending the
+stream, a fault of the network is followed by another try at the next row, and a run goes on at an exact row and block.
+"""
 
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from datamodules.network import once_more
-from datamodules.rows import Columns
+from datamodules.network import retry
+from datamodules.records import Columns
 from datamodules.sources import HubShard
 from lightning_memlong.errors import UserError
 
@@ -63,13 +68,13 @@ class Hub:
         from datasets import load_dataset
 
         try:
-            return dict(once_more(lambda: load_dataset(**self._arguments(by_line), streaming=True), self.id, retries))
+            return dict(retry(lambda: load_dataset(**self._arguments(by_line), streaming=True), self.id, retries))
         except UserError:
             raise
         except Exception as error:
-            raise self._told(error) from error
+            raise self._user_error(error) from error
 
-    def _told(self, error: Exception) -> UserError:
+    def _user_error(self, error: Exception) -> UserError:
         text = " ".join(str(error).split())
         if "scripts are no longer supported" in text:
             return UserError(
@@ -90,11 +95,21 @@ class Hub:
         from datasets import load_dataset_builder
 
         try:
-            builder = once_more(lambda: load_dataset_builder(**self._arguments()), self.id, retries)
-            files = builder.config.data_files or {}
+            builder = retry(lambda: load_dataset_builder(**self._arguments()), self.id, retries)
         except Exception as error:
-            raise self._told(error) from error
-        return repr((self, {split: (list(names), names.origin_metadata) for split, names in files.items()}))
+            raise self._user_error(error) from error
+        return repr((self, file_versions(builder)))
+
+
+def file_versions(builder: Any) -> dict[str, tuple[list[str], Any]]:
+    """Of each split, the files of a data set and what tells their versions apart: commits on the hub, else dates.
+
+    ``datasets`` offers no such thing. This needs, of a ``DatasetBuilder``, ``config.data_files`` (a dict of lists of
+    addresses, or None if the data set has no files), and of each list ``origin_metadata`` (one tuple of plain values a
+    file), which is not documented. It is in no way needed to read, only to notice that a data set has changed.
+    """
+    files = builder.config.data_files or {}
+    return {split: (list(names), names.origin_metadata) for split, names in files.items()}
 
 
 def hub_shards(hub: Hub, name: str, dataset: Any, columns: Columns, retries: int) -> list[HubShard]:

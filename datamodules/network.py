@@ -1,4 +1,9 @@
-"""Networks fail: reading goes on where it was, a few times and ever more slowly, before it is given up."""
+"""Networks fail: reading goes on where it was, a few times and ever more slowly, before it is given up.
+
+Not by ``tenacity``: it calls a function anew, and what is tried again here is an iterator that has given rows already.
+It has to go on at the next row, and every row it gives makes it patient again. What would be left to the library is the
+waiting (:func:`_wait`, 8 lines); which faults are worth another try, and what a user is told, stays ours with it.
+"""
 
 import asyncio
 import logging
@@ -11,7 +16,7 @@ import aiohttp
 import fsspec
 import pyarrow as pa
 
-from datamodules.rows import Row
+from datamodules.records import Record
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger("lightning_memlong")
@@ -31,8 +36,10 @@ def file_system(url: str) -> tuple[Any, str]:
     return fsspec.url_to_fs(url, client_kwargs={"timeout": timeout})
 
 
-def patiently(read: Callable[[int], Iterator[Row]], start: int, where: str, retries: int) -> Iterator[Row]:
-    """Rows of ``read``, going on after network faults, with a bad row where a file ends before its end.
+def read_with_retries(
+    read: Callable[[int], Iterator[Record]], start: int, where: str, retries: int
+) -> Iterator[Record]:
+    """Records of ``read``, going on after network faults, with a bad row where a file ends before its end.
 
     Raises:
         UserError: If something is not there, or the network fails ``retries`` times without a row in between.
@@ -53,13 +60,13 @@ def patiently(read: Callable[[int], Iterator[Row]], start: int, where: str, retr
                     raise not_there(where, error) from error
                 if not isinstance(error, UNREADABLE):
                     raise
-                yield Row(number, problem=f"the rest of the file cannot be read ({error})")
+                yield Record(number, problem=f"the rest of the file cannot be read ({error})")
                 return
             failures += 1
             _wait(where, error, failures, retries)
 
 
-def once_more(action: Callable[[], T], where: str, retries: int) -> T:
+def retry(action: Callable[[], T], where: str, retries: int) -> T:
     """What ``action`` returns, tried again after network faults.
 
     Raises:

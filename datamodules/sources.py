@@ -1,4 +1,9 @@
-"""Where text comes from: files on this machine or a web server, and shards of hub data sets."""
+"""Where text comes from: files on this machine or a web server, and shards of hub data sets.
+
+Files are not read by ``datasets.load_dataset(..., streaming=True)``, which ends at the first row it cannot decode and
+does not say which one that was. Here such a row is a record with its number and the reason, reading goes on after it,
+and begins at any row, so that a run is resumed in the middle of a file.
+"""
 
 import hashlib
 import io
@@ -15,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.network import file_system, not_there, once_more, patiently
-from datamodules.rows import Columns, Row, decoded, of_columns
+from datamodules.network import file_system, not_there, read_with_retries, retry
+from datamodules.records import Columns, Record, column_record, text_record
 
 log = logging.getLogger("lightning_memlong")
 
@@ -47,14 +52,14 @@ class FileShard:
         """Plain text, without rows of its own."""
         return self.kind is None
 
-    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Row]:
+    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Record]:
         """Rows from number ``start`` on.
 
         Raises:
             UserError: If the file is not there, a column is unknown, or the network fails again and again.
         """
 
-        def read(first: int) -> Iterator[Row]:
+        def read(first: int) -> Iterator[Record]:
             if self.kind == "parquet":
                 yield from self._parquet(first)
             elif self.kind == "json":
@@ -62,7 +67,7 @@ class FileShard:
             else:
                 yield from self._lines(first) if by_line else self._whole(first)
 
-        yield from patiently(read, start, self.url, self.retries)
+        yield from read_with_retries(read, start, self.url, self.retries)
 
     def identity(self, content: bool) -> str:
         """What changes with the file: a digest of its content, or its size; of an address, what the server says.
@@ -72,7 +77,7 @@ class FileShard:
         """
         try:
             if "://" in self.url:
-                facts = once_more(lambda: _facts(self.url), self.url, self.retries)
+                facts = retry(lambda: _remote_facts(self.url), self.url, self.retries)
             elif content:
                 facts = _digest(self.url)
             else:
@@ -81,18 +86,18 @@ class FileShard:
             raise not_there(self.url, error) from error
         return f"{self.name} {facts}"
 
-    def _whole(self, start: int) -> Iterator[Row]:
+    def _whole(self, start: int) -> Iterator[Record]:
         if start == 0:
             with ExitStack() as stack:
-                yield decoded(0, self._open(stack).read())
+                yield text_record(0, self._open(stack).read())
 
-    def _lines(self, start: int) -> Iterator[Row]:
+    def _lines(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
             for number, line in enumerate(self._open(stack)):
                 if number >= start:
-                    yield decoded(number, line)
+                    yield text_record(number, line)
 
-    def _json(self, start: int) -> Iterator[Row]:
+    def _json(self, start: int) -> Iterator[Record]:
         columns: tuple[str, str | None] | None = None
         with ExitStack() as stack:
             for number, line in enumerate(self._open(stack)):
@@ -104,16 +109,16 @@ class FileShard:
                         raise ValueError(f"it holds a {type(value).__name__}, not an object with columns")
                 except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
                     if number >= start:
-                        yield Row(number, problem=f"not a line of JSON ({error})")
+                        yield Record(number, problem=f"not a line of JSON ({error})")
                     continue
-                columns = columns or self.columns.among(list(value), self.url)  # the first row says what there is
+                columns = columns or self.columns.choose(list(value), self.url)  # the first row says what there is
                 if number >= start:
-                    yield of_columns(number, value, *columns)
+                    yield column_record(number, value, *columns)
 
-    def _parquet(self, start: int) -> Iterator[Row]:
+    def _parquet(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
             file = pq.ParquetFile(self._open(stack, seek=True))
-            text, book = self.columns.among(file.schema_arrow.names, self.url)
+            text, book = self.columns.choose(file.schema_arrow.names, self.url)
             first = 0
             for group in range(file.num_row_groups):
                 facts = file.metadata.row_group(group)
@@ -145,7 +150,7 @@ def _digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def _facts(url: str) -> str:
+def _remote_facts(url: str) -> str:
     fs, path = file_system(url)
     info = fs.info(path)
     return repr([info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "blob_id")])
@@ -175,12 +180,12 @@ def _remote(url: str, seek: bool, stack: ExitStack) -> Any:
     return copy
 
 
-def _parquet_row(batch: pa.RecordBatch, place: int, number: int, text: str, book: str | None) -> Row:
+def _parquet_row(batch: pa.RecordBatch, place: int, number: int, text: str, book: str | None) -> Record:
     try:
         value = {name: batch.column(name)[place].as_py() for name in batch.schema.names}
     except UnicodeDecodeError as error:
-        return Row(number, problem=f"not UTF-8 ({error})")
-    return of_columns(number, value, text, book)
+        return Record(number, problem=f"not UTF-8 ({error})")
+    return column_record(number, value, text, book)
 
 
 class HubShard:
@@ -204,13 +209,13 @@ class HubShard:
         """What changes when the data set changes."""
         return f"{self.name} {self._known_by()}"
 
-    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Row]:
+    def rows(self, start: int = 0, by_line: bool = False) -> Iterator[Record]:
         """Rows from number ``start`` on."""
 
-        def read(first: int) -> Iterator[Row]:
+        def read(first: int) -> Iterator[Record]:
             columns: tuple[str, str | None] | None = None
             for number, value in enumerate(self.dataset.skip(first) if first else self.dataset, first):
-                columns = columns or self.columns.among(list(value), self.name)
-                yield of_columns(number, value, *columns)
+                columns = columns or self.columns.choose(list(value), self.name)
+                yield column_record(number, value, *columns)
 
-        yield from patiently(read, start, self.name, self.retries)
+        yield from read_with_retries(read, start, self.name, self.retries)

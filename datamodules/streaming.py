@@ -4,44 +4,23 @@ Documents are put in order, shuffled in blocks and dealt to ranks in the main pr
 processes only turn a text into tokens. So neither their number nor how far they are ahead changes the order.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.ordering import Corpus, Drawn, order
-from datamodules.token_cache import Document, tokenise
-from datamodules.windows import Batch, Place, Windows
+from datamodules.records import Document
+from datamodules.shuffle import EpochPosition, Sample, SplitDocuments, draw_samples
+from datamodules.tokenise_ahead import tokenise_ahead
 from lightning_memlong.distributed import any_rank, rank_and_world
 from lightning_memlong.errors import UserError
+from lightning_memlong.text import Batch, Windows, WindowSpec, tokenise
 
 ROW_BITS = 40
 KEPT_POSITIONS = 16  # Lightning looks one batch ahead; the position of the last finished one must still be known
-
-
-class _Tokenised(Dataset[Any]):
-    """Turns what the sampler hands over into tokens: in a worker process, or in this one."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-
-    def __getitem__(self, drawn: Drawn) -> tuple[Drawn, np.ndarray]:
-        tokens = tokenise(self.tokenizer, [drawn.document.text])[0]
-        return replace(drawn, document=replace(drawn.document, text="")), tokens
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _single_threaded(worker: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 
 
 @dataclass
@@ -61,7 +40,7 @@ class LiveStream:
     finished: until then the others see rows of padding.
 
     Args:
-        corpus: What to read.
+        source: What to read.
         tokenizer: Turns text into tokens.
         windows: How documents are cut and batched.
         seed: Shuffle with this seed; None keeps the order of the source.
@@ -69,12 +48,12 @@ class LiveStream:
         workers: Worker processes that tokenise ahead; 0 does it in this process, when a row needs it.
         shortest: Documents with fewer tokens are left out, and counted.
         longest: Documents are read up to here; None: whole.
-        judge: Raises for a document that cannot be used, or returns that it is to be counted and left out.
+        is_bad: Whether a document of so many tokens is to be counted and left out; or raises for one.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        source: SplitDocuments,
         tokenizer: PreTrainedTokenizerBase,
         windows: Windows,
         seed: int | None,
@@ -82,11 +61,11 @@ class LiveStream:
         workers: int,
         shortest: int,
         longest: int | None,
-        judge: Callable[[Document, int], bool],
+        is_bad: Callable[[Document, int], bool],
     ) -> None:
-        self.corpus, self.tokenizer, self.windows, self.seed = corpus, tokenizer, windows, seed
+        self.source, self.tokenizer, self.windows, self.seed = source, tokenizer, windows, seed
         self.buffer, self.workers, self.shortest, self.longest = buffer, workers, shortest, longest
-        self.judge = judge
+        self.is_bad = is_bad
         self.epoch = 0
         self._begun = False
         self._resume: dict[str, Any] | None = None
@@ -97,7 +76,7 @@ class LiveStream:
 
     def digest(self) -> str:
         """What the order of batches depends on beside the settings."""
-        return self.corpus.digest
+        return self.source.digest
 
     def longest_document(self) -> int | None:
         """Its length [tokens]; None: not known."""
@@ -106,7 +85,7 @@ class LiveStream:
     def name_of(self, document: int) -> str:
         """The name of a ``document_id``: its file, and the row at which it begins if the file has rows."""
         shard, row = document >> ROW_BITS, document & ((1 << ROW_BITS) - 1)
-        return self._names.get(document) or f"{self.corpus.shards[shard]}:{row + 1}"
+        return self._names.get(document) or f"{self.source.shards[shard]}:{row + 1}"
 
     def left_out(self) -> str:
         """What was dropped in an epoch (the last that was finished, if one was), in words."""
@@ -117,8 +96,8 @@ class LiveStream:
 
     def whole_documents(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and tokens of each document, in order."""
-        for drawn, tokens in self._documents((0, (0, 0), 0, 0)):
-            if (reading := self._accept(drawn.document, tokens)) is not None:
+        for sample, tokens in self._samples(EpochPosition()):
+            if (reading := self._open_document(sample.document, tokens)) is not None:
                 yield reading.document.id, reading.tokens
 
     # ---- positions ----------------------------------------------------------------------------------------
@@ -141,17 +120,16 @@ class LiveStream:
         # Saving again before the first step must work too.
         self._positions = {position["batch"]: {k: position[k] for k in ("after", "rows", "counts") if k in position}}
 
-    def begun(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
+    def replay_windows(self, position: dict[str, Any]) -> list[list[np.ndarray]]:
         """Of each row, the windows that were read of the document it is in the middle of at a position."""
         w = self.windows
-        rows = self._reopen(position.get("rows") or [None] * w.rows)
+        rows = self._reopen_rows(position.get("rows") or [None] * w.rows)
         return [[] if row is None else [row.tokens[at : at + w.window] for at in range(0, row.offset, w.stride)]
                 for row in rows]  # fmt: skip
 
-    def _remember(self, batch: int, last: Drawn | None, rows: list["_Reading | None"]) -> None:
-        after = None if last is None else [last.block, list(last.begin), last.taken, last.count]
+    def _save_position(self, batch: int, after: EpochPosition | None, rows: list[_Reading | None]) -> None:
         self._positions[batch] = {
-            "after": after,
+            "after": None if after is None else [after.block, list(after.begin), after.taken, after.drawn],
             "rows": [None if r is None else [*r.document.place, r.offset] for r in rows],
             "counts": dict(self._counts),
         }
@@ -166,61 +144,62 @@ class LiveStream:
             UserError: If no document is long enough, or one cannot be used.
         """
         self.epoch += self._begun
-        saved, self._resume, self._begun = self._resume, None, True
-        number = saved["batch"] if saved else 0
-        after = saved["after"] if saved else None
-        self._counts = Counter(saved["counts"] if saved else {})
-        self._positions = {number: self._positions[number]} if saved else {}
-        rows: list[_Reading | None] = self._reopen(saved["rows"]) if saved else [None] * self.windows.rows
-        start = (after[0], (after[1][0], after[1][1]), after[2], after[3]) if after else (0, (0, 0), 0, 0)
-        last = Drawn(Document("", ""), *start) if after else None
-        documents = self._documents(start)
+        number, after, rows = self._start_epoch()
+        samples = self._samples(after or EpochPosition())
         while True:
-            last = self._fill(rows, documents) or last
+            after = self._fill_rows(rows, samples) or after
             if not any_rank(any(row is not None for row in rows)):
                 break
-            places = [None if row is None else self._place(row) for row in rows]
-            rows = [self._advance(row) for row in rows]
+            specs = [None if row is None else self._window_spec(row) for row in rows]
+            rows = [self._advance_row(row) for row in rows]
             number += 1
-            self._remember(number, last, rows)
-            yield self.windows.batch(places)
+            self._save_position(number, after, rows)
+            yield self.windows.batch(specs)
         self._finished = self._counts
         if number == 0:
             raise UserError(
-                f"data: no document of {self.corpus.name} can be read ({self.left_out() or 'there is none'}). Allowed: "
+                f"data: no document of {self.source.name} can be read ({self.left_out() or 'there is none'}). Allowed: "
                 "at least one that is long enough. Fix: lower --data.min_document_tokens, add text, or, where a hash "
                 "divides few documents, raise --data.validation_fraction or set --data.cache true."
             )
 
-    def _documents(self, start: tuple[int, tuple[int, int], int, int]) -> Iterator[tuple[Drawn, np.ndarray]]:
+    def _start_epoch(self) -> tuple[int, EpochPosition | None, list[_Reading | None]]:
+        """Where an epoch begins: the number of its next batch, the place in it, and what rows are in the middle of."""
+        saved, self._resume, self._begun = self._resume, None, True
+        self._counts = Counter(saved["counts"] if saved else {})
+        if saved is None:
+            self._positions = {}
+            return 0, None, [None] * self.windows.rows
+        number = saved["batch"]
+        self._positions = {number: self._positions[number]}
+        after = None
+        if saved["after"]:
+            block, (shard, row), taken, drawn = saved["after"]
+            after = EpochPosition(block, (shard, row), taken, drawn)
+        return number, after, self._reopen_rows(saved["rows"])
+
+    def _samples(self, start: EpochPosition) -> Iterator[tuple[Sample, np.ndarray]]:
         """This process's documents with their tokens, in order, whatever the number of workers."""
         rank, world = rank_and_world()
-        drawn = order(self.corpus, self.epoch, self.seed, self.buffer, start)
-        mine = (d for d in drawn if (d.count - 1) % world == rank)
-        loader: Any = DataLoader(
-            _Tokenised(self.tokenizer),
-            sampler=mine,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=_as_is,
-            worker_init_fn=_single_threaded,
-            # Of its own: making an iterator must not draw from the random state that a resume restores.
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+        drawn = draw_samples(self.source, self.epoch, self.seed, self.buffer, start)
+        mine = (sample for sample in drawn if (sample.after.drawn - 1) % world == rank)
+        return tokenise_ahead(mine, self.tokenizer, self.workers)
 
-    def _fill(self, rows: list["_Reading | None"], documents: Iterator[tuple[Drawn, np.ndarray]]) -> Drawn | None:
-        """Give every row without a document the next one; the last that was taken, if any was."""
-        last: Drawn | None = None
+    def _fill_rows(
+        self, rows: list[_Reading | None], samples: Iterator[tuple[Sample, np.ndarray]]
+    ) -> EpochPosition | None:
+        """Give every row without a document the next one; the place after the last that was taken, if any was."""
+        after: EpochPosition | None = None
         for i, row in enumerate(rows):
-            while row is None and (found := next(documents, None)) is not None:
-                last, tokens = found
-                row = rows[i] = self._accept(last.document, tokens)
-        return last
+            while row is None and (found := next(samples, None)) is not None:
+                sample, tokens = found
+                after = sample.after
+                row = rows[i] = self._open_document(sample.document, tokens)
+        return after
 
-    def _accept(self, document: Document, tokens: np.ndarray) -> "_Reading | None":
+    def _open_document(self, document: Document, tokens: np.ndarray) -> _Reading | None:
         self._counts["read"] += 1
-        if self.judge(document, len(tokens)):
+        if self.is_bad(document, len(tokens)):
             self._counts["bad"] += 1
             return None
         if len(tokens) < self.shortest:
@@ -228,25 +207,25 @@ class LiveStream:
             return None
         return _Reading(document, tokens[: self.longest], 0)
 
-    def _reopen(self, rows: list[list[int] | None]) -> list["_Reading | None"]:
+    def _reopen_rows(self, rows: list[list[int] | None]) -> list[_Reading | None]:
         """Read again what the rows were in the middle of."""
         reopened: list[_Reading | None] = []
         for row in rows:
             if row is None:
                 reopened.append(None)
                 continue
-            document = next(self.corpus.read(row[0], row[1]))
+            document = next(self.source.read(row[0], row[1]))
             tokens = tokenise(self.tokenizer, [document.text])[0][: self.longest]
             reopened.append(_Reading(document, tokens, row[2]))
         return reopened
 
-    def _place(self, row: _Reading) -> Place:
+    def _window_spec(self, row: _Reading) -> WindowSpec:
         shard, first = row.document.place
         number = shard << ROW_BITS | first
         self._names[number] = row.document.id
-        return Place(number, row.offset, row.tokens[row.offset : row.offset + self.windows.window])
+        return WindowSpec(number, row.offset, row.tokens[row.offset : row.offset + self.windows.window])
 
-    def _advance(self, row: "_Reading | None") -> "_Reading | None":
+    def _advance_row(self, row: _Reading | None) -> _Reading | None:
         """The row's next window, or None if this was its document's last."""
         if row is None or row.offset == self.windows.offsets(len(row.tokens))[-1]:
             return None

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ import torch
 from datamodules import splits
 from datamodules.cached import CachedStream
 from datamodules.documents import DocumentDataModule
-from datamodules.planting import KINDS, Probe, filler_tokens, plant
-from datamodules.windows import Batch, Windows
-from lightning_memlong.backbones import load_tokenizer
+from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.config import require, require_choice
+from lightning_memlong.text import Batch
+from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
 
 
 class SyntheticRecall(DocumentDataModule):
@@ -54,10 +54,10 @@ class SyntheticRecall(DocumentDataModule):
     def setup(self, stage: str) -> None:
         """Make the documents of the splits that the stage needs."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            self._tokenizer = load_tokenizer(self.settings.tokenizer)
         filler = filler_tokens(self.filler, max(self.lengths), self._tokenizer, "data.filler")
         for part in splits.needed(stage):
-            if part in self._streams:
+            if part in self.streams:
                 continue
             first = splits.ROLES.index(part) * self.samples  # no split sees another's numbers and words
             samples = range(first, first + self.samples)
@@ -68,13 +68,12 @@ class SyntheticRecall(DocumentDataModule):
                 )
                 for kind, length, depth, sample in grid
             }
-            windows = Windows(self.window, self.stride, self.batch_size, self._tokenizer.pad_token_id or 0)
-            seed = self.seed if part == "train" and self.shuffle else None
-            self._streams[part] = _Answers(cast(Any, _Held(probes)), list(range(len(probes))), windows, seed)
+            windows, seed = self.settings.windows(self._tokenizer.pad_token_id), self.settings.shuffle_seed(part)
+            self.streams[part] = _RecallStream(_PlantedDocuments(probes), range(len(probes)), windows, seed)
 
 
-class _Held:
-    """Documents in memory, as :class:`datamodules.token_cache.TokenCache` gives those of a file."""
+class _PlantedDocuments:
+    """Documents in memory."""
 
     def __init__(self, probes: dict[str, Probe]) -> None:
         self.ids, self.probes = list(probes), list(probes.values())
@@ -87,14 +86,14 @@ class _Held:
         return self.probes[document].tokens[start:stop]
 
 
-class _Answers(CachedStream):
+class _RecallStream(CachedStream):
     """Batches whose labels are the answers alone.
 
     ``planted`` (R, 2) says where in its document that stands which a window asks for and does not hold
     [tokens]; -1: there is nothing of the kind.
     """
 
-    cache: Any
+    cache: _PlantedDocuments
 
     def __getitem__(self, number: int) -> Batch:
         """One batch of the epoch that was begun last."""

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,15 @@ from filelock import FileLock, Timeout
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from lightning_memlong.backbones import cache_dir, make_folder, write_folder
+from datamodules.records import Document
 from lightning_memlong.errors import UserError
+from lightning_memlong.files import cache_dir, make_folder, write_folder
+from lightning_memlong.text import tokenise, tokenizer_digest
 
 log = logging.getLogger("lightning_memlong")
 
 FORMAT = 2
 BATCH_CHARACTERS = 4_000_000  # enough for all cores, little enough to hold
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text that has not been read into tokens yet."""
-
-    id: str
-    """Stable name: a path relative to the source, and the row where it begins if the file has rows."""
-    text: str
-    place: tuple[int, int] = (0, 0)
-    """Number of its shard, and of its first row."""
-    problem: str | None = None
-    """Why it cannot be used."""
-
-
-def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text, whole and without special tokens."""
-    if not texts:
-        return []
-    backend = _backend(tokenizer)
-    if backend is None:
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
-    else:  # the same ids a quarter faster, as nobody asks where in the text a token is
-        encoded = [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    return [np.asarray(ids, dtype=np.int32) for ids in encoded]
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The fast tokenizer underneath, set to neither cut nor pad; None: there is none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    return backend
 
 
 class TokenCache:
@@ -133,16 +100,16 @@ class TokenCache:
         folder = cache_dir() / "tokens" / f"{name}-{key}"
         if not folder.exists():
             make_folder(folder.parent)
-            with _alone(folder):
+            with _FolderLock(folder):
                 if not folder.exists():
                     for left_over in folder.parent.glob(f".{folder.name}-*"):
                         shutil.rmtree(left_over, ignore_errors=True)
-                    write_folder(folder, lambda target: _write(target, name, documents(), tokenizer, mark))
+                    write_folder(folder, lambda target: _write_cache(target, name, documents(), tokenizer, mark))
                     log.info("Tokens are kept in %s", folder)
         return cls(folder, mark)
 
 
-class _alone:  # noqa: N801  (reads as a phrase)
+class _FolderLock:
     """Hold the lock of a folder; say so when another process has it."""
 
     def __init__(self, folder: Path) -> None:
@@ -159,14 +126,7 @@ class _alone:  # noqa: N801  (reads as a phrase)
         self.lock.release()
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer is recognised by."""
-    backend = _backend(tokenizer)
-    facts = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batch_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -179,7 +139,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _write(
+def _write_cache(
     target: Path, name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, mark: str
 ) -> None:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
@@ -187,7 +147,7 @@ def _write(
     columns = (SpinnerColumn(), TextColumn(f"Tokenising {name}"), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns) as progress, open(target / "tokens.bin", "wb") as file:
         task = progress.add_task("")
-        for batch in _batches(documents):
+        for batch in _batch_documents(documents):
             good = [d for d in batch if d.problem is None]
             facts["problems"] += [(d.id, d.problem) for d in batch if d.problem is not None]
             for document, tokens in zip(good, tokenise(tokenizer, [d.text for d in good]), strict=True):

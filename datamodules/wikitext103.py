@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from datamodules.documents import DocumentDataModule
 from datamodules.hub import Hub
-from datamodules.rows import Row, Shard
-from datamodules.token_cache import Document
+from datamodules.records import Document, Record, Shard
 
 TITLE = re.compile(r"^ ?= (?!= )(.+?)(?<! =) = ?$")
 """`` = Title = ``; sub-headings have two or more signs on each side."""
@@ -26,7 +25,7 @@ class WikiText103(DocumentDataModule):
 
     def documents(self, shards: Sequence[Shard], index: int, start: int = 0) -> Iterator[Document]:
         """Articles that begin in a shard; a line that cannot be read spoils its article."""
-        begun: Row | None = None
+        begun: Record | None = None
         lines: list[str] = []
         problem: str | None = None
         for row, begins in self._lines(shards, index, start):
@@ -43,7 +42,7 @@ class WikiText103(DocumentDataModule):
             yield self.document(shards, index, begun, "".join(lines), problem)
 
     @staticmethod
-    def _lines(shards: Sequence[Shard], index: int, start: int) -> Iterator[tuple[Row, bool]]:
+    def _lines(shards: Sequence[Shard], index: int, start: int) -> Iterator[tuple[Record, bool]]:
         """Lines of the articles that begin in a shard, with whether one begins there."""
         empty, known = True, index == 0 or start > 0
         for row in shards[index].rows(start, by_line=True):

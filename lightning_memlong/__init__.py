@@ -9,23 +9,24 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "MemLong": "model",
-    "MemLongModule": "module",
+_ROOM = {
+    "Conversation": "generation",
+    "MemLong": "memlong",
+    "MemLongModule": "training",
     "MemoryBank": "bank",
-    "Retrieved": "retrieved",
-    "Conversation": "conversation",
     "MemoryConfig": "config",
+    "ModelConfig": "config",
+    "Retrieved": "bank",
     "RetrieverConfig": "config",
     "TuningConfig": "config",
     "UserError": "errors",
     "retrieval_causal_attention": "attention",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_ROOM]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use (PEP 562)."""
-    if name not in _HOME:
+    """Load a public name from its room on first use (PEP 562)."""
+    if name not in _ROOM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_ROOM[name]}"), name)

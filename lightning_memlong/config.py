@@ -1,18 +1,29 @@
 """Settings as validated dataclasses. The text under each field is its ``--help``."""
 
+import importlib.util
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lightning_memlong.errors import UserError
 
 QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
-Selection = Literal["similarity", "recent", "random"]
 Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Storage = Literal["device", "host", "disk"]
 TuningMode = Literal["full", "lora", "gates_only", "none"]
+Source = Literal["single", "per_layer"]
+Fusion = Literal["joint", "gated"]
+Position = Literal["zero", "sequential"]
+AttentionBackend = Literal["auto", "sdpa", "flex"]
+SOURCES: tuple[str, ...] = get_args(Source)
+LayerIndex = int | float
+"""A layer: its index from 0, or a fraction of the depth from 0.0 up to but not including 1.0."""
+DEFAULT_MEMORY_LAYER = 0.375
+"""Where memory is kept unless said otherwise: layer 11 of the default backbone's 30, a little below the middle."""
 
 
 def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
@@ -25,6 +36,33 @@ def require_choice(key: str, value: object, choices: object) -> None:
     """Raise unless ``value`` is one of the choices of a ``Literal`` type or a collection."""
     names = get_args(choices) or tuple(choices)  # type: ignore[arg-type]
     require(value in names, key, value, "one of " + ", ".join(map(str, names)), f"set --{key} to one of them")
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is a dotted path into a module that is there, and no file."""
+    dotted = all(part.isidentifier() for part in name.split(".")) and "." in name
+    return dotted and not Path(name).exists() and importlib.util.find_spec(name.partition(".")[0]) is not None
+
+
+def named_or_imported(key: str, name: str, known: Mapping[str, Any], what: str = "a function") -> Any:
+    """What a setting names: one of ours, or an import path.
+
+    Raises:
+        UserError: If there is no such thing, or it cannot be called.
+    """
+    if name in known:
+        return known[name]
+    try:
+        found = pkgutil.resolve_name(name)
+        if "." not in name or not callable(found):
+            raise ImportError(f"{name} is not {what}")
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        names = "".join(f"{n}, " for n in known)
+        raise UserError(
+            f"{key}={name!r} is unknown. Allowed: {names}or the import path of {what}. "
+            "Fix: correct the name, or the path (module.function)."
+        ) from error
+    return found
 
 
 def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
@@ -44,6 +82,13 @@ def _changed_to(before: Any, value: Any, key: str) -> Any:
     return changed(before, value, key)
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+
+
 @dataclass
 class RetrieverConfig:
     """The frozen text encoder that embeds chunks (paper, section 2: the retriever)."""
@@ -51,7 +96,7 @@ class RetrieverConfig:
     name: str = "all-MiniLM-L6-v2"
     """Encoder: 'all-MiniLM-L6-v2' (installed with the project), any sentence-transformers hub id or folder
     (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hidden' (mean hidden states of the memory layer, no second
-    model), or 'hashing' (deterministic bag of words, no model, for tests)."""
+    model), 'hashing' (deterministic bag of words, no model), or the import path of a class of your own."""
     prompt: str = ""
     """Put before each text, where an encoder was trained with it ('query: ' for E5)."""
     batch_size: int = 32
@@ -83,9 +128,9 @@ class MemoryConfig:
     """Use the memory at all; false trains and evaluates the plain backbone."""
     chunk_size: int = 128
     """Tokens in one bank entry [tokens]; must divide data.window and data.stride. Paper, section 3: 128."""
-    capacity: int = 32768
+    capacity: int = 16384
     """Size of the bank of one batch row [tokens]; a multiple of chunk_size. Paper, section 3: 32,768."""
-    top_k: int = 8
+    top_k: int = 3
     """Chunks retrieved for a window [chunks]. Paper, section 3: 8."""
     policy: str = "retrieval_frequency"
     """What to evict when the bank is full: retrieval_frequency (paper, section 2: dynamic memory update), fifo, lru
@@ -104,8 +149,9 @@ class MemoryConfig:
     query_pooling: QueryPooling = "mean"
     """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
     of them)."""
-    selection: Selection = "similarity"
-    """How chunks are chosen: similarity (retrieval), or the controls recent and random."""
+    selection: str = "similarity"
+    """How chunks are chosen: similarity (retrieval), the controls recent and random, or the import path of a function
+    of your own, such as my_package.my_selector."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
@@ -145,7 +191,6 @@ class MemoryConfig:
             "choose another retriever, or --memory.query previous --memory.granularity window",
         )
         require_choice("memory.granularity", self.granularity, Granularity)
-        require_choice("memory.selection", self.selection, Selection)
         require_choice("memory.dtype", self.dtype, BankDtype)
         require_choice("memory.storage", self.storage, Storage)
         ok = self.half_life is None or self.half_life > 0
@@ -199,3 +244,33 @@ class TuningConfig:
             "from 0 up to but not including 1",
             "use 0.05",
         )
+
+
+@dataclass
+class ModelConfig:
+    """What the network is: which layers store and read memory, and how (the ``model`` group's settings)."""
+
+    memory_layer: LayerIndex = DEFAULT_MEMORY_LAYER
+    """Layer whose keys and values are stored [index from 0, or fraction of the depth: 0.5]; it and all below are
+    frozen. Paper, section 3: 13 of 26."""
+    retrieval_layers: list[LayerIndex] | None = None
+    """Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above it, without
+    sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25."""
+    source: str = "per_layer"
+    """per_layer: each retrieval layer stores and reads its own keys and values; single: those of the memory layer are
+    read by all (the paper)."""
+    fusion: str = "joint"
+    """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
+    position: str = "sequential"
+    """sequential: retrieved tokens have running positions; zero: all at position 0 (the paper)."""
+    gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
+    """Recompute layers in the backward pass instead of keeping their activations."""
+    attention: str = "auto"
+    """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
+    CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA)."""
+
+    def __post_init__(self) -> None:
+        """Check each value."""
+        for name, choices in (("source", Source), ("fusion", Fusion), ("position", Position)):
+            require_choice(f"model.{name}", getattr(self, name), choices)
+        require_choice("model.attention", self.attention, AttentionBackend)

@@ -25,7 +25,11 @@ def _cpu_group(world: Any) -> Any:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask."""
+    """Whether the flag is set in any process; all must ask.
+
+    Lightning's ``strategy.reduce_boolean_decision`` asks through the device, and needs a trainer; a stream asks before
+    each batch, on the CPU.
+    """
     if rank_and_world()[1] == 1:
         return flag
     told = torch.tensor(int(flag))

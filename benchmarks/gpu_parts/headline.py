@@ -11,7 +11,7 @@ from benchmarks.long_document import CHUNK, TOP_K, WINDOW, build, speed
 from benchmarks.paired import now
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
-from lightning_memlong.reading import Stretch, evaluating, read_windows
+from lightning_memlong.generation import Span, evaluating, read_windows
 
 CAPACITY = 32768
 STEPS = 24
@@ -93,7 +93,7 @@ class Headline:
         tokens = np.random.default_rng(self.context.seed).integers(5, self.vocabulary, total, dtype=np.int32)
         reserve, begin = 0.2 * self.context.clock.left, now()
         with evaluating(model):
-            for _ in read_windows(model, works, bank, [Stretch(tokens)], WINDOW):
+            for _ in read_windows(model, works, bank, [Span(tokens)], WINDOW):
                 if self.context.clock.left < reserve:
                     break
         return bank, now() - begin

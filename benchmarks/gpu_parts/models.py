@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, X
 
 from benchmarks.gpu_parts.context import Context
 from lightning_memlong.config import TuningConfig
-from lightning_memlong.model import MemLong
-from lightning_memlong.retriever import Retriever
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.retrieval import Retriever
 
 
 @dataclass(frozen=True)

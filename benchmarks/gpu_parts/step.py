@@ -27,7 +27,7 @@ from benchmarks.gpu_parts.models import (
 )
 from benchmarks.paired import now
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
-from lightning_memlong.model import MemLong
+from lightning_memlong.memlong import MemLong
 from lightning_memlong.retrieval import Retrieval
 
 CHUNK, HELD = 128, 16384
@@ -77,7 +77,7 @@ class Step:
     def _fill(self) -> None:
         """Random keys and values of the right shape, in the bank's first half."""
         config, device = self.model.config, self.context.device
-        layers = len(self.model.stored_layers) if self.model.source == "per_layer" else 0
+        layers = len(self.model.stored_layers) if self.model.layout.source == "per_layer" else 0
         shape = (1, config.num_key_value_heads, HELD, config.head_dim)
         stored = torch.randn((layers, *shape) if layers else shape, device=device, dtype=self.context.dtype)
         count = HELD // CHUNK
@@ -91,8 +91,8 @@ class Step:
         ids = torch.randint(5, 900, (1, self.window), generator=self._mixer)
         begin, part = now(), self.parts
         with part("batch to the device"):
-            facts = {"length": self.window, "document_id": 0, "offset": self.place, "fresh": 0}
-            batch = {name: torch.tensor([value]).to(self.context.device) for name, value in facts.items()}
+            facts = {"length": self.window, "document_id": 0, "offset": self.place, "overlap": 0}
+            batch = {name: torch.tensor([value]) for name, value in facts.items()}
             batch["input_ids"] = ids.to(self.context.device)
         found = self.works.retrieve(self.bank, batch) if memory else None
         with part("forward"):
@@ -200,7 +200,9 @@ def run(context: Context) -> Iterator[Row]:
         except Exception as error:
             yield Row(shape.name, status="failed", note=str(error)[:300])
             continue
-        yield Row(f"{shape.name}: made in", time.monotonic() - begin, "s", note=f"{model.source}, {model.fusion}")
+        yield Row(
+            f"{shape.name}: made in", time.monotonic() - begin, "s", note=f"{model.layout.source}, {model.layout.fusion}"
+        )
         for window, top_k in SETTINGS_TINY if context.tiny else SETTINGS:
             one = partial(measured, context, shape, model, encoder, window, top_k)
             yield from attempt(context, f"{shape.name}, W = {window}, k = {top_k}", one)

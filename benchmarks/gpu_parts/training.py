@@ -13,7 +13,7 @@ from benchmarks.gpu_parts.models import Encoder, Numbers
 from benchmarks.paired import now
 from callbacks.memory_bank import MemoryBankCallback
 from lightning_memlong.config import MemoryConfig
-from lightning_memlong.model import MemLong
+from lightning_memlong.memlong import MemLong
 
 
 class Tuned(L.LightningModule):
@@ -96,7 +96,7 @@ class Document(IterableDataset[dict[str, torch.Tensor]]):
             offset = self._begin + number * self._window
             mixer = torch.Generator().manual_seed(offset)
             ids = torch.randint(5, self._vocabulary, (1, self._window), generator=mixer)
-            facts = {"length": self._window, "document_id": 0, "offset": offset, "fresh": 0}
+            facts = {"length": self._window, "document_id": 0, "offset": offset, "overlap": 0}
             batch = {name: torch.tensor([value]) for name, value in facts.items()}
             yield {"input_ids": ids, "labels": ids, "document_start": torch.tensor([offset == 0]), **batch}
 

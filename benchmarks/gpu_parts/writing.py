@@ -14,7 +14,7 @@ from benchmarks.gpu_parts.models import SMOLLM2, TINY, Encoder, Numbers, decoder
 from benchmarks.paired import now
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
-from lightning_memlong.model import MemLong
+from lightning_memlong.memlong import MemLong
 
 CHUNK, WINDOW, BLOCK = 128, 2048, 32768
 
@@ -22,7 +22,7 @@ CHUNK, WINDOW, BLOCK = 128, 2048, 32768
 def filled(model: MemLong, tokens: int, context: Context) -> MemoryBank:
     """A bank of random keys and values, as large as if so many tokens had been read."""
     bank, mixer = model.retrieval.new_bank(1, tokens + WINDOW), torch.Generator().manual_seed(context.seed)
-    bank.made_with = model.made_with()
+    bank.provenance = model.long_context.provenance()
     shape = (len(model.stored_layers), 1, model.config.num_key_value_heads, 0, model.config.head_dim)
     for start in range(0, tokens, BLOCK):
         count = min(BLOCK, tokens - start)
@@ -31,7 +31,7 @@ def filled(model: MemLong, tokens: int, context: Context) -> MemoryBank:
         vectors = F.normalize(torch.randn(1, chunks, model.retrieval.retriever.size, generator=mixer), dim=-1)
         places = torch.arange(start, start + count, CHUNK)[None]
         bank.insert(stored, stored, vectors, torch.full((1, chunks), CHUNK), places)
-    bank.note_tokens(0, torch.randint(5, 900, (tokens,), generator=mixer), 0)
+    bank.row(0).append_tokens(torch.randint(5, 900, (tokens,), generator=mixer), 0)
     return bank
 
 

@@ -10,10 +10,9 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_memlong.config import MemoryConfig, changed
-from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.model import MemLong
-from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retriever import Retriever, load_retriever
+from lightning_memlong.evaluation.record import Measurement, Record
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever
 
 
 class Progress(Protocol):
@@ -50,6 +49,11 @@ class Subject:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """The memory layer's hidden states (1, T, E) of tokens (1, T)."""
+        with self.autocast():
+            return self.model.capture(ids, hidden=True)["hidden"]
+
     def retrieval(self, options: Mapping[str, Any] | None = None, key: str = "evaluation.settings") -> Retrieval:
         """The memory settings at work, some of them changed.
 
@@ -69,6 +73,10 @@ class Subject:
         return Retrieval(config, self._others[name], self.tokenizer)
 
 
+TableRow = dict[str, Any]
+"""A row of a table, by column."""
+
+
 @dataclass
 class Report:
     """What an evaluation found."""
@@ -76,9 +84,9 @@ class Report:
     title: str
     notes: list[str]
     """How to read it, one sentence each."""
-    tables: dict[str, list[Row]]
+    tables: dict[str, list[TableRow]]
     """Name -> rows of a table to be read; all its rows have the same columns."""
-    data: list[Row]
+    data: list[TableRow]
     """The same and more as numbers, for a file; all rows have the same columns."""
     figures: dict[str, Figure]
 
@@ -104,13 +112,13 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def planned(self) -> list[Row]:
+    def planned(self) -> list[Measurement]:
         """The keys of all measurements there will be, once prepared; others in a record are of other texts."""
 
     @abstractmethod
-    def run(self, subject: Subject, record: Record) -> Iterator[Row]:
+    def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """Measure, and give each measurement as soon as it is made; those in the record are not made again."""
 
     @abstractmethod
-    def report(self, rows: list[Row]) -> Report:
+    def report(self, measurements: list[Measurement]) -> Report:
         """Tables and figures of what was measured."""

@@ -18,7 +18,7 @@ def draw_layers(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     Left what is near or below 1, and, where anything hurts more, all of it on the right.
 
     Args:
-        rows: As :func:`lightning_memlong.evaluation.layers.table` gives them.
+        rows: As :func:`lightning_memlong.evaluation.layer_grid.layer_table` gives them.
         title: What was scored on what.
     """
     ratios = [float(r["ratio"]) for r in rows]
@@ -71,7 +71,7 @@ def draw_grid(data: Sequence[Mapping[str, Any]], title: str, window: int, off: s
     """Perplexity by perplexity with memory off against the length of context; one panel a corpus, bands: intervals.
 
     Args:
-        data: As :func:`lightning_memlong.evaluation.perplexity_report.report` has them.
+        data: As :func:`lightning_memlong.evaluation.perplexity_report.report_perplexity` has them.
         title: What was scored.
         window: Local tokens; lengths up to here have no memory.
         off: Name of the setting that all are held against.
@@ -140,20 +140,20 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def draw_accuracies(
-    data: Sequence[Mapping[str, Any]], tasks: Sequence[str], cells: Sequence[str], title: str
+    data: Sequence[Mapping[str, Any]], tasks: Sequence[str], shots: Sequence[str], title: str
 ) -> Figure:
     """Calibrated accuracy with intervals, one group of bars a task, one bar a way of giving demonstrations."""
     figure = Figure(figsize=(2.6 * len(tasks) + 3, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    width = 0.8 / max(1, len(cells))
-    for number, cell in enumerate(cells):
-        rows = [next((r for r in data if (r["task"], r["demonstrations"]) == (t, cell)), None) for t in tasks]
+    width = 0.8 / max(1, len(shots))
+    for number, label in enumerate(shots):
+        rows = [next((r for r in data if (r["task"], r["demonstrations"]) == (t, label)), None) for t in tasks]
         found = [(place, r) for place, r in enumerate(rows) if r is not None]
-        x = [place + (number - (len(cells) - 1) / 2) * width for place, _ in found]
+        x = [place + (number - (len(shots) - 1) / 2) * width for place, _ in found]
         y = [100 * r["calibrated"] for _, r in found]
         bars = [[100 * (r["calibrated"] - r["calibrated_low"]) for _, r in found],
                 [100 * (r["calibrated_high"] - r["calibrated"]) for _, r in found]]  # fmt: skip
-        axes.bar(x, y, width, yerr=bars, capsize=2, color=PALETTE[number % len(PALETTE)], label=cell)
+        axes.bar(x, y, width, yerr=bars, capsize=2, color=PALETTE[number % len(PALETTE)], label=label)
     for place, task in enumerate(tasks):
         majority = 100 * next(r["majority"] for r in data if r["task"] == task)
         axes.plot([place - 0.45, place + 0.45], [majority] * 2, color="black", linestyle=":", linewidth=1.2)
@@ -194,49 +194,4 @@ def draw_recall(data: Sequence[Mapping[str, Any]], kinds: Sequence[str], setting
     figure.suptitle(f"{title}: tokens of answers that are right [%], below: retrieved", fontsize=10)
     if image is not None:
         figure.colorbar(image, ax=grid, shrink=0.7)
-    return figure
-
-
-def draw_map(places: Sequence[tuple[int, int, float]], title: str, chunk_size: int) -> Figure:
-    """Where each window of a document retrieved from: what is read runs to the right, what is retrieved upwards.
-
-    Args:
-        places: Where it was read, where the chunk begins, and its similarity (NaN: the selection has none).
-        title: Of the document.
-        chunk_size: Tokens of a chunk.
-    """
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    reading, found, scores = (list(column) for column in zip(*places, strict=True))
-    end = max(reading) + chunk_size
-    axes.plot([0, end], [0, end], color="0.7", linewidth=1)
-    axes.annotate("now", (0.98 * end, 0.98 * end), ha="right", va="bottom", fontsize=8, color="0.5", rotation=40)
-    scored = any(score == score for score in scores)
-    image = axes.scatter(reading, found, c=scores if scored else "tab:blue", s=22, marker="s", cmap="viridis")
-    if scored:
-        figure.colorbar(image, ax=axes, label="similarity")
-    axes.set_xlim(0, end)
-    axes.set_ylim(0, end)
-    axes.set_xlabel("where we are reading [tokens]")
-    axes.set_ylabel("what was retrieved [tokens]")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    return figure
-
-
-def draw_heads(values: Mapping[int, Any], label: str) -> Figure:
-    """A number of each layer and head as a picture.
-
-    Args:
-        values: Layer -> (H,).
-        label: What they are.
-    """
-    table = [values[layer].tolist() for layer in sorted(values)]
-    figure = Figure(figsize=(max(4.5, 0.3 * len(table[0]) + 2), max(2.5, 0.22 * len(table) + 1)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(table, aspect="auto", cmap="magma", origin="lower", interpolation="nearest")
-    axes.set_yticks(range(len(table)), [str(layer) for layer in sorted(values)], fontsize=7)
-    axes.set_xlabel("head")
-    axes.set_ylabel("layer")
-    figure.colorbar(image, ax=axes, label=label)
     return figure

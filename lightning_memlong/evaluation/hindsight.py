@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.evaluation.reading import score
+from lightning_memlong.evaluation.scoring import score_windows
 from lightning_memlong.retrieval import Retrieval, seed_of
-from lightning_memlong.retrieved import Retrieved
 
 
 def choose_with_hindsight(
@@ -18,7 +17,7 @@ def choose_with_hindsight(
     batch: dict[str, Any],
     candidates: int,
     retrievals: Mapping[str, Retrieval],
-    banks: Mapping[str, MemoryBank],
+    banks: Mapping[str, BankView],
     limit: Tensor,
 ) -> Retrieved | None:
     """The ``top_k`` chunks that, each on its own, lower the loss of the scored tokens most.
@@ -40,7 +39,7 @@ def choose_with_hindsight(
     gains = torch.full(pool.shape, float("-inf"))
     for place in range(pool.shape[1]):
         memory = bank.gather(pool[:, place : place + 1], count=False)
-        losses = score(subject, batch, memory)[0]
+        losses = score_windows(subject, batch, memory)[0]
         gains[:, place] = -losses.sum(1)
     gains[pool < 0] = float("-inf")
     best = gains.topk(min(top_k, pool.shape[1]), dim=1)
@@ -50,12 +49,11 @@ def choose_with_hindsight(
 
 
 def _pool(
-    batch: dict[str, Any], candidates: int, retrievals: Mapping[str, Retrieval], banks: Mapping[str, MemoryBank]
+    batch: dict[str, Any], candidates: int, retrievals: Mapping[str, Retrieval], banks: Mapping[str, BankView]
 ) -> Tensor:
     """(R, candidates) places, -1 where a document has fewer chunks."""
     rankings = []
     for name, retrieval in retrievals.items():
-        retrieval.prepare(batch)
         rankings.append(retrieval.choose(banks[name], batch)[1][:, 0])
     start, before = batch["memory_start"].cpu(), batch["offset"].cpu()
     bank = next(iter(banks.values()))

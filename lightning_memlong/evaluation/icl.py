@@ -6,40 +6,27 @@ Legend: N demonstrations, n entries, C tokens of an entry, B examples asked at o
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_memlong.asking import embed_texts, retrieve_for
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
-from lightning_memlong.evaluation.icl_report import report
+from lightning_memlong.evaluation.demonstrations import Shots, demonstration_text, read_demonstrations
+from lightning_memlong.evaluation.icl_report import report_icl
 from lightning_memlong.evaluation.labels import label_tokens, score_labels
-from lightning_memlong.evaluation.record import Record, Row
-from lightning_memlong.evaluation.tasks import TASKS, Example, balanced, load_task
-from lightning_memlong.retrieval import pooled, seed_of
-from lightning_memlong.retriever import HiddenRetriever
+from lightning_memlong.evaluation.record import Measurement, Record
+from lightning_memlong.evaluation.tasks import TASKS, Example, balanced_sample, load_task
+from lightning_memlong.retrieval import embed_texts, retrieve_for, seed_of
 
 HUB: dict[str, str | None] = dict.fromkeys(TASKS)
 
 
-class Cell(NamedTuple):
-    """One way of giving demonstrations."""
-
-    context: int
-    """Demonstrations in the context."""
-    memory: int
-    """Demonstrations in memory; 0: memory off."""
-    selection: str
-    """How entries are chosen."""
-
-
 @dataclass
-class Drawn:
-    """A task with the examples of one seed."""
+class TaskSample:
+    """A task with the examples sample for one seed."""
 
     task: str
     seed: int
@@ -100,167 +87,105 @@ class InContextLearning(Evaluation):
         """Read the tasks and check their label words."""
         self._labels = {name: label_tokens(name, subject.tokenizer) for name in self.tasks}
         loaded = {name: load_task(name, path, f"evaluation.tasks.{name}") for name, path in self.tasks.items()}
-        self._draws = [self._draw(name, seed, *loaded[name]) for name in self.tasks for seed in range(self.seeds)]
+        self.samples = [
+            self.draw_sample(name, seed, *loaded[name]) for name in self.tasks for seed in range(self.seeds)
+        ]
         self.title = f"{subject.backbone}, top-k {subject.memory.top_k}, {subject.memory.retriever.name}"
 
-    def _draw(self, name: str, seed: int, train: list[Example], asked: list[Example]) -> Drawn:
+    def draw_sample(self, name: str, seed: int, train: list[Example], asked: list[Example]) -> TaskSample:
+        """Draw the demonstrations and examples of one seed."""
         mixer = random.Random(f"{name} {seed}")
         labels = len(TASKS[name].words)
         most = max(self.context) + max(self.memory)
         allowed = f"at most the {len(train)} training examples of {name}, in context and memory together"
         require(most <= len(train), "evaluation.memory", self.memory, allowed, "lower it")
-        shown = balanced(train, max(self.context), labels, mixer)
+        shown = balanced_sample(train, max(self.context), labels, mixer)
         left = [e for e in train if e not in set(shown)]
-        kept = balanced(left, max(self.memory), labels, mixer)
-        return Drawn(name, seed, shown, kept, mixer.sample(asked, min(self.examples, len(asked))))
+        kept = balanced_sample(left, max(self.memory), labels, mixer)
+        return TaskSample(name, seed, shown, kept, mixer.sample(asked, min(self.examples, len(asked))))
 
-    def cells(self) -> list[Cell]:
+    def shots(self) -> list[Shots]:
         """All ways of giving demonstrations that are compared."""
-        off = [Cell(context, 0, "off") for context in self.context]
+        off = [Shots(context, 0, "off") for context in self.context]
         return off + [
-            Cell(context, memory, selection)
+            Shots(context, memory, selection)
             for memory in self.memory if memory for selection in self.selections
             for context in self.context if context in self.memory_context
         ]  # fmt: skip
 
-    def planned(self) -> list[Row]:
+    def planned(self) -> list[Measurement]:
         """All draws, each in all ways."""
-        return [_row(drawn, cell) for drawn in self._draws for cell in self.cells()]
+        return [_key(sample, shots) for sample in self.samples for shots in self.shots()]
 
     # ---- measuring ----------------------------------------------------------------------------------------
 
-    def run(self, subject: Subject, record: Record) -> Iterator[Row]:
+    def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """One draw after the other, each in all ways."""
         todo = [
-            (drawn, {c: _tokens(subject, drawn, c) for c in self.cells() if _row(drawn, c) not in record})
-            for drawn in self._draws
+            (sample, {s: _prompt_tokens(subject, sample, s) for s in self.shots() if _key(sample, s) not in record})
+            for sample in self.samples
         ]
-        subject.progress.begin(sum(tokens for _, cells in todo for tokens in cells.values()), self.name)
-        for drawn, cells in todo:
-            banks = {n: self._read(subject, drawn, n) for n in {c.memory for c in cells} - {0}}
-            for cell, tokens in cells.items():
-                scores = self._scores(subject, drawn, cell, banks.get(cell.memory))
+        subject.progress.begin(sum(tokens for _, ways in todo for tokens in ways.values()), self.name)
+        for sample, ways in todo:
+            banks = {
+                n: read_demonstrations(subject, sample.task, sample.memory[:n], self.window)
+                for n in {s.memory for s in ways} - {0}
+            }
+            for shots, tokens in ways.items():
+                scores = self._scores(subject, sample, shots, banks.get(shots.memory))
                 subject.progress.advance(tokens)
-                yield _row(drawn, cell) | _judge(scores, drawn, len(TASKS[drawn.task].words))
+                yield _key(sample, shots) | _judge(scores, sample, len(TASKS[sample.task].words))
 
-    def _read(self, subject: Subject, drawn: Drawn, count: int) -> MemoryBank:
-        """Demonstrations as entries of a bank of one row."""
-        texts = [_shown(drawn.task, e) for e in drawn.memory[:count]]
-        ids = [subject.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-        retrieval, size = subject.retrieval(), subject.memory.chunk_size
-        entries = sum(-(-len(i) // size) for i in ids)
-        bank = retrieval.new_bank(1, entries * size)
-        place = 0
-        for group in _windows(ids, self.window):
-            # Another demonstration before them: the first token that is read is a sink of attention, and is not kept.
-            begun, tokens = ids[group[0] - 1], [t for i in group for t in ids[i]]
-            batch = torch.tensor([[*begun, *tokens]], device=subject.device)
-            with torch.no_grad(), subject.autocast():
-                output = subject.model(batch, logits_to_keep=1)
-            starts, lengths, owners = _entries([len(ids[i]) for i in group], size)
-            keys, values = (_cut(t[..., len(begun) :, :], starts, lengths, size) for t in (output.keys, output.values))
-            if isinstance(retrieval.retriever, HiddenRetriever):
-                states = _cut(output.memory_hidden[:, len(begun) :], starts, lengths, size)
-                embeddings = pooled(states, torch.tensor(lengths)[None], size)[0]
-            else:
-                each = retrieval.retriever.encode([drawn.memory[i].text for i in group])
-                embeddings = each[torch.tensor(owners)]
-            positions = place + torch.tensor(starts)
-            bank.insert(keys, values, embeddings[None], torch.tensor(lengths)[None], positions[None])
-            place += len(tokens)
-        return bank
-
-    def _scores(self, subject: Subject, drawn: Drawn, cell: Cell, bank: MemoryBank | None) -> Tensor:
+    def _scores(self, subject: Subject, sample: TaskSample, shots: Shots, bank: BankView | None) -> Tensor:
         """Log-likelihood of each label word (examples, labels), float32."""
-        before = "".join(_shown(drawn.task, e) for e in drawn.context[: cell.context])
+        before = "".join(demonstration_text(sample.task, e) for e in sample.context[: shots.context])
         scores = []
-        for at in range(0, len(drawn.asked), self.batch_size):
-            asked = drawn.asked[at : at + self.batch_size]
-            prompts = [before + TASKS[drawn.task].template.format(e.text) for e in asked]
-            memory = None if bank is None else self._retrieved(subject, bank, cell, drawn, asked, at)
-            scores.append(score_labels(subject, prompts, self._labels[drawn.task], memory))
+        for at in range(0, len(sample.asked), self.batch_size):
+            asked = sample.asked[at : at + self.batch_size]
+            prompts = [before + TASKS[sample.task].template.format(e.text) for e in asked]
+            memory = None if bank is None else self._retrieved(subject, bank, shots, sample, asked, at)
+            scores.append(score_labels(subject, prompts, self._labels[sample.task], memory))
         return torch.cat(scores)
 
     def _retrieved(
-        self, subject: Subject, bank: MemoryBank, cell: Cell, drawn: Drawn, asked: Sequence[Example], at: int
-    ) -> Any:
-        """What each example retrieves, a row each."""
+        self, subject: Subject, bank: BankView, shots: Shots, sample: TaskSample, asked: Sequence[Example], at: int
+    ) -> Retrieved | None:
+        """What each example retrieves, a row each; by similarity, with its text.
+
+        The one place of this file that knows selections by name.
+        """
         retrieval, top_k = subject.retrieval(), subject.memory.top_k
-        if cell.selection == "random":
-            chosen = [bank.random(top_k, [seed_of(drawn.seed, at + i)])[0] for i in range(len(asked))]
+        if shots.selection == "random":
+            chosen = [bank.random(top_k, [seed_of(sample.seed, at + i)])[0] for i in range(len(asked))]
             return bank.gather(torch.stack(chosen)[None], count=False)
-        by_prompt = isinstance(retrieval.retriever, HiddenRetriever)
-        texts = [TASKS[drawn.task].template.format(e.text) if by_prompt else e.text for e in asked]
-        asking = embed_texts(subject.model, retrieval, texts, subject.autocast)
+        by_prompt = retrieval.retriever.needs_hidden
+        texts = [TASKS[sample.task].template.format(e.text) if by_prompt else e.text for e in asked]
+        asking = embed_texts(retrieval, texts, subject.device, subject.hidden_states)
         return retrieve_for(retrieval, bank, asking[:, None].unbind())
 
-    def report(self, rows: list[Row]) -> Report:
+    def report(self, measurements: list[Measurement]) -> Report:
         """Tables and figures."""
-        return report(self, rows)
+        return report_icl(self.title, self.tasks, measurements)
 
 
-def _tokens(subject: Subject, drawn: Drawn, cell: Cell) -> int:
-    """Tokens of all prompts of a cell."""
-    shown = "".join(_shown(drawn.task, e) for e in drawn.context[: cell.context])
-    asked = [TASKS[drawn.task].template.format(e.text) for e in drawn.asked]
+def _prompt_tokens(subject: Subject, sample: TaskSample, shots: Shots) -> int:
+    """Tokens of all prompts."""
+    shown = "".join(demonstration_text(sample.task, e) for e in sample.context[: shots.context])
+    asked = [TASKS[sample.task].template.format(e.text) for e in sample.asked]
     counts = [len(ids) for ids in subject.tokenizer([shown, *asked], add_special_tokens=False)["input_ids"]]
     return counts[0] * len(asked) + sum(counts[1:])
 
 
-def _row(drawn: Drawn, cell: Cell) -> Row:
-    return {"task": drawn.task, "seed": drawn.seed, **cell._asdict()}
+def _key(sample: TaskSample, shots: Shots) -> Measurement:
+    return {"task": sample.task, "seed": sample.seed, **shots._asdict()}
 
 
-def _judge(scores: Tensor, drawn: Drawn, labels: int) -> Row:
+def _judge(scores: Tensor, sample: TaskSample, labels: int) -> Measurement:
     """Which examples were right, plainly and calibrated, as strings of 0 and 1, and how many the largest class has."""
-    truth = torch.tensor([e.label for e in drawn.asked])
+    truth = torch.tensor([e.label for e in sample.asked])
     log_p = scores.log_softmax(dim=1)
     # Batch calibration (Zhou et al., arXiv 2309.17249): the mean over the examples asked is the bias of the prompt.
     calibrated = log_p - log_p.mean(dim=0, keepdim=True)
     right = [(s.argmax(dim=1) == truth).int().tolist() for s in (log_p, calibrated)]
     most = int(np.bincount(truth.numpy(), minlength=labels).max())
     return {"hits": "".join(map(str, right[0])), "calibrated": "".join(map(str, right[1])), "majority": most}
-
-
-def _shown(task: str, example: Example) -> str:
-    """A demonstration as it stands in a prompt."""
-    return f"{TASKS[task].template.format(example.text)} {TASKS[task].words[example.label]}. "
-
-
-# ---- demonstrations as entries ----------------------------------------------------------------------------------
-
-
-def _windows(ids: Sequence[Sequence[int]], window: int) -> Iterator[list[int]]:
-    """Which demonstrations are read together: as many whole ones as a window holds, at least one."""
-    group: list[int] = []
-    held = 0
-    for number, tokens in enumerate(ids):
-        if group and held + len(tokens) > window:
-            yield group
-            group, held = [], 0
-        group.append(number)
-        held += len(tokens)
-    if group:
-        yield group
-
-
-def _entries(lengths: Sequence[int], size: int) -> tuple[list[int], list[int], list[int]]:
-    """Where entries begin in a window, their lengths, and the demonstration each belongs to."""
-    starts: list[int] = []
-    held: list[int] = []
-    owners: list[int] = []
-    begin = 0
-    for number, length in enumerate(lengths):
-        for at in range(0, length, size):
-            starts.append(begin + at)
-            held.append(min(size, length - at))
-            owners.append(number)
-        begin += length
-    return starts, held, owners
-
-
-def _cut(window: Tensor, starts: Sequence[int], lengths: Sequence[int], size: int) -> Tensor:
-    """Keys or values (..., T, D) as entries side by side (..., n * C, D), each padded by repeating its last token."""
-    first, count = torch.tensor(starts)[:, None], torch.tensor(lengths)[:, None]
-    places = (first + torch.minimum(torch.arange(size)[None], count - 1)).flatten().to(window.device)
-    return window.index_select(-2, places)

@@ -1,27 +1,27 @@
 """What in-context learning found: accuracies with intervals, tables and a picture."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from lightning_memlong.evaluation.base import Report
+from lightning_memlong.evaluation.base import Report, TableRow
+from lightning_memlong.evaluation.demonstrations import Shots
 from lightning_memlong.evaluation.figures import draw_accuracies
-from lightning_memlong.evaluation.record import Row
+from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.evaluation.statistics import mean_interval
 
-BASELINE = (4, 0, "off")
+BASELINE = Shots(4, 0, "off")
 """What the paper's gain is relative to: 4 demonstrations in context, memory off."""
 
 
-def report(evaluation: Any, rows: Sequence[Row]) -> Report:
-    """Tables and figures of the cells of an :class:`InContextLearning`."""
-    cells = list(dict.fromkeys((r["context"], r["memory"], r["selection"]) for r in rows))
-    tasks = [t for t in evaluation.tasks if any(r["task"] == t for r in rows)]
-    data = [_summary(t, c, _of(rows, t, c)) for t in tasks for c in cells if _of(rows, t, c)]
+def report_icl(title: str, tasks: Iterable[str], measurements: Sequence[Measurement]) -> Report:
+    """Tables and figures of all ways of giving demonstrations that were measured."""
+    ways = list(dict.fromkeys(Shots(r["context"], r["memory"], r["selection"]) for r in measurements))
+    tasks = [t for t in tasks if any(r["task"] == t for r in measurements)]
+    data = [_summary(t, s, _of(measurements, t, s)) for t in tasks for s in ways if _of(measurements, t, s)]
     tables = {
-        "Accuracy [%]": _table(data, tasks, cells, "accuracy"),
-        "Accuracy, calibrated [%]": _table(data, tasks, cells, "calibrated"),
+        "Accuracy [%]": _table(data, tasks, ways, "accuracy"),
+        "Accuracy, calibrated [%]": _table(data, tasks, ways, "calibrated"),
     }
     notes = [
         "In brackets: 95 % bootstrap interval over examples; which demonstrations were drawn is not in it.",
@@ -31,41 +31,34 @@ def report(evaluation: Any, rows: Sequence[Row]) -> Report:
         "taken off.",
         "gain: the mean of the tasks, relative to 4 demonstrations in context without memory.",
     ]
-    figure = draw_accuracies(data, tasks, [name(c) for c in cells], evaluation.title)
-    return Report(f"In-context learning: {evaluation.title}", notes, tables, data, {"accuracy": figure})
+    figure = draw_accuracies(data, tasks, [shots.label for shots in ways], title)
+    return Report(f"In-context learning: {title}", notes, tables, data, {"accuracy": figure})
 
 
-def name(cell: tuple[int, int, str]) -> str:
-    """``4 + 200 (similarity)``."""
-    context, memory, selection = cell
-    return f"{context} + {memory} ({selection})" if memory else f"{context}"
+def _of(measurements: Sequence[Measurement], task: str, shots: Shots) -> list[Measurement]:
+    return [r for r in measurements if r["task"] == task and (r["context"], r["memory"], r["selection"]) == shots]
 
 
-def _of(rows: Sequence[Row], task: str, cell: tuple[int, int, str]) -> list[Row]:
-    return [r for r in rows if r["task"] == task and (r["context"], r["memory"], r["selection"]) == cell]
-
-
-def _summary(task: str, cell: tuple[int, int, str], rows: Sequence[Row]) -> Row:
-    found: Row = {"task": task, "demonstrations": name(cell), **dict(zip(("context", "memory", "selection"), cell,
-                                                                         strict=True))}  # fmt: skip
-    found["examples"] = sum(len(r["hits"]) for r in rows)
+def _summary(task: str, shots: Shots, measurements: Sequence[Measurement]) -> TableRow:
+    found: TableRow = {"task": task, "demonstrations": shots.label, **shots._asdict()}
+    found["examples"] = sum(len(r["hits"]) for r in measurements)
     for column, source in (("accuracy", "hits"), ("calibrated", "calibrated")):
-        interval = mean_interval(np.array([int(hit) for r in rows for hit in r[source]]))
+        interval = mean_interval(np.array([int(hit) for r in measurements for hit in r[source]]))
         found |= {column: interval.value, f"{column}_low": interval.low, f"{column}_high": interval.high}
-    return found | {"majority": sum(r["majority"] for r in rows) / found["examples"]}
+    return found | {"majority": sum(r["majority"] for r in measurements) / found["examples"]}
 
 
-def _table(data: Sequence[Row], tasks: Sequence[str], cells: Sequence[tuple[int, int, str]], column: str) -> list[Row]:
+def _table(data: Sequence[TableRow], tasks: Sequence[str], ways: Sequence[Shots], column: str) -> list[TableRow]:
     by = {(r["task"], r["demonstrations"]): r for r in data}
-    means = {c: _mean(by, tasks, c, column) for c in cells}
+    means = {shots: _mean(by, tasks, shots, column) for shots in ways}
     base = means.get(BASELINE)
-    rows: list[Row] = []
-    for cell in cells:
-        row: Row = {"demonstrations": name(cell)}
+    rows: list[TableRow] = []
+    for shots in ways:
+        row: TableRow = {"demonstrations": shots.label}
         for task in tasks:
-            found = by.get((task, name(cell)))
+            found = by.get((task, shots.label))
             row[task] = "" if found is None else _shown(found, column)
-        mean = means[cell]
+        mean = means[shots]
         row["mean"] = "" if mean is None else f"{100 * mean:.1f}"
         row["gain"] = "" if mean is None or not base else f"{mean / base - 1:+.1%}"
         rows.append(row)
@@ -76,10 +69,10 @@ def _table(data: Sequence[Row], tasks: Sequence[str], cells: Sequence[tuple[int,
     return rows
 
 
-def _mean(by: Any, tasks: Sequence[str], cell: tuple[int, int, str], column: str) -> float | None:
-    found = [by.get((task, name(cell))) for task in tasks]
-    return None if None in found else float(np.mean([r[column] for r in found]))
+def _mean(by: Mapping[tuple[str, str], TableRow], tasks: Sequence[str], shots: Shots, column: str) -> float | None:
+    found = [row for task in tasks if (row := by.get((task, shots.label))) is not None]
+    return float(np.mean([row[column] for row in found])) if len(found) == len(tasks) else None
 
 
-def _shown(row: Row, column: str) -> str:
+def _shown(row: TableRow, column: str) -> str:
     return f"{100 * row[column]:.1f} ({100 * row[f'{column}_low']:.1f}..{100 * row[f'{column}_high']:.1f})"

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.tasks import TASKS
-from lightning_memlong.model import MemLong
+from lightning_memlong.memlong import MemLong
 
 
 def label_tokens(task: str, tokenizer: Any) -> list[list[int]]:
@@ -43,7 +44,9 @@ def label_tokens(task: str, tokenizer: Any) -> list[list[int]]:
 
 
 @torch.no_grad()
-def score_labels(subject: Subject, prompts: Sequence[str], labels: Sequence[Sequence[int]], memory: Any) -> Tensor:
+def score_labels(
+    subject: Subject, prompts: Sequence[str], labels: Sequence[Sequence[int]], memory: Retrieved | None
+) -> Tensor:
     """Log-likelihood (B, labels), float32 on the CPU, of each label's tokens after each prompt.
 
     The prompts share one pass where every label is one token; else each label has a pass of its own.
@@ -59,7 +62,7 @@ def score_labels(subject: Subject, prompts: Sequence[str], labels: Sequence[Sequ
     return torch.stack(columns, dim=1)
 
 
-def _after(subject: Subject, ids: Sequence[Sequence[int]], memory: Any, count: int) -> Tensor:
+def _after(subject: Subject, ids: Sequence[Sequence[int]], memory: Retrieved | None, count: int) -> Tensor:
     """Log-probabilities (B, count, V) at the last ``count`` places of each text, float32 on the CPU."""
     begun = 0 if memory is not None else _common(ids, count)
     rest = [i[begun:] for i in ids]

@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_memlong.backbones import first_token, load_backbone, load_tokenizer
+from lightning_memlong.backbone import Head, first_token, load_backbone, load_tokenizer, text_config
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.head import Head
-from lightning_memlong.layers import text_config
 
 
 class Peer:

@@ -1,6 +1,6 @@
 """Perplexity over lengths of context and ways of choosing memory, with controls on the same tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, Literal
 
@@ -8,14 +8,15 @@ import numpy as np
 
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
-from lightning_memlong.evaluation.cells import HINDSIGHT, LONGER, OFF, Cells, Text, Window
+from lightning_memlong.evaluation.grid import HINDSIGHT, LONGER, OFF, Grid, ScoredDocument
 from lightning_memlong.evaluation.peers import Peer
-from lightning_memlong.evaluation.perplexity_report import report
-from lightning_memlong.evaluation.reading import read
-from lightning_memlong.evaluation.record import Record, Row
+from lightning_memlong.evaluation.perplexity_report import report_perplexity
+from lightning_memlong.evaluation.record import Measurement, Record
+from lightning_memlong.evaluation.scoring import read_documents
+from lightning_memlong.evaluation.window_scorer import WindowScorer
 from lightning_memlong.retrieval import Retrieval
 
-Protocol = Literal["sliding", "reference"]
+ScoringProtocol = Literal["sliding", "reference"]
 CONTROLS: dict[str, dict[str, Any]] = {
     "retrieved": {},
     "recent": {"selection": "recent"},
@@ -63,7 +64,7 @@ class PerplexityGrid(Evaluation):
         corpora: dict[str, str | dict[str, Any]] | None = None,
         lengths: list[int] = [1024, 2048, 4096, 8192, 16384, 32768, 65536],  # noqa: B006  (never changed; shown)
         settings: dict[str, dict[str, Any]] = CONTROLS,
-        protocol: Protocol = "sliding",
+        protocol: ScoringProtocol = "sliding",
         documents: int = 4,
         windows: int = 8,
         longer_window: bool = True,
@@ -71,7 +72,7 @@ class PerplexityGrid(Evaluation):
         hindsight: int = 0,
         seed: int = 0,
     ) -> None:
-        require_choice("evaluation.protocol", protocol, Protocol)
+        require_choice("evaluation.protocol", protocol, ScoringProtocol)
         for key, value in (("documents", documents), ("windows", windows)):
             require(value >= 1, f"evaluation.{key}", value, "1 or more", "raise it")
         require(bool(lengths) and min(lengths) >= 2, "evaluation.lengths", lengths, "2 or more tokens each", "raise")
@@ -94,22 +95,30 @@ class PerplexityGrid(Evaluation):
 
     def prepare(self, subject: Subject) -> None:
         """Check settings, find the documents, load encoders and peers."""
-        self.retrievals: dict[str, Retrieval] = {}
+        retrievals = self._retrievals(subject)
+        peers = {name: Peer(name, backbone, subject.device) for name, backbone in self.peers.items()}
+        self._documents = [d for name, data in self._data(subject).items() for d in self._long_enough(name, data)]
+        self._check(subject)
+        data = subject.data
+        self._grid = Grid(
+            f"{subject.backbone}, window {data.window}, stride {data.stride}, {self.protocol}", self.protocol,
+            self.lengths, self.windows, data.window, data.stride, subject.memory.chunk_size,
+            max((r.config.top_k for r in retrievals.values()), default=subject.memory.top_k),
+            getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths),
+            self.longer_window, self.hindsight, retrievals, peers, self.seed,
+        )  # fmt: skip
+
+    def _retrievals(self, subject: Subject) -> dict[str, Retrieval]:
+        """The settings at work, by name; one whose query is what is being predicted is named so."""
+        found: dict[str, Retrieval] = {}
         for name, options in self.settings.items():
             fixed = sorted(GOVERNED & {*options})
             key = f"evaluation.settings.{name}"
             require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
             retrieval = subject.retrieval(options, key)
             leaks = retrieval.config.query == "current" and retrieval.config.selection == "similarity"
-            self.retrievals[f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name] = retrieval
-        self.open_peers = {name: Peer(name, backbone, subject.device) for name, backbone in self.peers.items()}
-        self._texts = [text for name, data in self._data(subject).items() for text in self._documents(name, data)]
-        self.top_k = max((r.config.top_k for r in self.retrievals.values()), default=subject.memory.top_k)
-        self._check(subject)
-        self.longest = getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths)
-        data = subject.data
-        self.title = f"{subject.backbone}, window {data.window}, stride {data.stride}, {self.protocol}"
-        self.local, self.stride, self.chunk_size = data.window, data.stride, subject.memory.chunk_size
+            found[f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name] = retrieval
+        return found
 
     def _check(self, subject: Subject) -> None:
         chunk, stride = subject.memory.chunk_size, subject.data.stride
@@ -123,92 +132,44 @@ class PerplexityGrid(Evaluation):
             return {subject.data.text_name: subject.data}
         return {name: subject.open_data(name, options) for name, options in self.corpora.items()}
 
-    def _documents(self, corpus: str, data: Any) -> list[Text]:
+    def _long_enough(self, corpus: str, data: Any) -> list[ScoredDocument]:
         least = max(self.lengths) if self.protocol == "sliding" else max(min(self.lengths), data.window)
-        found: list[Text] = []
+        found: list[ScoredDocument] = []
         longest = 0
         for name, tokens in data.whole_documents("test"):
             longest = max(longest, len(tokens))
             if len(tokens) >= least:
-                found.append(Text(corpus, name, np.asarray(tokens)))
+                found.append(ScoredDocument(corpus, name, np.asarray(tokens)))
             if len(found) == self.documents:
                 break
         fix = f"lower the lengths, or read longer documents; the longest of {corpus} has {longest} tokens"
         require(bool(found), "evaluation.lengths", self.lengths, f"at most {longest} tokens for {corpus}", fix)
         return found
 
-    def planned(self) -> list[Row]:
+    def planned(self) -> list[Measurement]:
         """The cells of all documents."""
-        alone = [([text], window) for text in self._texts for window in self._scorings([text])]
-        return [cell for texts, window in alone for cell in self._cells(texts, window)]
+        alone = [([document], w) for document in self._documents for w in self._grid.windows_of([document])]
+        return [key for documents, window in alone for key in self._grid.keys_of(documents, window)]
 
     # ---- measuring ----------------------------------------------------------------------------------------
 
-    def run(self, subject: Subject, record: Record) -> Iterator[Row]:
+    def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """One group of documents after the other; of each window all cells, so that no window is half measured."""
-        rows = subject.data.batch_size
-        corpora = [list(texts) for _, texts in groupby(self._texts, lambda text: text.corpus)]
-        groups = [texts[i : i + rows] for texts in corpora for i in range(0, len(texts), rows)]
-        todo = [(g, [s for s in self._scorings(g) if any(r not in record for r in self._cells(g, s))]) for g in groups]
-        todo = [(group, scorings) for group, scorings in todo if scorings]
-        subject.progress.begin(sum(self._work(*item) for item in todo), self.name)
-        for group, scorings in todo:
-            span = [text.tokens[: max(s.ends[row] for s in scorings)] for row, text in enumerate(group)]
-            banks = read(subject, list(self.retrievals.values()), span, self.local) if self.retrievals else []
-            for scoring in scorings:
-                yield from Cells(self, subject, group, scoring, banks).rows()
-
-    def _work(self, group: Sequence[Text], scorings: Sequence[Window]) -> int:
-        """Tokens of all passes, roughly."""
-        passes = sum(len(self.settings_at(length)) for length in self.lengths)
-        reading = sum(max(s.ends[row] for s in scorings) for row in range(len(group))) if self.retrievals else 0
-        return reading + len(scorings) * len(group) * self.local * passes
-
-    def _scorings(self, group: Sequence[Text]) -> list[Window]:
-        if self.protocol == "reference":
-            return [w for length in self.lengths for w in self._pieces(group, length)]
-        first = max(self.lengths)
-        places = [np.linspace(first, len(t.tokens), self.windows).astype(int) for t in group]
-        # Cut down to whole strides, so that all that lies before a window can be retrieved.
-        ends = [np.unique(first + (p - first) // self.stride * self.stride) for p in places]
-        # The first token of a window has nothing to be predicted from, so where windows do not overlap it is left out.
-        scored = self.stride - int(self.stride == self.local)
-        return [
-            Window(tuple(int(e[number]) if number < len(e) else 0 for e in ends), tuple(self.lengths), scored)
-            for number in range(max(map(len, ends)))
+        grid, rows = self._grid, subject.data.batch_size
+        corpora = [list(documents) for _, documents in groupby(self._documents, lambda d: d.corpus)]
+        groups = [documents[i : i + rows] for documents in corpora for i in range(0, len(documents), rows)]
+        todo = [
+            (g, [w for w in grid.windows_of(g) if any(key not in record for key in grid.keys_of(g, w))]) for g in groups
         ]
+        todo = [(group, windows) for group, windows in todo if windows]
+        subject.progress.begin(sum(grid.work(*item) for item in todo), self.name)
+        for group, windows in todo:
+            span = [document.tokens[: max(w.ends[row] for w in windows)] for row, document in enumerate(group)]
+            retrievals = list(grid.retrievals.values())
+            banks = read_documents(subject, retrievals, span, grid.local) if retrievals else []
+            for window in windows:
+                yield from WindowScorer(grid, subject, group, window, banks).measure()
 
-    def _pieces(self, group: Sequence[Text], length: int) -> list[Window]:
-        """Documents cut into pieces of a length, of which the last window is scored whole."""
-        counts = [min(self.windows, len(text.tokens) // length) for text in group]
-        return [
-            Window(
-                tuple((number + 1) * length if number < count else 0 for count in counts),
-                (length,),
-                min(length, self.local) - 1,  # the first has nothing to be predicted from
-            )
-            for number in range(max(counts))
-        ]
-
-    def wide(self, length: int) -> int:
-        """Tokens of the longer plain window."""
-        return min(length, self.local + self.top_k * self.chunk_size)
-
-    def settings_at(self, length: int) -> list[str]:
-        """Where the whole context is local there is nothing to retrieve."""
-        longer = [LONGER] if self.longer_window and self.wide(length) <= self.longest else []
-        best = [HINDSIGHT] if self.hindsight and length == max(self.lengths) else []
-        beyond = [*longer, *self.retrievals, *best] if length > self.local else []
-        return [OFF, *beyond, *(name for name, peer in self.open_peers.items() if peer.takes(length))]
-
-    def _cells(self, group: Sequence[Text], window: Window) -> list[Row]:
-        """The columns that tell the measurements of a window from others."""
-        return [
-            {**text.facts, "window": window.ends[row], "length": length, "setting": name}
-            for row, text in enumerate(group) if window.ends[row]
-            for length in window.lengths for name in self.settings_at(length)
-        ]  # fmt: skip
-
-    def report(self, rows: list[Row]) -> Report:
+    def report(self, measurements: list[Measurement]) -> Report:
         """Tables and figures."""
-        return report(self, rows)
+        return report_perplexity(self._grid, measurements)

@@ -1,31 +1,31 @@
 """What a perplexity grid found: sums over windows, tables and pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lightning_memlong.evaluation.base import Report
-from lightning_memlong.evaluation.cells import LONGER, OFF
+from lightning_memlong.evaluation.base import Report, TableRow
 from lightning_memlong.evaluation.figures import draw_grid, draw_where
-from lightning_memlong.evaluation.record import Row
-from lightning_memlong.evaluation.statistics import Ratio, draws, mean_interval, paired_ratio
+from lightning_memlong.evaluation.grid import LONGER, OFF, Grid
+from lightning_memlong.evaluation.record import Measurement
+from lightning_memlong.evaluation.statistics import Ratio, bootstrap_groups, mean_interval, paired_ratio
 
 
-def report(grid: Any, rows: Sequence[Row]) -> Report:
-    """Tables and figures of the cells of a :class:`PerplexityGrid`."""
-    corpora = list(dict.fromkeys(row["corpus"] for row in rows))
+def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report:
+    """Tables and figures of what was measured in the cells of a grid."""
+    corpora = list(dict.fromkeys(row["corpus"] for row in measurements))
     data, tables, drawn = [], {}, set()
     for corpus in corpora:
-        of_corpus = [r for r in rows if r["corpus"] == corpus]
+        of_corpus = [r for r in measurements if r["corpus"] == corpus]
         found = _aggregate(grid, of_corpus)
         data += found
         drawn |= {r["drawn"] for r in found}
-        tables[f"{corpus}: perplexity"] = _pivot(grid, found, _cell)
+        tables[f"{corpus}: perplexity"] = _pivot(grid, found, _perplexity_text)
         tables[f"{corpus}: at {max(grid.lengths)} tokens"] = _details(grid, found)
         tables[f"{corpus}: at {max(grid.lengths)} tokens, against the controls"] = _against(grid, of_corpus)
-    where = {corpus: _where(grid, [r for r in rows if r["corpus"] == corpus]) for corpus in corpora}
+    where = {corpus: _where(grid, [r for r in measurements if r["corpus"] == corpus]) for corpus in corpora}
     figures = {"perplexity": draw_grid(data, grid.title, grid.local, OFF)}
     if any(any(facts.values()) for facts in where.values()):
         figures["where"] = draw_where(where, grid.title)
@@ -46,7 +46,7 @@ def report(grid: Any, rows: Sequence[Row]) -> Report:
     return Report(f"Perplexity: {grid.title}", notes, tables, data, figures)
 
 
-def _aggregate(grid: Any, rows: Sequence[Row]) -> list[Row]:
+def _aggregate(grid: Grid, rows: Sequence[Measurement]) -> list[TableRow]:
     """One row for each setting at each length."""
     result = []
     for name in dict.fromkeys(r["setting"] for r in rows):
@@ -57,11 +57,11 @@ def _aggregate(grid: Any, rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def _summary(grid: Any, name: str, length: int, cell: Sequence[Row]) -> Row:
+def _summary(grid: Grid, name: str, length: int, cell: Sequence[Measurement]) -> TableRow:
     nll, off, tokens = (np.array([r[k] for r in cell], dtype=float) for k in ("nll", "nll_off", "tokens"))
     if grid.protocol == "reference":  # the mean of sequence losses, as published: every window counts the same
         nll, off, tokens = nll / tokens, off / tokens, np.ones(len(cell))
-    groups, drawn = draws([r["document"] for r in cell], [r["window"] for r in cell])
+    groups, drawn = bootstrap_groups([r["document"] for r in cell], [r["window"] for r in cell])
     ratio = paired_ratio(nll, off, tokens, groups, grid.seed)
     total = float(np.array([r["nll"] for r in cell]).sum())
     mean = nll.sum() / tokens.sum()
@@ -75,7 +75,7 @@ def _summary(grid: Any, name: str, length: int, cell: Sequence[Row]) -> Row:
     }  # fmt: skip
 
 
-def _share(cell: Sequence[Row]) -> float:
+def _share(cell: Sequence[Measurement]) -> float:
     return sum(r["improved"] for r in cell) / sum(r["tokens"] for r in cell)
 
 
@@ -84,17 +84,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _cell(row: Row) -> str:
+def _perplexity_text(row: TableRow) -> str:
     if row["setting"] == OFF:
         return f"{row['perplexity']:.3f}"
-    return f"{row['perplexity']:.3f} ({_ratio(row)})"
+    return f"{row['perplexity']:.3f} ({_ratio_text(row)})"
 
 
-def _ratio(row: Row) -> str:
+def _ratio_text(row: TableRow) -> str:
     return str(Ratio(row["ratio"], row["low"], row["high"]))
 
 
-def _pivot(grid: Any, found: Sequence[Row], shown: Any) -> list[Row]:
+def _pivot(grid: Grid, found: Sequence[TableRow], shown: Callable[[TableRow], str]) -> list[TableRow]:
     """Settings by lengths; empty where a setting has nothing to choose from, or a peer was not made for the length."""
     names = list(dict.fromkeys(r["setting"] for r in found))
     cells = {(r["setting"], r["length"]): shown(r) for r in found}
@@ -106,11 +106,11 @@ def _short(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
-def _details(grid: Any, found: Sequence[Row]) -> list[Row]:
+def _details(grid: Grid, found: Sequence[TableRow]) -> list[TableRow]:
     """The longest length: other units, and how many tokens gain."""
     return [
         {
-            "memory": r["setting"], "perplexity": f"{r['perplexity']:.3f}", "on / off": _ratio(r),
+            "memory": r["setting"], "perplexity": f"{r['perplexity']:.3f}", "on / off": _ratio_text(r),
             "bits per byte": f"{r['bits_per_byte']:.4f}", "word perplexity": f"{r['word_perplexity']:.2f}",
             "tokens better": "" if r["setting"] in (OFF, *grid.peers) else f"{r['improved']:.1%}",
             "mean distance [tokens]": "" if r["distance"] is None else f"{r['distance']:,.0f}",
@@ -119,10 +119,10 @@ def _details(grid: Any, found: Sequence[Row]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _against(grid: Any, rows: Sequence[Row]) -> list[Row]:
+def _against(grid: Grid, rows: Sequence[Measurement]) -> list[TableRow]:
     """Each way of choosing by the controls, on the same tokens: does it matter which chunks are chosen?"""
     longest = [r for r in rows if r["length"] == max(grid.lengths)]
-    by: dict[str, dict[tuple[str, int], Row]] = {}
+    by: dict[str, dict[tuple[str, int], Measurement]] = {}
     for row in longest:
         by.setdefault(row["setting"], {})[row["document"], row["window"]] = row
     selections = {name: retrieval.config.selection for name, retrieval in grid.retrievals.items() if name in by}
@@ -132,20 +132,20 @@ def _against(grid: Any, rows: Sequence[Row]) -> list[Row]:
     return [{"memory": n, **{f"/ {c}": _by(grid, by[n], by[c]) for c in controls}} for n in shown] if controls else []
 
 
-def _by(grid: Any, one: dict[tuple[str, int], Row], other: dict[tuple[str, int], Row]) -> str:
+def _by(grid: Grid, one: dict[tuple[str, int], Measurement], other: dict[tuple[str, int], Measurement]) -> str:
     places = sorted(one.keys() & other.keys())
     nll, control, tokens = (
         np.array([source[p][k] for p in places], dtype=float)
         for source, k in ((one, "nll"), (other, "nll"), (one, "tokens"))
     )
-    groups, _ = draws([document for document, _ in places], [window for _, window in places])
+    groups, _ = bootstrap_groups([document for document, _ in places], [window for _, window in places])
     return str(paired_ratio(nll, control, tokens, groups, grid.seed))
 
 
 # ---- where it helps -------------------------------------------------------------------------------------------
 
 
-def _where(grid: Any, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def _where(grid: Grid, rows: Sequence[Measurement]) -> dict[str, dict[str, Any]]:
     """At the longest length, of each setting that retrieves: gain by place, by distance, and attention by layer."""
     longest = [r for r in rows if r["length"] == max(grid.lengths) and r.get("chunks")]
     found = {}

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning_memlong.errors import UserError
 
-Row = dict[str, Any]
+Measurement = dict[str, Any]
+"""What was measured once, by column; a line of the file."""
 
 
 class Record:
@@ -25,11 +26,11 @@ class Record:
 
     def __init__(self, file: Path, keys: Iterable[str]) -> None:
         self.file, self.keys = file, tuple(keys)
-        self.rows: list[Row] = []
+        self.measurements: list[Measurement] = []
         if file.exists():
             self._read()
-        self._known = {self._key(row) for row in self.rows}
-        self.found = len(self.rows)
+        self._known = {self._key(measurement) for measurement in self.measurements}
+        self.found = len(self.measurements)
 
     def _read(self) -> None:
         text = self.file.read_text()
@@ -37,30 +38,30 @@ class Record:
         if whole != text:
             self.file.write_text(whole)
         try:
-            self.rows = [json.loads(line) for line in whole.splitlines()]
-            [self._key(row) for row in self.rows]
+            self.measurements = [json.loads(line) for line in whole.splitlines()]
+            [self._key(measurement) for measurement in self.measurements]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.file}: measurements of an earlier run cannot be read ({error}). Allowed: what an evaluation "
                 "wrote. Fix: delete the file; they are made again."
             ) from error
 
-    def _key(self, row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in self.keys)
+    def _key(self, measurement: Measurement) -> tuple[Any, ...]:
+        return tuple(measurement[name] for name in self.keys)
 
-    def __contains__(self, row: Row) -> bool:
-        return self._key(row) in self._known
+    def __contains__(self, measurement: Measurement) -> bool:
+        return self._key(measurement) in self._known
 
-    def of(self, planned: Iterable[Row]) -> list[Row]:
+    def of(self, planned: Iterable[Measurement]) -> list[Measurement]:
         """The measurements that are planned."""
-        wanted = {self._key(row) for row in planned}
-        return [row for row in self.rows if self._key(row) in wanted]
+        wanted = {self._key(measurement) for measurement in planned}
+        return [measurement for measurement in self.measurements if self._key(measurement) in wanted]
 
-    def add(self, row: Row) -> None:
+    def add(self, measurement: Measurement) -> None:
         """Keep a measurement."""
-        if row in self:
+        if measurement in self:
             return
         with self.file.open("a") as out:
-            out.write(json.dumps(row) + "\n")
-        self.rows.append(row)
-        self._known.add(self._key(row))
+            out.write(json.dumps(measurement) + "\n")
+        self.measurements.append(measurement)
+        self._known.add(self._key(measurement))

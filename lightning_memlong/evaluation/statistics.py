@@ -22,7 +22,7 @@ class Ratio(NamedTuple):
         return f"{self.value:.3f}, {self.low:.3f}..{self.high:.3f}"
 
 
-def draws(documents: Sequence[str], windows: Sequence[int]) -> tuple[np.ndarray, str]:
+def bootstrap_groups(documents: Sequence[str], windows: Sequence[int]) -> tuple[np.ndarray, str]:
     """Which measurements are drawn together, as a number each, and what that is called."""
     names = list(dict.fromkeys(documents))
     if len(names) >= FEWEST_DOCUMENTS:

@@ -122,7 +122,7 @@ def _label(row: Mapping[str, Any], task: Task) -> int:
     return int(row["label"])
 
 
-def balanced(examples: list[Example], count: int, labels: int, mixer: random.Random) -> list[Example]:
+def balanced_sample(examples: list[Example], count: int, labels: int, mixer: random.Random) -> list[Example]:
     """So many examples, equally many of each label as far as that goes; so are the first few of them."""
     by_label = [
         mixer.sample(same, len(same)) for same in ([e for e in examples if e.label == n] for n in range(labels))

@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.token_cache import tokenise
-from lightning_memlong.asking import embed_texts
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
-from lightning_memlong.conversation import Conversation
 from lightning_memlong.errors import UserError
-from lightning_memlong.local_context import LocalContext
-from lightning_memlong.model import MemLong
-from lightning_memlong.reading import first_of_all
+from lightning_memlong.generation import Conversation, LocalContext, first_of_all
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.text import tokenise
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -73,8 +70,8 @@ class MemLongLM(TemplateLM):
             log.info("no CUDA device: computing on the CPU")
             self._device = torch.device("cpu")
         self.model, self.tokenizer = model.to(self._device), model.retrieval.tokenizer
-        self.window, self.max_gen_toks = model.window(window), int(max_gen_toks)
-        self._read: tuple[np.ndarray, MemoryBank] | None = None
+        self.window, self.max_gen_toks = model.long_context.window(window), int(max_gen_toks)
+        self.last_read: tuple[np.ndarray, MemoryBank] | None = None
 
     # ---- what lm-eval asks a model ------------------------------------------------------------------------
 
@@ -124,7 +121,7 @@ class MemLongLM(TemplateLM):
                 "raise window",
             )
             with self._behind(before, self.window - len(scored)) as (bank, local):
-                with Conversation(self.model, bank, window=self.window) as conversation:
+                with Conversation(self.model.long_context, bank, window=self.window) as conversation:
                     losses, likeliest = self._score(conversation.context, local, scored)
             scores.append((-float(losses.sum()), bool(likeliest.all())))
             self.cache_hook.add_partial("loglikelihood", (context, continuation), scores[-1])
@@ -135,7 +132,7 @@ class MemLongLM(TemplateLM):
         found = []
         for request in tqdm(requests, desc="memlong", disable=disable_tqdm):
             (text,) = request.args
-            conversation = Conversation(self.model, window=self.window)
+            conversation = Conversation(self.model.long_context, window=self.window)
             total, tokens, size = 0.0, self.tok_encode(text), conversation.memory.chunk_size
             ids = [] if self.model.bos is not None else [self.prefix_token_id]
             last = conversation.context.logits(self._ids(ids)) if ids else None
@@ -167,8 +164,8 @@ class MemLongLM(TemplateLM):
                 options.pop("temperature", None)
             with self._behind(self.tok_encode(context), self.window) as (bank, local):
                 local = local or [self.prefix_token_id]
-                with Conversation(self.model, bank, window=self.window) as conversation:
-                    ids = conversation.go_on(local, self._question(local), **options)
+                with Conversation(self.model.long_context, bank, window=self.window) as conversation:
+                    ids = conversation.generate_from_tokens(local, self.question_in(local), **options)
             text = self.tokenizer.decode(ids[0, len(local) :], skip_special_tokens=True)
             for stop in stops:
                 text = text.split(stop)[0]
@@ -193,12 +190,13 @@ class MemLongLM(TemplateLM):
             yield None, list(tokens)
             return
         beginning = np.asarray(tokens[:cut], dtype=np.int64)
-        if self._read is None or not np.array_equal(self._read[0], beginning):
-            self._read = None  # its memory is free before the next one is filled
-            self._read = beginning, self.model.read_tokens([beginning], window=self.window, progress=False)
-        yield self._read[1], list(tokens[cut:])
+        if self.last_read is None or not np.array_equal(self.last_read[0], beginning):
+            self.last_read = None  # its memory is free before the next one is filled
+            self.last_read = beginning, self.model.read_tokens([beginning], window=self.window, progress=False)
+        yield self.last_read[1], list(tokens[cut:])
 
-    def _question(self, local: Sequence[int]) -> str:
+    def question_in(self, local: Sequence[int]) -> str:
+        """The end of the local tokens: what they retrieve with."""
         config = self.model.retrieval.config
         return str(self.tokenizer.decode(local[-config.query_chunks * config.chunk_size :]))
 
@@ -206,7 +204,7 @@ class MemLongLM(TemplateLM):
         """Losses (n,) of the scored tokens after the local ones, and whether each is the likeliest."""
         if not local:  # the model's own first token is all there is before them
             return _losses(context.logits(self._ids(scored), len(scored) + 1)[:, :-1], scored)
-        context.ask(embed_texts(self.model, self.model.retrieval, [self._question(local)], self.model.autocast)[0])
+        context.retrieve_for_prompt(self.model.long_context.embed_texts([self.question_in(local)])[0])
         return _losses(context.logits(self._ids([*local, *scored[:-1]]), len(scored)), scored)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:

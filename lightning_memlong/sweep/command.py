@@ -8,19 +8,20 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightning_memlong.cli import calm
+from lightning_memlong.cli.console import wide_console
+from lightning_memlong.cli.messages import quiet_libraries
+from lightning_memlong.cli.parser import Parser
+from lightning_memlong.cli.runs import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
-from lightning_memlong.parsing import Parser
-from lightning_memlong.report import console
-from lightning_memlong.runs import check_writable
 from lightning_memlong.sweep.execute import Outcome, Watch, check_folder, command, results
 from lightning_memlong.sweep.launchers import LAUNCHERS
-from lightning_memlong.sweep.plan import Plan, Run
+from lightning_memlong.sweep.plan import Plan
 from lightning_memlong.sweep.report import write_report
 from lightning_memlong.sweep.search import search
 from lightning_memlong.sweep.settings import Sweep
+from lightning_memlong.sweep.trials import Run
 
 DESCRIPTION = """Make the runs of a sweep file, one after the other or through a launcher, and report them.
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1 if a run failed; 2 after a mistake that a person can fix; 130 when interrupted.
     """
-    with calm():
+    with quiet_libraries():
         try:
             return _sweep(*read(list(sys.argv[1:] if arguments is None else arguments)))
         except UserError as error:
@@ -128,7 +129,7 @@ def _launch(plan: Plan, runs: list[Run]) -> list[Outcome]:
     launch = LAUNCHERS[plan.sweep.launcher]
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     undone: list[Outcome] = []
-    with Progress(*columns, console=console()) as progress:
+    with Progress(*columns, console=wide_console()) as progress:
         bar = _Bar(progress, todo)
         for outcome in launch(todo, dict(plan.sweep.launcher_args), plan.folder, bar.watch):
             bar.ended(outcome)

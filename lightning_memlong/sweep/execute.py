@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_memlong.cli.results import read_results
 from lightning_memlong.errors import UserError
-from lightning_memlong.runs import suffix_of
-from lightning_memlong.sweep.plan import TRAIN, Run
-from lightning_memlong.sweep.settings import AFTER
+from lightning_memlong.sweep.trials import TRAIN, Run
 
 Watch = Callable[[int], None]
 """Told, while a run is going, how many steps it has made."""
@@ -35,10 +34,7 @@ class Outcome:
 
 def results(run: Run) -> dict[str, float] | None:
     """What a finished run has measured; None: it has not finished."""
-    file = run.folder / f"results{suffix_of(run.subcommand)}.json"
-    if not file.is_file() or not _noted(run.folder):
-        return None
-    return json.loads(file.read_text())[AFTER[run.subcommand]]
+    return read_results(run.folder, run.subcommand) if _noted(run.folder) else None
 
 
 def check_folder(run: Run) -> None:
@@ -91,14 +87,14 @@ def execute(run: Run, watch: Watch | None = None) -> Outcome:
         said = log.tell()
         words = command(run)
         (run.folder / "sweep.json").write_text(json.dumps(run.settings, indent=1, default=str) + "\n")
-        status = _process([sys.executable, str(TRAIN), *words[2:]], log, lock, lambda: watch and watch(_steps(run)))
+        status = run_process([sys.executable, str(TRAIN), *words[2:]], log, lock, lambda: watch and watch(_steps(run)))
     seconds = time.monotonic() - begun
     if status == 0 and results(run) is not None:
         return Outcome(run.name, "finished", seconds)
     return Outcome(run.name, "failed", seconds, _last_words(run.folder / "log.txt", said, status))
 
 
-def _process(words: list[str], log: IO[str], lock: IO[str], look: Callable[[], Any]) -> int:
+def run_process(words: list[str], log: IO[str], lock: IO[str], look: Callable[[], Any]) -> int:
     """Run a process to its end and return its status."""
     # It inherits the lock, which so outlives this process if that is killed.
     process = subprocess.Popen(

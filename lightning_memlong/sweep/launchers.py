@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_memlong.errors import UserError
 from lightning_memlong.sweep.execute import Outcome, Watch, execute
-from lightning_memlong.sweep.plan import Run
+from lightning_memlong.sweep.trials import Run
 
 Launch = Callable[[list[Run], dict[str, Any], Path, Callable[[Run], Watch]], Iterator[Outcome]]
 

@@ -11,13 +11,15 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lightning_memlong import report as shown
+from lightning_memlong.cli import console as shown
+from lightning_memlong.cli.parser import resolved_option
+from lightning_memlong.cli.runs import OUTCOMES, add_summary, hyperparameters, suffix_of
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Report
-from lightning_memlong.runs import OUTCOMES, hyperparameters, suffix_of
 from lightning_memlong.sweep.execute import results
 from lightning_memlong.sweep.figures import draw_axis
-from lightning_memlong.sweep.plan import BASELINE, Cell, Plan, Run
+from lightning_memlong.sweep.plan import Plan
+from lightning_memlong.sweep.trials import BASELINE, Run, Trial
 
 COLUMNS = ("perplexity", "perplexity_memory_off", "perplexity_ratio")
 Found = dict[int, dict[str, float]]
@@ -30,41 +32,41 @@ class Measured:
 
     plan: Plan
     found: dict[str, Found]
-    """Cell -> seed -> numbers."""
+    """Trial -> seed -> numbers."""
 
     @classmethod
     def of(cls, plan: Plan) -> "Measured":
         """Read the run folders."""
-        found: dict[str, Found] = {cell.name: {} for cell in plan.cells}
+        found: dict[str, Found] = {trial.name: {} for trial in plan.trials}
         for run in plan.runs():
             if (numbers := results(run)) is not None:
-                found[run.cell.name][run.seed] = numbers | _speed(run.folder)
+                found[run.trial.name][run.seed] = numbers | _speed(run.folder)
         return cls(plan, found)
 
-    def changes(self, cell: Cell) -> list[float]:
+    def changes(self, trial: Trial) -> list[float]:
         """Perplexity by the baseline's of the same seed, less 1 [%], of each seed that both have."""
-        mine, base = self.found[cell.name], self.found.get(BASELINE, {})
+        mine, base = self.found[trial.name], self.found.get(BASELINE, {})
         return [100 * (mine[s]["perplexity"] / base[s]["perplexity"] - 1) for s in mine if s in base]
 
-    def values(self, cell: Cell, column: str) -> list[float]:
+    def values(self, trial: Trial, column: str) -> list[float]:
         """A number of each seed, where it was measured."""
-        return [numbers[column] for numbers in self.found[cell.name].values() if column in numbers]
+        return [numbers[column] for numbers in self.found[trial.name].values() if column in numbers]
 
-    def row(self, label: str, cell: Cell) -> dict[str, str]:
+    def row(self, label: str, trial: Trial) -> dict[str, str]:
         """A row of a table."""
-        changes, seeds = self.changes(cell), len(self.found[cell.name])
-        leaks = " (LEAKS)" if cell.settings["memory.query"] == "current" and cell.settings["memory.enabled"] else ""
-        mine = " (baseline)" if cell.name == BASELINE and label != BASELINE else ""
+        changes, seeds = self.changes(trial), len(self.found[trial.name])
+        leaks = " (LEAKS)" if trial.settings["memory.query"] == "current" and trial.settings["memory.enabled"] else ""
+        mine = " (baseline)" if trial.name == BASELINE and label != BASELINE else ""
         return {
             "": label + mine + leaks,
-            "perplexity": spread(self.values(cell, "perplexity"), 3),
-            "change [%]": "" if cell.name == BASELINE else spread(changes, 2, sign="+"),
+            "perplexity": spread(self.values(trial, "perplexity"), 3),
+            "change [%]": "" if trial.name == BASELINE else spread(changes, 2, sign="+"),
             "better": ""
-            if cell.name == BASELINE or not changes
+            if trial.name == BASELINE or not changes
             else f"{sum(c < 0 for c in changes)} of {len(changes)}",
-            "memory off": spread(self.values(cell, "perplexity_memory_off"), 3),
-            "on / off": spread(self.values(cell, "perplexity_ratio"), 4),
-            "tokens/s": spread(self.values(cell, "tokens_per_second"), 0),
+            "memory off": spread(self.values(trial, "perplexity_memory_off"), 3),
+            "on / off": spread(self.values(trial, "perplexity_ratio"), 4),
+            "tokens/s": spread(self.values(trial, "tokens_per_second"), 0),
             "runs": f"{seeds} of {len(self.plan.sweep.seeds)}",
         }
 
@@ -90,14 +92,14 @@ def _speed(folder: Path) -> dict[str, float]:
 def _data(measured: Measured) -> list[dict[str, Any]]:
     """One row a run."""
     varied = sorted(
-        {option for point in measured.plan.points for c in point.cell.choices.values() for option in c.options}
+        {option for point in measured.plan.points for value in point.trial.axes.values() for option in value.options}
     )
     rows = []
     for run in measured.plan.runs():
-        numbers = measured.found[run.cell.name].get(run.seed)
-        settings = {o: run.settings.get(o.replace("data.", "data.init_args."), run.settings.get(o)) for o in varied}
+        numbers = measured.found[run.trial.name].get(run.seed)
+        settings = {option: run.settings.get(resolved_option(option, run.settings)) for option in varied}
         state = "finished" if numbers is not None else "not finished"
-        row = {"cell": run.cell.name, "seed": run.seed, "state": state, **settings, "steps": run.cell.steps}
+        row = {"cell": run.trial.name, "seed": run.seed, "state": state, **settings, "steps": run.trial.steps}
         rows.append(row | {c: (numbers or {}).get(c) for c in (*COLUMNS, "tokens_per_second")})
     return rows
 
@@ -105,18 +107,18 @@ def _data(measured: Measured) -> list[dict[str, Any]]:
 def make_report(plan: Plan) -> Report:
     """Tables, numbers and figures of what has finished."""
     measured = Measured.of(plan)
-    baseline = next((cell for cell in plan.cells if cell.name == BASELINE), None)
+    baseline = next((trial for trial in plan.trials if trial.name == BASELINE), None)
     tables, figures = {}, {}
     for axis in dict.fromkeys(point.axis for point in plan.points):
         points = [point for point in plan.points if point.axis == axis]
-        on_axis = [point.cell for point in points]
-        rows = [(f"{_text(p.value)}{', ' * bool(p.others)}{p.others}", p.cell) for p in points]
+        on_axis = [point.trial for point in points]
+        rows = [(f"{_text(p.value)}{', ' * bool(p.others)}{p.others}", p.trial) for p in points]
         if plan.sweep.search.space:  # the best first
             rows.sort(key=lambda row: fmean(measured.values(row[1], "perplexity") or [math.inf]))
         if baseline is not None and baseline not in on_axis:
             rows.insert(0, (BASELINE, baseline))
         tables[axis] = [measured.row(*row) for row in rows]
-        drawn = [(p.value, p.others, measured.changes(p.cell) if baseline else measured.values(p.cell, "perplexity"))
+        drawn = [(p.value, p.others, measured.changes(p.trial) if baseline else measured.values(p.trial, "perplexity"))
                  for p in points]  # fmt: skip
         if any(values for *_, values in drawn):
             figures[axis.replace("/", "-")] = draw_axis(axis, drawn, relative=baseline is not None)
@@ -128,7 +130,7 @@ def _text(value: Any) -> str:
 
 
 def _notes(plan: Plan, measured: Measured) -> list[str]:
-    finished = [run for run in plan.runs() if run.seed in measured.found[run.cell.name]]
+    finished = [run for run in plan.runs() if run.seed in measured.found[run.trial.name]]
     after = "after training on " + (f"{plan.sweep.tokens:,} tokens" if plan.sweep.tokens else "trainer.max_steps steps")
     notes = [
         f"Perplexity of the validation text {after if plan.sweep.subcommand == 'fit' else 'without training'}; "
@@ -138,7 +140,7 @@ def _notes(plan: Plan, measured: Measured) -> list[str]:
         "memory off: the same weights and tokens without memory.",
         f"{len(finished)} of {len(plan.runs())} runs have finished.",
     ]
-    if any(run.cell.settings["memory.query"] == "current" for run in finished):
+    if any(run.trial.settings["memory.query"] == "current" for run in finished):
         notes.append("LEAKS: the query sees the text that is predicted; no fair number.")
     commits = sorted({_commit(run) for run in finished})
     if len(commits) > 1:
@@ -158,16 +160,16 @@ def write_report(plan: Plan) -> None:
         return
     for old in plan.folder.glob("events.out.tfevents.*"):  # TensorBoard would show every old one as well
         old.unlink()
-    # The sweep's runs do not say which columns the HParams tab has, its report does: those in which cells differ.
+    # The sweep's runs do not say which columns the HParams tab has, its report does: those in which trials differ.
     with SummaryWriter(str(plan.folder)) as writer:
-        writer._get_file_writer().add_summary(hparams(_varied(plan), dict.fromkeys(OUTCOMES, 0.0))[0])
+        add_summary(writer, hparams(_varied(plan), dict.fromkeys(OUTCOMES, 0.0))[0])
         shown.write_report(report, "report", plan.folder, [writer])
     shown.show_report(report, "report", plan.folder, plan.folder)
 
 
 def _varied(plan: Plan) -> dict[str, Any]:
-    """The settings in which cells differ, with a value each."""
-    cells = [hyperparameters(cell.settings) for cell in plan.cells]
-    keys = sorted({key for cell in cells for key in cell})
-    differ = [key for key in keys if len({str(cell.get(key)) for cell in cells}) > 1]
-    return {"seed_everything": 0} | {key: next(c[key] for c in cells if key in c) for key in differ}
+    """The settings in which trials differ, with a value each."""
+    trials = [hyperparameters(trial.settings) for trial in plan.trials]
+    keys = sorted({key for trial in trials for key in trial})
+    differ = [key for key in keys if len({str(trial.get(key)) for trial in trials}) > 1]
+    return {"seed_everything": 0} | {key: next(trial[key] for trial in trials if key in trial) for key in differ}

@@ -9,16 +9,17 @@ from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.sweep.execute import results
 from lightning_memlong.sweep.launchers import extra
-from lightning_memlong.sweep.plan import Cell, Choice, Plan, Run
+from lightning_memlong.sweep.plan import Plan
+from lightning_memlong.sweep.trials import AxisValue, Run, Trial
 
 METRIC = "perplexity"
 
 
 def search(plan: Plan, launch: Callable[[list[Run]], None]) -> None:
-    """Try as many cells as the search has trials; an interrupted search goes on, its last trial first.
+    """Make as many trials as the search has; an interrupted search goes on, its last trial first.
 
     Args:
-        plan: Of a sweep with a search; cells are added to it.
+        plan: Of a sweep with a search; trials are added to it.
         launch: Makes runs, those that are not made yet.
     """
     settings = plan.sweep.search
@@ -36,40 +37,40 @@ def search(plan: Plan, launch: Callable[[list[Run]], None]) -> None:
     require(noted in (None, settings.space), "search.space", settings.space, allowed, "give another --name")
     study.set_user_attr("space", settings.space)
     states = optuna.trial.TrialState
-    for trial in study.get_trials(states=(states.RUNNING,)):  # cut off: the same values again
-        study.tell(trial.number, state=states.FAIL)
-        study.enqueue_trial(trial.params)
-    for trial in study.get_trials(states=(states.COMPLETE,)):
-        plan.add(_cell(trial.params))
+    for begun in study.get_trials(states=(states.RUNNING,)):  # cut off: the same values again
+        study.tell(begun.number, state=states.FAIL)
+        study.enqueue_trial(begun.params)
+    for ended in study.get_trials(states=(states.COMPLETE,)):
+        plan.add(_trial(ended.params))
     while len(study.get_trials(states=(states.COMPLETE,))) < settings.trials and not _all_fail(study, states):
-        trial = study.ask()
-        cell = plan.add(_cell({option: _suggest(trial, option, space) for option, space in settings.space.items()}))
-        runs = plan.runs([cell])
+        asked = study.ask()
+        trial = plan.add(_trial({option: _suggest(asked, option, space) for option, space in settings.space.items()}))
+        runs = plan.runs([trial])
         launch(runs)
         found = [measured[METRIC] for run in runs if (measured := results(run)) is not None]
         if len(found) < len(runs) or not all(map(math.isfinite, found)):
-            study.tell(trial, state=states.FAIL)
+            study.tell(asked, state=states.FAIL)
         else:
-            study.tell(trial, fmean(found))
+            study.tell(asked, fmean(found))
             best = study.best_trial
             say(
-                f"Trial {trial.number}: {cell.name}: {fmean(found):.3f}; best {best.value:.3f}: {best.params}",
+                f"Trial {asked.number}: {trial.name}: {fmean(found):.3f}; best {best.value:.3f}: {best.params}",
                 flush=True,
             )
 
 
-def _cell(params: Mapping[str, Any]) -> Cell:
-    return Cell({option: Choice(options={option: value}) for option, value in params.items()})
+def _trial(params: Mapping[str, Any]) -> Trial:
+    return Trial({option: AxisValue(options={option: value}) for option, value in params.items()})
 
 
-def _suggest(trial: Any, option: str, space: Any) -> Any:
+def _suggest(asked: Any, option: str, space: Any) -> Any:
     if isinstance(space, list):
-        return trial.suggest_categorical(option, space)
+        return asked.suggest_categorical(option, space)
     low, high = space["low"], space["high"]
     more = {k: v for k, v in space.items() if k in ("log", "step")}
     if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(option, low, high, **more)
-    value = trial.suggest_float(option, float(low), float(high), **more)
+        return asked.suggest_int(option, low, high, **more)
+    value = asked.suggest_float(option, float(low), float(high), **more)
     return value if "step" in space else float(f"{value:.3g}")
 
 

@@ -8,8 +8,6 @@ from lightning_memlong.config import require, require_choice
 
 Launcher = Literal["local", "slurm", "ray"]
 Subcommand = Literal["fit", "validate"]
-AFTER = {"fit": "after training", "validate": ""}
-"""Where ``results.json`` of a subcommand has what is compared."""
 
 
 @dataclass

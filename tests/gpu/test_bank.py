@@ -55,9 +55,9 @@ def test_a_bank_is_saved_here_and_opened_there(storage: str, device: torch.devic
 
 def test_a_bank_grows_and_takes_back(device: torch.device) -> None:
     _, bank = read(model_on(device), retrieval(), documents(), device)
-    before, marks = gathered(bank), [bank.mark(row) for row in range(ROWS)]
+    before, marks = gathered(bank), [bank.row(row).snapshot() for row in range(ROWS)]
     for row in range(ROWS):
-        bank.make_room(row, 64)
+        bank.reserve(row, 64)
     window = torch.randn(3, ROWS, 2, 2 * CHUNK, 16, device=device)
     embeddings = torch.nn.functional.normalize(torch.randn(ROWS, 2, 256), dim=-1)
     starts = 128 + torch.tensor([[0, CHUNK]] * ROWS)
@@ -65,6 +65,6 @@ def test_a_bank_grows_and_takes_back(device: torch.device) -> None:
     newest = bank.gather(torch.full((ROWS, 1), len(bank.entries(0)) - 1), count=False)
     assert newest is not None and torch.equal(newest.keys, window[:, :, :, CHUNK:])
     for row, mark in enumerate(marks):
-        bank.go_back(row, mark)
+        bank.row(row).rollback(mark)
     for one, another in zip(before, gathered(bank), strict=True):
         assert torch.equal(one, another)

@@ -46,7 +46,7 @@ def test_two_halves_are_one_run(
 ) -> None:
     pytest.importorskip("jsonargparse")  # Lightning's module of the command line, whose types ours names, needs it
     from datamodules.local_text import LocalText
-    from lightning_memlong.module import MemLongModule
+    from lightning_memlong.training import MemLongModule
 
     parts = MemLongModule, LocalText
     _, whole, bank = fit(parts, device, tiny_backbone, text_folder, 2 * STEPS)

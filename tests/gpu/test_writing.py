@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks.gpu_parts.models import Numbers
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
-from lightning_memlong.local_context import LocalContext
-from lightning_memlong.model import MemLong
-from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.generation import LocalContext
+from lightning_memlong.memlong import MemLong
 from tests.gpu.conftest import error
 from tests.gpu.tiny import CHUNK, WINDOW, model_on
 
@@ -51,8 +51,8 @@ def test_each_token_is_as_if_all_were_known(
     model = writer(device, storage, **form)
     bank = model.read(words(text(98, 2)), window=24, progress=False)
     ids, logits, sets = text(30, 3), [], []
-    context = LocalContext(model, bank, 0, WINDOW)
-    context.ask(model.retrieval.retriever.encode([words(ids[:11])])[0])
+    context = LocalContext(model.long_context, bank, 0, WINDOW)
+    context.retrieve_for_prompt(model.retrieval.retriever.encode([words(ids[:11])])[0])
     for place in range(11, 31):
         logits.append(context.logits(torch.tensor([ids[:place]], device=device))[0, 0])
         sets.append(context.retrieved)

@@ -8,9 +8,9 @@ from torch import Tensor
 from benchmarks.gpu_parts.models import Numbers
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
-from lightning_memlong.model import MemLong
+from lightning_memlong.memlong import MemLong
 from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.retriever import HashingRetriever
+from lightning_memlong.retrieval.retriever import HashingRetriever
 from tests.conftest import tiny_llama
 
 CHUNK, WINDOW, ROWS, WINDOWS = 8, 32, 2, 4
@@ -44,11 +44,11 @@ def batches(ids: Tensor, device: torch.device) -> list[dict[str, Any]]:
         {
             "input_ids": part.to(device),
             "labels": part.to(device),
-            "length": torch.full((rows,), WINDOW, device=device),
-            "document_start": torch.full((rows,), number == 0, device=device),
-            "document_id": torch.arange(rows, device=device),
-            "offset": torch.full((rows,), number * WINDOW, device=device),
-            "fresh": torch.zeros(rows, dtype=torch.long, device=device),
+            "length": torch.full((rows,), WINDOW),
+            "document_start": torch.full((rows,), number == 0),
+            "document_id": torch.arange(rows),
+            "offset": torch.full((rows,), number * WINDOW),
+            "overlap": torch.zeros(rows, dtype=torch.long),
         }
         for number, part in enumerate(ids.split(WINDOW, dim=1))
     ]

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import lightning_memlong.long_text as long_text
-import lightning_memlong.talking as talking
+import lightning_memlong.cli.chat as chatting
+import lightning_memlong.generation.long_context as long_text
 from lightning_memlong.bank import MemoryBank
-from lightning_memlong.chat import main as chat
-from lightning_memlong.cli import main
-from lightning_memlong.reading import read_windows
+from lightning_memlong.cli.chat import main as chat
+from lightning_memlong.cli.main import main
+from lightning_memlong.generation import read_windows
 from tests.integration.helpers import tiny, without_capacity
 from tests.integration.test_cli import told
 
@@ -185,7 +185,7 @@ def test_chatting(
         except StopIteration:
             raise EOFError from None
 
-    monkeypatch.setattr(talking.talk, "__defaults__", (person,))
+    monkeypatch.setattr("builtins.input", person)
     monkeypatch.chdir(book.parent)
     assert chat([book.name, *options]) == 0
     out = capfd.readouterr().out
@@ -197,9 +197,9 @@ def test_chatting(
 
 def test_an_answer_broken_off_ends_there(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["kan lor", "mis tur", "/quit"])
-    monkeypatch.setattr(talking.talk, "__defaults__", (lambda shown: next(typed),))
+    monkeypatch.setattr("builtins.input", lambda shown: next(typed))
     said: list[list[int]] = []
-    begun = talking.TextStreamer.put
+    begun = chatting.TextStreamer.put
 
     def put(self: Any, value: Any) -> None:
         said.append(value.flatten().tolist())
@@ -207,7 +207,7 @@ def test_an_answer_broken_off_ends_there(options: list[str], monkeypatch: pytest
             os.kill(os.getpid(), signal.SIGINT)
         begun(self, value)
 
-    monkeypatch.setattr(talking.TextStreamer, "put", put)
+    monkeypatch.setattr(chatting.TextStreamer, "put", put)
     assert main(["chat", *options]) == 0
     turns = [number for number, ids in enumerate(said) if len(ids) > 1]
     answer = [token for ids in said[1 : turns[1]] for token in ids]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from callbacks.memory_bank import MemoryBankCallback
-from lightning_memlong.cli import MemLongCLI, main
+from lightning_memlong.cli.main import MemLongCLI, main
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
 
@@ -43,7 +43,7 @@ def test_an_override_reaches_everything_derived_from_it(options: list[str], tmp_
         schedule.optimizer.step()
         schedule.step()
     assert schedule.get_last_lr() == [0.0], "the schedule ends where training ends"
-    assert data.tokenizer_name == cli.model.backbone_name
+    assert data.settings.tokenizer == cli.model.backbone_name
 
 
 def test_a_second_file_reaches_everything_too(options: list[str], tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_help_names_every_option(subcommand: str, capsys: pytest.CaptureFixture[
     for option in ("--model.memory_layer", "--memory.capacity", "--memory.policy", "--memory.retriever.name",
                    "--data.help", "--data.window", "--data.path", "--trainer.max_steps", "--ckpt_path"):  # fmt: skip
         assert option in text, option
-    assert "[tokens]" in text and "default: 32768" in text
+    assert "[tokens]" in text and "default: 16384" in text
 
 
 # ---- shipped files ----------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_the_papers_setting_runs_on_a_tiny_model_of_its_family(
     )  # fmt: skip
     model, memory = cli.model.model, bank_callback(cli).config
     assert (model.memory_layer, model.retrieval_layers) == (13, [13, 17, 21, 25])
-    assert (model.source, model.fusion, model.position) == ("single", "gated", "zero")
+    assert (model.layout.source, model.layout.fusion, model.layout.position) == ("single", "gated", "zero")
     assert (memory.chunk_size, memory.top_k, memory.capacity) == (128, 8, 32768)
     assert model.backbone.is_gradient_checkpointing and cli.trainer.precision == "bf16-mixed"
     layers = {int(name.split(".layers.")[1].split(".")[0]) for name in model.trainable() if ".layers." in name}
@@ -128,7 +128,7 @@ def test_what_is_typed_wins_over_the_checkpoint_and_both_are_told(
     capfd.readouterr()
     kept = MemLongCLI(["validate", *options, "--ckpt_path", "last"])
     assert kept.model.model.tuning.config.lora_rank == 2
-    assert kept.model.model.position == "zero", "the first --config does not undo how a checkpoint was trained"
+    assert kept.model.model.layout.position == "zero", "the first --config does not undo how a checkpoint was trained"
     (tmp_path / "other.yaml").write_text("model:\n  position: sequential\n")
     for typed in (["--model.position", "sequential"], ["--config", str(tmp_path / "other.yaml")]):
         assert main(["validate", *options, *typed, "--ckpt_path", "last"]) == 0

@@ -3,6 +3,7 @@
 import csv
 import re
 import time
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from callbacks.dashboard import LAYOUT, Dashboard
+from callbacks.dashboard import LAYOUT
+from callbacks.retrieval_statistics import RetrievalStatistics
 from lightning_memlong.bank import Retrieved
-from lightning_memlong.cli import MemLongCLI, main
-from lightning_memlong.model import MemLong
-from lightning_memlong.profiler import StepProfiler
+from lightning_memlong.cli.main import MemLongCLI, main
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.training.profiler import StepProfiler
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, differences, tiny
 
@@ -138,11 +140,11 @@ def test_hits_and_overlaps() -> None:
         memory = Retrieved(nothing, nothing, mask, torch.zeros(1, len(places)), positions, positions)
         return {"document_id": torch.tensor([document]), "memory": memory, "planted": torch.tensor([planted])}
 
-    dashboard = Dashboard()
-    dashboard._watch(batch(0, 16, planted=(40, 50)))
-    dashboard._watch(batch(16, 48, planted=(40, 50)))
-    dashboard._watch(batch(-1, 16, document=1))
-    assert dashboard._overlaps == [0.5] and dashboard._hits == [0.0, 1.0]
+    statistics = RetrievalStatistics()
+    statistics.add(batch(0, 16, planted=(40, 50)))
+    statistics.add(batch(16, 48, planted=(40, 50)))
+    statistics.add(batch(-1, 16, document=1))
+    assert statistics.overlaps == [0.5] and statistics.hits == [0.0, 1.0]
 
 
 def test_losses_token_by_token_are_cross_entropy() -> None:
@@ -154,6 +156,20 @@ def test_losses_token_by_token_are_cross_entropy() -> None:
     expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
     assert torch.allclose(losses[:, 1:].flatten(), expected, atol=1e-5) and not losses[:, 0].any()
     assert float(losses.sum() / (labels[:, 1:] != -100).sum()) == pytest.approx(float(output.loss), rel=1e-5)
+
+
+def test_an_output_that_is_kept_can_let_go_of_its_keys_and_values() -> None:
+    ids = torch.randint(0, 97, (1, 24))
+    output = MemLong(tiny_llama(), memory_layer=1)(ids, ids)
+    kept = copy(output)
+    kept.drop_kv()
+    with pytest.raises(RuntimeError, match="drop_kv"):
+        _ = kept.keys
+    assert output.keys.shape[-2] == 24, "the one it is a copy of has them"
+    assert torch.equal(kept.token_losses(ids), output.token_losses(ids))
+    output.drop_kv()
+    with pytest.raises(RuntimeError, match="drop_kv"):
+        _ = output.values
 
 
 def test_milliseconds_are_of_the_actions_they_are_named_after() -> None:

@@ -13,8 +13,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_memlong.cli import main
-from lightning_memlong.evaluation.cells import Cells
+from lightning_memlong.cli.main import main
+from lightning_memlong.evaluation.window_scorer import WindowScorer
 from tests.integration.helpers import EVAL, ROOT, found_in, rows_of, tiny
 
 SETTING = "--evaluation.settings"
@@ -113,25 +113,25 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(
     main(options)
     whole = {key(r): r["nll"] for r in rows_of(options)}
     found_in(options, "*.jsonl").unlink()
-    measured = Cells.rows
+    measured = WindowScorer.measure
     begun = []
 
-    def stops(self: Cells) -> Any:
+    def stops(self: WindowScorer) -> Any:
         begun.append(self.window)
         if len(begun) == 6:
             raise KeyboardInterrupt
         yield from measured(self)
 
-    monkeypatch.setattr(Cells, "rows", stops)
+    monkeypatch.setattr(WindowScorer, "measure", stops)
     with pytest.raises(SystemExit) as stopped:
         main(options)
     assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().out
     assert 0 < len(rows_of(options)) < len(whole)
-    monkeypatch.setattr(Cells, "rows", lambda self: (begun.append(self.window), (yield from measured(self))))
+    monkeypatch.setattr(WindowScorer, "measure", lambda self: (begun.append(self.window), (yield from measured(self))))
     main(options)
     assert {key(r): r["nll"] for r in rows_of(options)} == pytest.approx(whole)
     assert len(begun) == 13, "of 12 windows five were finished, and only the others were begun again"
-    monkeypatch.setattr(Cells, "rows", lambda self: pytest.fail("everything is there"))
+    monkeypatch.setattr(WindowScorer, "measure", lambda self: pytest.fail("everything is there"))
     assert main(options) == 0
 
 

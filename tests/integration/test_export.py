@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lightning_memlong import MemLong, MemoryBank
-from lightning_memlong.cli import MemLongCLI, main
+from lightning_memlong.cli.main import MemLongCLI, main
 from tests.integration.helpers import tiny
 from tests.integration.test_cli import told
 

@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.memory_bank import MemoryBankCallback
-from lightning_memlong.cli import MemLongCLI, main
+from lightning_memlong.cli.main import MemLongCLI, main
 from tests.integration.helpers import ROOT, differences, tiny
 
 
@@ -202,7 +202,7 @@ def test_training_memory_holds_its_own_document_only(options: list[str]) -> None
     cli.datamodule.setup("fit")
     callback = next(c for c in cli.trainer.callbacks if isinstance(c, MemoryBankCallback))
     callback.setup(cli.trainer, cli.model, "fit")
-    stream = cli.datamodule._streams["train"]
+    stream = cli.datamodule.streams["train"]
     for i, batch in enumerate(stream):
         callback.retrieve("train", batch, cli.model)
         outputs = cli.model.model(batch["input_ids"])
@@ -228,7 +228,7 @@ def test_the_five_keys_of_a_batch_are_enough(options: list[str]) -> None:
         names = ("input_ids", "labels", "length", "document_start", "document_id")
         batch = {k: whole[k] for k in names}
         callback.retrieve("val", batch, cli.model)
-        assert torch.equal(batch["offset"], whole["offset"]) and torch.equal(batch["fresh"], whole["fresh"])
+        assert torch.equal(batch["offset"], whole["offset"]) and torch.equal(batch["overlap"], whole["overlap"])
         output = cli.model.model(batch["input_ids"])
         callback.store("val", {"keys": output.keys, "values": output.values}, batch, cli.model)
         if i == 20:

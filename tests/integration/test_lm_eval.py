@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lightning_memlong import UserError
-from lightning_memlong.asking import retrieve_for
+from lightning_memlong.retrieval import retrieve_for
 from tests.integration.helpers import ROOT
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -21,8 +21,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from lightning_memlong.generation import LocalContext  # noqa: E402
 from lightning_memlong.lm_eval import MemLongLM  # noqa: E402
-from lightning_memlong.local_context import LocalContext  # noqa: E402
 
 TASK = """
 task: {name}
@@ -89,11 +89,13 @@ def test_what_does_not_fit_the_window_is_read_into_memory(backbone: Path) -> Non
     context = ("kan lor mis tur " * 30).strip()
     pairs = requests("loglikelihood", (context, " rax"), (context, " sin"), (context + "x", " sin"))
     scores = [score for score, _ in mine.loglikelihood(pairs)]
-    assert mine._read is not None and len(mine._read[0]) % 16 == 0 and len(mine._read[0]) >= len(context) - 128
+    assert mine.last_read is not None
+    beginning = mine.last_read[0]
+    assert len(beginning) % 16 == 0 and len(beginning) >= len(context) - 128
     ids = torch.tensor([mine.tok_encode(context)])
-    bank = mine.model.read_tokens([ids[0, : len(mine._read[0])].numpy()], window=128, progress=False)
-    local = ids[0, len(mine._read[0]) :].tolist()
-    asked = mine.model.retrieval.retriever.encode([mine._question(local)])
+    bank = mine.model.read_tokens([ids[0, : len(beginning)].numpy()], window=128, progress=False)
+    local = ids[0, len(beginning) :].tolist()
+    asked = mine.model.retrieval.retriever.encode([mine.question_in(local)])
     scored = mine.tok_encode(" rax")
     memory = retrieve_for(mine.model.retrieval, bank, [asked])
     with torch.no_grad():
@@ -101,7 +103,7 @@ def test_what_does_not_fit_the_window_is_read_into_memory(backbone: Path) -> Non
     wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(scored), reduction="sum")
     assert scores[0] == pytest.approx(-float(wanted), rel=1e-4)
     text = "kan lor mis tur " * 40
-    context = LocalContext(mine.model, mine.model.retrieval.new_bank(1, 0), 0, 128)
+    context = LocalContext(mine.model.long_context, mine.model.retrieval.new_bank(1, 0), 0, 128)
     ids, total = [mine.prefix_token_id], 0.0
     for token in mine.tok_encode(text):
         total += float(context.logits(torch.tensor([ids]))[0, 0].log_softmax(-1)[token])

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lightning_memlong import MemLong, MemoryBank, MemoryConfig, UserError
-from lightning_memlong.cli import main
+from lightning_memlong.cli.main import main
 from lightning_memlong.config import RetrieverConfig
-from lightning_memlong.reading import read_windows
+from lightning_memlong.generation import read_windows
 from tests.integration.helpers import tiny
 
 SETTINGS = {"chunk_size": 16, "capacity": 256, "top_k": 2, "retriever": {"name": "hashing"}}
@@ -29,7 +29,7 @@ def model(byte_backbone: Path) -> MemLong:
 
 
 def same_banks(a: MemoryBank, b: MemoryBank, row: int = 0, other: int = 0) -> None:
-    mine, theirs = (bank.only(r).state_dict()["ledgers"][0] for bank, r in ((a, row), (b, other)))
+    mine, theirs = (bank.view(r).state_dict()["ledgers"][0] for bank, r in ((a, row), (b, other)))
     for name in ("keys", "values", "positions", "lengths", "embeddings", "tokens"):
         torch.testing.assert_close(mine[name], theirs[name], atol=2e-5, rtol=1e-4, msg=name)
 
@@ -38,7 +38,7 @@ def test_everything_is_read_and_kept(model: MemLong, book: str) -> None:
     bank = model.read(book, window=64, progress=False)
     entries, ids = bank.entries(0), model.retrieval.tokenizer(book)["input_ids"]
     assert int(entries.lengths.sum()) == len(ids) == int(bank.ends()[0]) and bank.evictions == 0
-    assert bank.tokens(0).tolist() == ids and len(ids) > 4 * 256, "the configured capacity is no limit"
+    assert bank.row(0).tokens.tolist() == ids and len(ids) > 4 * 256, "the configured capacity is no limit"
     assert entries.positions.tolist() == list(range(0, len(ids), 16))
     chunk = model.retrieval.tokenizer.decode(ids[160:176])
     assert torch.allclose(entries.embeddings[10], model.retrieval.retriever.encode([chunk])[0])
@@ -80,22 +80,22 @@ def test_reading_goes_on_where_it_ended(model: MemLong, book: str, tmp_path: Pat
     begun.save(tmp_path / "bank.safetensors")
     again = MemoryBank.open(tmp_path / "bank.safetensors")
     assert model.read(book, again, window=64, progress=False) is again
-    assert int(again.ends()[0]) == len(again.tokens(0)) == int(whole.ends()[0])
-    assert torch.equal(again.tokens(0), whole.tokens(0))
+    assert int(again.ends()[0]) == len(again.row(0).tokens) == int(whole.ends()[0])
+    assert torch.equal(again.row(0).tokens, whole.row(0).tokens)
     assert again.entries(0).positions.tolist() == whole.entries(0).positions.tolist()
     state = again.entries(0).positions.clone()
     model.read(book, again, window=64, progress=False)
     assert torch.equal(again.entries(0).positions, state), "there is nothing left to read"
     more = model.read("sin tur max", again, window=64, progress=False)
     assert more.entries(0).positions[-1] == len(book)
-    assert model.retrieval.tokenizer.decode(more.tokens(0)[len(book) :]) == "sin tur max"
+    assert model.retrieval.tokenizer.decode(more.row(0).tokens[len(book) :]) == "sin tur max"
 
 
 def test_a_small_bank_evicts_what_is_not_used(model: MemLong, book: str) -> None:
     bank = model.read(book, window=64, capacity=512, progress=False)
     assert bank.evictions > 0 and bank.capacity == 512 and not bank.keeps_everything
     assert bank.entries(0).counters.sum() > 0, "it retrieves while it reads, so that it knows"
-    assert len(bank.tokens(0)) == len(book)
+    assert len(bank.row(0).tokens) == len(book)
     before = bank.insertions
     model.read("sin tur max" * 30, bank, window=64, progress=False)
     assert bank.insertions > before and bank.capacity == 512
@@ -104,7 +104,7 @@ def test_a_small_bank_evicts_what_is_not_used(model: MemLong, book: str) -> None
 def test_ctrl_c_ends_reading_between_windows(
     model: MemLong, book: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import lightning_memlong.long_text as long_text
+    import lightning_memlong.generation.long_context as long_text
 
     def pressed(*args: Any, **options: Any) -> Any:
         for number, count in enumerate(read_windows(*args, **options)):
@@ -146,11 +146,11 @@ def test_a_conversation_goes_on(model: MemLong, book: str) -> None:
     talk = model.converse(bank, window=64)
     options = {"max_new_tokens": 30, "min_new_tokens": 30}
     answers = [talk.say(q, **options) for q in ("kan lor", " mis tur", " rax sin")]
-    assert talk.context.moved > 0 and len(bank.tokens(0)) > len(book), "the older half has moved into the bank"
+    assert talk.context.moved > 0 and len(bank.row(0).tokens) > len(book), "the older half has moved into the bank"
     assert all(p.text and p.end - p.start <= 16 for p in talk.passages) and talk.passages
     assert talk.passages == sorted(talk.passages, key=lambda p: -p.score)
     talk.close()
-    assert len(bank.tokens(0)) == len(book)
+    assert len(bank.row(0).tokens) == len(book)
     again = model.converse(bank, window=64)
     assert [again.say(q, **options) for q in ("kan lor", " mis tur", " rax sin")] == answers
     again.close()
@@ -169,7 +169,7 @@ def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, m
             talk.say(" mis tur", **options)
             text = model.retrieval.tokenizer.decode(talk.context.ids[0])
             assert text.startswith(f"kan lor{first} mis tur"), "read anew, without the turn that failed"
-    assert len(bank.tokens(0)) == len(book)
+    assert len(bank.row(0).tokens) == len(book)
 
     def broken(self: Any, ids: Any, last: int = 1) -> Any:
         raise KeyboardInterrupt
@@ -177,7 +177,7 @@ def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, m
     with model.converse(bank, window=64) as talk:
         assert talk.say("kan lor", **options) == first
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("lightning_memlong.local_context.LocalContext.logits", broken)
+            patch.setattr("lightning_memlong.generation.local_context.LocalContext.logits", broken)
             talk.say(" rax sin", **options)
         assert talk.context.ids.shape[1] == 0 and len(talk.say(" mis tur", **options)) > 0
 
@@ -222,7 +222,7 @@ def test_a_text_that_goes_on_in_mid_token_is_read_once(model: MemLong, book: str
     other = book[:997] + "XYZ and on " * 30
     model.read(other, bank, window=64, progress=False)
     whole = model.read(other, window=64, progress=False)
-    assert torch.equal(bank.tokens(0), whole.tokens(0))
+    assert torch.equal(bank.row(0).tokens, whole.row(0).tokens)
     for name in ("positions", "lengths", "embeddings"):
         assert torch.equal(getattr(bank.entries(0), name), getattr(whole.entries(0), name)), name
 
@@ -331,11 +331,15 @@ def test_a_checkpoint_and_its_run_folder_read_and_write(
     model = MemLong.from_pretrained(run)
     assert model.memory_layer == 1 and model.retrieval.config.top_k == 2 and model.retrieval.config.chunk_size == 16
     again = MemLong.from_pretrained(run / "checkpoints" / "last.ckpt", {"top_k": 1})
-    assert again.retrieval.config.top_k == 1 and again.made_with() == model.made_with()
+    assert again.retrieval.config.top_k == 1 and again.long_context.provenance() == model.long_context.provenance()
     untrained = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
-    assert untrained.made_with() != model.made_with(), "what it reads with its tuned layers is its own"
+    assert untrained.long_context.provenance() != model.long_context.provenance(), (
+        "what it reads with its tuned layers is its own"
+    )
     assert main(["export", *options, "--ckpt_path", "last", "--output", str(tmp_path / "exported")]) == 0
     exported = MemLong.from_pretrained(tmp_path / "exported")
-    assert exported.made_with() == model.made_with() and exported.retrieval.config.top_k == 2
+    assert (
+        exported.long_context.provenance() == model.long_context.provenance() and exported.retrieval.config.top_k == 2
+    )
     bank = model.read(book, window=64, progress=False)
     assert exported.generate("kan", bank, max_new_tokens=9) == model.generate("kan", bank, max_new_tokens=9)

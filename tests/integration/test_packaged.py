@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_memlong import Retrieved
-from lightning_memlong.cli import MemLongCLI
+from lightning_memlong.cli.main import MemLongCLI
 from tests.integration.helpers import CONFIG, ROOT
 
 pytestmark = pytest.mark.slow

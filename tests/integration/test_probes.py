@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_memlong.cli import MemLongCLI, main
+from lightning_memlong.cli.main import MemLongCLI, main
 from lightning_memlong.evaluation import InContextLearning, RecallProbes
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.evaluation.reading import read
-from lightning_memlong.evaluation.recall import planted
+from lightning_memlong.evaluation.planted_bank import planted_bank
+from lightning_memlong.evaluation.scoring import read_documents
 from lightning_memlong.evaluation.tasks import load_task
 from tests.integration.helpers import EVAL, found_in, rows_of, tiny
 
@@ -58,12 +58,12 @@ def test_label_words_are_scored_by_their_likelihood(
     evaluation = InContextLearning({"MR": str(task)}, [0, 4], [0, 8], examples=6, seeds=2)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(byte_backbone), AutoTokenizer.from_pretrained(byte_backbone)
     for seed in range(2):
-        drawn = evaluation._draw("MR", seed, *load_task("MR", str(task), "x"))
+        sample = evaluation.draw_sample("MR", seed, *load_task("MR", str(task), "x"))
         for context in (0, 4):
             words = ("negative", "positive")
-            shown = "".join(f"Review: {e.text} Sentiment: {words[e.label]}. " for e in drawn.context[:context])
+            shown = "".join(f"Review: {e.text} Sentiment: {words[e.label]}. " for e in sample.context[:context])
             hits = ""
-            for example in drawn.asked:
+            for example in sample.asked:
                 scores = []
                 for word in words:
                     prompt = f"{shown}Review: {example.text} Sentiment:"
@@ -108,8 +108,8 @@ def test_recall(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     assert len(rows) == 2 * 2 * 3 * 4
     asked = [r for r in rows if r["kind"] == "pass_key" and r["setting"] == "similarity" and not r["local"]]
     assert len(asked) == 4 and all(r["hit"] == 1 for r in asked), "the one place that speaks of a pass key is found"
-    drawn = [r["nll"] for r in rows if r["setting"] == "random" and r["length"] == 2048]
-    assert len(set(drawn)) == len(drawn)
+    sample = [r["nll"] for r in rows if r["setting"] == "random" and r["length"] == 2048]
+    assert len(set(sample)) == len(sample)
     assert all(r["local"] for r in rows if r["depth"] == 1 and r["kind"] == "pass_key")
     folder = found_in(options, "recall.md").parent
     assert (folder / "recall-accuracy.png").exists() and "retrieved [%]" in (folder / "recall.md").read_text()
@@ -134,12 +134,12 @@ def test_a_planted_bank_is_the_bank_of_the_planted_document(
     )  # fmt: skip
     evaluation = RecallProbes(["key_value"], [2048], [0.3], 1)
     evaluation.prepare(subject)
-    (probe,) = evaluation._probes.values()
+    (probe,) = evaluation.probes.values()
     retrieval = subject.retrieval()
-    bank = read(subject, [retrieval], [evaluation._filler], 512)[0]
-    document = evaluation._filler.copy()
+    bank = read_documents(subject, [retrieval], [evaluation.filler_tokens], 512)[0]
+    document = evaluation.filler_tokens.copy()
     document[: probe.question] = probe.tokens[: probe.question]
-    expected = read(subject, [retrieval], [document], 512)[0]
+    expected = read_documents(subject, [retrieval], [document], 512)[0]
     everything = torch.arange(2048 // 16)[None]
 
     def content() -> tuple[torch.Tensor, ...]:
@@ -150,7 +150,7 @@ def test_a_planted_bank_is_the_bank_of_the_planted_document(
     before = content()
     wanted = expected.gather(everything, count=False)
     assert wanted is not None
-    with planted(subject, retrieval, bank, probe, evaluation._filler, 512):
+    with planted_bank(subject, retrieval, bank, probe, evaluation.filler_tokens, 512):
         keys, values, embeddings = content()
         torch.testing.assert_close(keys, wanted.keys, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(values, wanted.values, atol=1e-5, rtol=1e-4)
@@ -177,6 +177,6 @@ def test_recall_as_a_corpus_scores_answers_alone(byte_backbone: Path, text_folde
     for document, probe in enumerate(stream.cache.probes):
         assert scored[document] == probe.tokens[probe.answer :].tolist()
     assert not {p.tokens.tobytes() for p in stream.cache.probes} & {
-        p.tokens.tobytes() for p in cli.datamodule._streams["train"].cache.probes
+        p.tokens.tobytes() for p in cli.datamodule.train_dataloader().cache.probes
     }
     assert main(["fit", *options]) == 0

@@ -13,12 +13,11 @@ import yaml
 
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
-from lightning_memlong.chat import main as chat
-from lightning_memlong.cli import main
-from lightning_memlong.config import MemoryConfig, RetrieverConfig, TuningConfig
-from lightning_memlong.module import MemLongModule
+from lightning_memlong.cli.chat import main as chat
+from lightning_memlong.cli.main import main
+from lightning_memlong.config import MemoryConfig, ModelConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.sweep.command import main as sweep
-from lightning_memlong.talking import talk
+from lightning_memlong.training import MemLongModule
 from tests.integration.helpers import ROOT, tiny, without_capacity
 
 README = (ROOT / "README.md").read_text()
@@ -101,8 +100,8 @@ def test_the_default_file_names_every_option_of_ours() -> None:
     }
     for name, (settings, given) in fields.items():
         assert set(settings.__dataclass_fields__) == set(given), name
-    model = set(inspect.signature(MemLongModule.__init__).parameters) - {"self"}
-    assert model == set(config["model"])
+    model = set(inspect.signature(MemLongModule.__init__).parameters) - {"self", "settings"}
+    assert model | set(ModelConfig.__dataclass_fields__) == set(config["model"])
     base, local = (set(inspect.signature(c.__init__).parameters) for c in (DocumentDataModule, LocalText))
     linked = {"self", "kwargs", "tokenizer", "chunk_size", "seed"}
     assert (base | local) - linked == set(config["data"]["init_args"])
@@ -133,13 +132,13 @@ def test_the_python_examples_run(
 def test_the_chat_command_runs(
     byte_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (command,) = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.chat")]
+    (command,) = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.cli.chat")]
     (tmp_path / "book.txt").write_text("kan lor mis tur " * 60)
     words = command.replace("path/to/book.txt", str(tmp_path / "book.txt"))
     words = words.replace("book.safetensors", str(tmp_path / "b"))
     options = without_capacity(tiny(byte_backbone, text_folder, tmp_path / "runs")[2:])
     at = options.index("--data.path")
     typed = iter(["kan", "/quit"])
-    monkeypatch.setattr(talk, "__defaults__", (lambda shown: next(typed),))
+    monkeypatch.setattr("builtins.input", lambda shown: next(typed))
     assert chat([*shlex.split(words)[3:], *options[:at], *options[at + 2 :]]) == 0
     assert (tmp_path / "b").exists()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from datamodules import network
-from lightning_memlong.cli import main
+from lightning_memlong.cli.main import main
 from tests.conftest import WORDS
 from tests.hub import FakeHub
 from tests.integration.helpers import ROOT, recorded, recording, tiny

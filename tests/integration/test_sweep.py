@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoTokenizer
 
-from lightning_memlong.cli import main as train
+from lightning_memlong.cli.main import main as train
 from lightning_memlong.sweep import execute as execution
 from lightning_memlong.sweep.command import main, read
 from lightning_memlong.sweep.launchers import LAUNCHERS
@@ -49,7 +49,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         look()
         return train(words[2:])
 
-    monkeypatch.setattr(execution, "_process", process)
+    monkeypatch.setattr(execution, "run_process", process)
     return made
 
 
@@ -95,8 +95,8 @@ def test_a_dry_run_prints_commands_that_hold_what_differs(
 def test_cells_with_the_same_settings_are_one(options: list[str], tmp_path: Path) -> None:
     file = write(tmp_path, axes={"memory.top_k": [3, 1], "memory.policy": ["fifo", "retrieval_frequency"]})
     plan = plan_of(file, *options)
-    assert [cell.name for cell in plan.cells] == ["baseline", "top_k=1", "policy=fifo"]
-    on_axis = {(point.axis, point.value): point.cell.name for point in plan.points}
+    assert [trial.name for trial in plan.trials] == ["baseline", "top_k=1", "policy=fifo"]
+    on_axis = {(point.axis, point.value): point.trial.name for point in plan.points}
     assert on_axis["memory.top_k", 3] == on_axis["memory.policy", "retrieval_frequency"] == "baseline"
 
 
@@ -121,7 +121,7 @@ def test_every_shipped_sweep_is_planned_and_takes_a_step(
     if plan.sweep.search.space:
         assert main([str(file), "--output", str(tmp_path / "sweeps"), "--search.trials", "1", *args]) == 0
         return
-    assert len(plan.cells) >= 2
+    assert len(plan.trials) >= 2
     assert execution.execute(plan.runs()[-1]).state == "finished"
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
     (run / "results.json").unlink()
     assert main([file, *options]) == 0 and len(in_process) == 3, "what is finished is not made again"
     assert in_process[-1][-2:] == ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
-    assert json.loads((run / "results.json").read_text())["after training"] == finished["after training"]
+    assert json.loads((run / "results.json").read_text())["after"] == finished["after"]
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(
@@ -203,7 +203,7 @@ def test_a_search_goes_on_and_names_the_best(
     options = [*options[:at], *options[at + 2 :], "--trainer.limit_val_batches", "2"]
     assert main([file, *options]) == 0 and len(in_process) == 2
     assert main([file, *options, "--search.trials", "3"]) == 0 and len(in_process) == 3
-    found = [json.loads(f.read_text())["after training"]["perplexity"]
+    found = [json.loads(f.read_text())["after"]["perplexity"]
              for f in (tmp_path / "sweeps" / "mine").glob("*/results.json")]  # fmt: skip
     assert len(found) == 3 and f"best {min(found):.3f}" in capsys.readouterr().out.replace("\n", " ")
 
@@ -218,9 +218,9 @@ def test_the_report_pairs_seeds(options: list[str], tmp_path: Path) -> None:
              ("query=current", 0): 5.0}  # fmt: skip
     for run in plan.runs():
         run.folder.mkdir(parents=True)
-        if (run.cell.name, run.seed) in found:
-            measured = {"perplexity": found[run.cell.name, run.seed], "perplexity_memory_off": 40.0}
-            (run.folder / "results.json").write_text(json.dumps({"after training": measured}))
+        if (run.trial.name, run.seed) in found:
+            measured = {"perplexity": found[run.trial.name, run.seed], "perplexity_memory_off": 40.0}
+            (run.folder / "results.json").write_text(json.dumps({"after": measured}))
             (run.folder / "sweep.json").write_text(json.dumps(run.settings, default=str))
             (run.folder / "run.json").write_text(json.dumps({"git_commit": f"commit {run.seed}"}))
             execution.check_folder(run)

@@ -6,19 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong import kernels
 from lightning_memlong.attention import (
     Memo,
-    Memory,
+    RetrievedKV,
     Scores,
     attend_with_memory,
-    choose_kernel,
-    joint_mask,
+    kernels,
     local_attention,
     retrieval_causal_attention,
 )
+from lightning_memlong.attention.functional import choose_kernel, joint_mask
+from lightning_memlong.attention.kernels import CPUTwoPartAttention
 from lightning_memlong.errors import UserError
-from lightning_memlong.kernels import SplitJointAttention
 from tests.reference import attention_oracle
 
 ROWS, TOKENS, MEMORY, SIZE = 2, 6, 5, 8
@@ -60,14 +59,14 @@ def sliding(width: int = 4) -> Tensor:
     return (distance >= 0) & (distance < width)
 
 
-KERNELS = ["split", "masked", "blockwise", "flex"]
+KERNELS = ["cpu_two_part", "sdpa_masked", "eager_blockwise", "flex"]
 
 
 def run(
-    kernel: str, inputs: list[Tensor], memory: Memory, scores: Scores, local: Tensor | None
+    kernel: str, inputs: list[Tensor], memory: RetrievedKV, scores: Scores, local: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Joint attention by the kernel named, whatever would have been chosen."""
-    import lightning_memlong.attention as module
+    import lightning_memlong.attention.functional as module
 
     chosen = module.choose_kernel
     module.choose_kernel = lambda *_: kernel  # type: ignore[assignment]
@@ -81,23 +80,23 @@ def run(
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_joint_equals_oracle(kernel: str, heads: tuple[int, int], kind: str, groups: int) -> None:
     inputs, mask = tensors(*heads, groups), mask_of(kind, groups)
-    memory = Memory(*inputs[3:], None if kind == "full" else mask)
+    memory = RetrievedKV(*inputs[3:], None if kind == "full" else mask)
     for local in (None, sliding()):
         expected = attention_oracle(*inputs, mask, "joint", local_mask=local)
         output, mass = run(kernel, inputs, memory, Scores(SCALE), local)
         torch.testing.assert_close(output.double(), expected, atol=3e-6, rtol=1e-5)
-        assert (mass is None) == (kernel == "masked")
+        assert (mass is None) == (kernel == "sdpa_masked")
         if mass is not None:
             values = [torch.zeros_like(t) if i == 2 else torch.ones_like(t) for i, t in enumerate(inputs)]
             share = attention_oracle(*inputs[:2], values[2], inputs[3], values[4], mask, "joint", local_mask=local)
             torch.testing.assert_close(mass.double(), share[..., 0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", ["blockwise", "flex"])
+@pytest.mark.parametrize("kernel", ["eager_blockwise", "flex"])
 @pytest.mark.parametrize("fusion", ["joint", "gated"])
 def test_soft_capped_scores_equal_oracle(fusion: str, kernel: str) -> None:
     inputs, gate, mask = tensors(4, 2), torch.randn(4), mask_of("ragged")
-    memory = Memory(*inputs[3:], mask, gate=gate if fusion == "gated" else None)
+    memory = RetrievedKV(*inputs[3:], mask, gate=gate if fusion == "gated" else None)
     for cap in (0.7, 20.0):
         output, _ = run(kernel, inputs, memory, Scores(SCALE, softcap=cap), None)
         expected = attention_oracle(*inputs, mask, fusion, gate, softcap=cap)
@@ -127,9 +126,9 @@ def test_gradients_agree(heads: tuple[int, int], groups: int, kind: str) -> None
     inputs, weight = tensors(*heads, groups), torch.randn(ROWS, heads[0], TOKENS, SIZE)
     for local in (None, sliding()):
         results = []
-        for kernel in ("masked", "split", "blockwise"):
+        for kernel in ("sdpa_masked", "cpu_two_part", "eager_blockwise"):
             copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
-            memory = Memory(*copies[3:], None if kind == "full" else mask_of(kind, groups))
+            memory = RetrievedKV(*copies[3:], None if kind == "full" else mask_of(kind, groups))
             output, _ = run(kernel, copies, memory, Scores(SCALE), local)
             (output * weight).sum().backward()
             results.append([output.detach(), *(t.grad for t in copies[:3])])
@@ -160,12 +159,12 @@ def test_bfloat16_is_within_its_rounding_and_sums_in_float32() -> None:
         inputs, mask = tensors(4, 2, groups, torch.bfloat16), mask_of(kind, groups)
         expected = attention_oracle(*inputs, mask, "joint")
         copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
-        output, mass = run("split", copies, Memory(*copies[3:], mask), Scores(SCALE), None)
+        output, mass = run("cpu_two_part", copies, RetrievedKV(*copies[3:], mask), Scores(SCALE), None)
         assert output.dtype == torch.bfloat16 and mass is not None and mass.dtype == torch.float32
         torch.testing.assert_close(output.double(), expected, atol=2e-2, rtol=2e-2)
         wide = [t.float().requires_grad_(i < 3) for i, t in enumerate(inputs)]
         (output.float().square().sum()).backward()
-        run("masked", wide, Memory(*wide[3:], mask), Scores(SCALE), None)[0].square().sum().backward()
+        run("sdpa_masked", wide, RetrievedKV(*wide[3:], mask), Scores(SCALE), None)[0].square().sum().backward()
         for a, b in zip(copies[:3], wide[:3], strict=True):
             assert (a.grad.float() - b.grad).norm() < 0.03 * b.grad.norm()
 
@@ -179,7 +178,7 @@ def test_capped_scores_stay_float32_under_autocast() -> None:
 
 
 def test_a_mask_made_while_evaluating_can_be_trained_with() -> None:
-    from lightning_memlong.flex import _causal
+    from lightning_memlong.attention.flex import _causal
 
     with torch.inference_mode():
         mask = _causal(7, 7, "cpu")
@@ -188,10 +187,10 @@ def test_a_mask_made_while_evaluating_can_be_trained_with() -> None:
 
 def test_what_is_chosen() -> None:
     query, plain = torch.zeros(1, 1, 1, 8), Scores(1.0)
-    assert choose_kernel("auto", query, 1, plain) == choose_kernel("auto", query.bfloat16(), 8, plain) == "split"
-    assert choose_kernel("auto", query, 1, Scores(1.0, dropout=0.1)) == "masked"
-    assert choose_kernel("auto", query.half(), 1, plain) == choose_kernel("sdpa", query, 1, plain) == "masked"
-    assert choose_kernel("auto", query, 1, Scores(1.0, softcap=5.0)) == "blockwise"
+    assert choose_kernel("auto", query, 1, plain) == choose_kernel("auto", query.bfloat16(), 8, plain) == "cpu_two_part"
+    assert choose_kernel("auto", query, 1, Scores(1.0, dropout=0.1)) == "sdpa_masked"
+    assert choose_kernel("auto", query.half(), 1, plain) == choose_kernel("sdpa", query, 1, plain) == "sdpa_masked"
+    assert choose_kernel("auto", query, 1, Scores(1.0, softcap=5.0)) == "eager_blockwise"
     assert choose_kernel("flex", query, 1, plain) == "flex"
     for backend, scores in (("flex", Scores(1.0, dropout=0.1)), ("auto", Scores(1.0, softcap=5.0, dropout=0.1))):
         with pytest.raises(UserError, match="attention dropout of 0.1.*attention_dropout to 0"):
@@ -199,7 +198,7 @@ def test_what_is_chosen() -> None:
     inputs = [t.requires_grad_() for t in tensors(4, 2)]
     with pytest.raises(UserError, match="model.attention='flex'.*auto or sdpa"):
         retrieval_causal_attention(*inputs, backend="flex")
-    assert SplitJointAttention.__name__ in type(retrieval_causal_attention(*inputs).grad_fn).__name__
+    assert CPUTwoPartAttention.__name__ in type(retrieval_causal_attention(*inputs).grad_fn).__name__
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "gated"])
@@ -207,7 +206,7 @@ def test_a_prefix_reads_no_memory(kernel: str) -> None:
     heads, groups, prefix = (4, 2), 2, 2
     inputs, mask = tensors(*heads, groups), mask_of("ragged", groups)
     gate = torch.randn(4) if kernel == "gated" else None
-    with_prefix = Memory(*inputs[3:], mask, prefix, gate)
+    with_prefix = RetrievedKV(*inputs[3:], mask, prefix, gate)
     copies = [t.clone().requires_grad_(i < 3 and kernel != "flex") for i, t in enumerate(inputs)]
     output, mass = run(kernel, copies, with_prefix, Scores(SCALE), None)
     nothing = torch.zeros(ROWS, MEMORY, dtype=torch.bool)
@@ -224,10 +223,10 @@ def test_a_prefix_reads_no_memory(kernel: str) -> None:
             fusion = "gated" if kernel == "gated" else "joint"
             expected = attention_oracle(query, *local, *memory, mask[own][group : group + 1], fusion, gate)
             torch.testing.assert_close(output[row, :, token].double(), expected[0, :, token], atol=3e-6, rtol=1e-5)
-    if kernel == "split":
+    if kernel == "cpu_two_part":
         output.square().sum().backward()
         again = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
-        run("masked", again, with_prefix, Scores(SCALE), None)[0].square().sum().backward()
+        run("sdpa_masked", again, with_prefix, Scores(SCALE), None)[0].square().sum().backward()
         assert mass is not None and mass.shape == (ROWS, 4, TOKENS - prefix)
         for a, b in zip(copies[:3], again[:3], strict=True):
             torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)

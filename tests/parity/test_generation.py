@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank import MemoryBank
+from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.local_context import LocalContext
-from lightning_memlong.model import MemLong
-from lightning_memlong.retrieved import Retrieved
+from lightning_memlong.generation import LocalContext
+from lightning_memlong.memlong import MemLong
 from tests.conftest import tiny_llama
 from tests.parity.test_families import MODELS, build
 from tests.reference import SlowWriter
@@ -55,8 +54,8 @@ def model_of(backbone: Any, retriever: str = "hashing", top_k: int = 2, **settin
 
 def follow(model: MemLong, bank: MemoryBank, prompt: list[int], then: list[int]) -> tuple[list[Tensor], list[Any]]:
     """Logits after a prompt and after each token that follows, and what was retrieved for each."""
-    context = LocalContext(model, bank, 0, WINDOW)
-    context.ask(model.retrieval.retriever.encode([words(prompt)])[0])
+    context = LocalContext(model.long_context, bank, 0, WINDOW)
+    context.retrieve_for_prompt(model.retrieval.retriever.encode([words(prompt)])[0])
     ids, logits, sets = list(prompt), [], []
     for token in [*then, 0]:
         logits.append(context.logits(torch.tensor([ids]))[0, 0])
@@ -133,18 +132,18 @@ def test_text_that_leaves_the_window_goes_on_as_in_a_slow_writer(bos: int | None
     last = bank.gather(torch.tensor([[len(held.lengths) - 1]]), count=False)
     true = torch.stack([slow.kept[first + 56 + i][3][0] for i in range(CHUNK)], dim=1)
     torch.testing.assert_close(last.keys[layer, 0].double(), true, atol=1e-3, rtol=1e-3)
-    kept = bank.tokens(0).tolist()
+    kept = bank.row(0).tokens.tolist()
     assert kept[100:] == (prompt + written)[:64]
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_what_stays_is_turned_in_every_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalContext, "_attend_to", lambda self, asking: None)  # what moves is told apart elsewhere
+    monkeypatch.setattr(LocalContext, "retrieve", lambda self, asking: None)  # what moves is told apart elsewhere
     backbone = build(family, max_position_embeddings=128)
     model, plain = model_of(backbone), build(family, max_position_embeddings=128)
     ids = torch.tensor([text(WINDOW + 4, 5)])
-    context = LocalContext(model, model.retrieval.new_bank(1, 0), 0, WINDOW)
-    context.ask(torch.zeros(256))
+    context = LocalContext(model.long_context, model.retrieval.new_bank(1, 0), 0, WINDOW)
+    context.retrieve_for_prompt(torch.zeros(256))
     found = torch.stack([context.logits(ids[:, : WINDOW + n])[0, 0] for n in range(5)])
     assert context.moved == WINDOW // 2
     # A copy of the first token stands where it has moved to; new tokens see it, and the half that stayed.
@@ -170,8 +169,8 @@ def test_beams_read_what_each_of_them_retrieves() -> None:
     found = model.generate(words(prompt), memory=bank, window=WINDOW, max_new_tokens=20, num_beams=3, min_new_tokens=20,
                            return_dict_in_generate=True, output_scores=True)  # fmt: skip
     ids = found.sequences
-    context = LocalContext(model, bank, 0, WINDOW)
-    context.ask(model.retrieval.retriever.encode([words(prompt)])[0])
+    context = LocalContext(model.long_context, bank, 0, WINDOW)
+    context.retrieve_for_prompt(model.retrieval.retriever.encode([words(prompt)])[0])
     total = 0.0
     for place in range(6, 26):
         scores = context.logits(ids[:, :place]).log_softmax(-1)[0, 0]
@@ -191,7 +190,7 @@ def test_transformers_loop_writes_the_likeliest_token_each_time() -> None:
 
 def test_another_beginning_is_read_from_the_start_while_it_is_there() -> None:
     model = model_of(tiny_llama())
-    context = LocalContext(model, model.retrieval.new_bank(1, 0), 0, WINDOW)
+    context = LocalContext(model.long_context, model.retrieval.new_bank(1, 0), 0, WINDOW)
     one, other = text(20, 1), text(12, 2)
     context.logits(torch.tensor([one]))
     found = context.logits(torch.tensor([other]))[0, 0]

@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from torch import Tensor
 
 from lightning_memlong.bank import Retrieved
-from lightning_memlong.model import MemLong
+from lightning_memlong.memlong import MemLong
 from tests.conftest import tiny_llama
 
 TOKENS, LATE, MEMORY = 8192, 8000, 64

@@ -1,0 +1,67 @@
+"""The record a bank hands to a model.
+
+R rows (G times the batch's where each of G groups of a row's tokens has its own), k chunks of C tokens, M = k * C,
+L layers, H heads, D head size.
+"""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Retrieved:
+    """What a bank gathered for one window, in document order. Nothing in it is ever modified."""
+
+    keys: Tensor
+    """(R, H, M, D) before rotary embedding; (L, R, H, M, D) from a bank of several layers."""
+    values: Tensor
+    """Shaped as ``keys``."""
+    mask: Tensor
+    """(R, M) bool, true where a token is real."""
+    scores: Tensor
+    """(R, k) float32 similarity; NaN where nothing was retrieved or the selection has no score."""
+    entries: Tensor
+    """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved."""
+    positions: Tensor
+    """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
+    empty: bool | None = None
+    """Whether no token is real; None: it is looked up in ``mask``, once. A bank knows without asking the device."""
+    full: bool | None = None
+    """Whether all tokens are real; likewise."""
+
+    def __post_init__(self) -> None:
+        """Look up what was not given."""
+        if self.empty is None:
+            self.empty = self.mask.shape[1] == 0 or not bool(self.mask.any())
+        if self.full is None:
+            self.full = bool(self.mask.all())
+
+    @property
+    def chunk_size(self) -> int:
+        """Tokens of a chunk, C."""
+        return self.mask.shape[1] // self.positions.shape[1]
+
+
+class PendingRetrieved(Retrieved):
+    """A record whose keys and values are still being read; whoever asks for them waits until they are there.
+
+    Args:
+        pending: Reads ``(keys, values)`` as :class:`Retrieved` has them.
+        **facts: The other fields.
+    """
+
+    def __init__(self, pending: "Future[tuple[Tensor, Tensor]]", **facts: Any) -> None:
+        vars(self).update(facts, _pending=pending)
+
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        """See :class:`Retrieved`."""
+        return self._pending.result()[0]  # type: ignore[attr-defined]
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """See :class:`Retrieved`."""
+        return self._pending.result()[1]  # type: ignore[attr-defined]

@@ -1,0 +1,101 @@
+"""``python -m lightning_memlong.cli.chat book.txt``: read a document, then talk about it at the terminal.
+
+Answers are shown as they are written, with the passages they were written with. Options are those of ``train.py chat``:
+``--bank book.safetensors`` keeps what was read for the next time, ``--model.backbone`` and ``--memory.top_k`` are what
+they are everywhere; without a ``--config`` those of ``conf/memlong.yaml`` hold, where the command is run in a checkout.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import TextStreamer
+
+from lightning_memlong import cli
+from lightning_memlong.bank import MemoryBank
+from lightning_memlong.cli.answers import show_passages
+from lightning_memlong.cli.console import wide_console
+from lightning_memlong.cli.parser import config_files
+from lightning_memlong.cli.predict import as_prompt
+from lightning_memlong.errors import UserError
+from lightning_memlong.generation import Conversation
+from lightning_memlong.memlong import MemLong
+
+DEFAULTS = Path(__file__).parents[2] / "conf" / "memlong.yaml"
+HELP = """Ask about the document. Beside that:
+  /new        begin a new conversation; the document stays read
+  /passages   the passages of the last answer, whole
+  /help       this
+  /quit       end; so does Ctrl-D. Ctrl-C ends an answer"""
+
+
+def talk(model: MemLong, memory: MemoryBank, window: int, options: dict[str, Any]) -> None:
+    """Answer what a person types until they have enough.
+
+    Args:
+        model: Writes.
+        memory: What was read.
+        window: Tokens of the local context [tokens].
+        options: Of transformers' ``generate``.
+    """
+    out = wide_console()
+    whole = int(memory.ends()[0])
+    out.print(f"{whole:,} tokens in memory. /help tells what can be typed.", highlight=False)
+    conversation = Conversation(model.long_context, memory, window=window)
+    streamer = TextStreamer(model.retrieval.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    try:
+        while True:
+            typed = input("\n> ").strip()
+            if typed in ("/quit", "/exit"):
+                return
+            if typed == "/new":
+                conversation.close()
+                conversation = Conversation(model.long_context, memory, window=window)
+            elif typed == "/passages":
+                for passage in conversation.passages:
+                    show_passages([passage], whole)
+                    out.print(passage.text, markup=False, highlight=False)
+            elif typed.startswith("/"):
+                out.print(HELP, markup=False, highlight=False)
+            elif typed and _write_answer(model, conversation, typed, streamer, options):
+                show_passages(conversation.passages, whole)
+    except (EOFError, KeyboardInterrupt):
+        out.print()
+    finally:
+        conversation.close()
+
+
+def _write_answer(
+    model: MemLong, conversation: Conversation, typed: str, streamer: TextStreamer, options: dict[str, Any]
+) -> bool:
+    """Write an answer; whether there is one, whole or broken off."""
+    prompt = as_prompt(model, typed, None)
+    if isinstance(prompt, str) and conversation.context.ids.shape[1]:
+        prompt = f"\n{prompt}"  # no template parts the turns
+    try:
+        conversation.say(prompt, streamer=streamer, **options)
+    except KeyboardInterrupt:
+        wide_console().print("(broken off)", style="dim")
+    except UserError as error:
+        streamer.end()  # it waits for the rest of an answer
+        wide_console().print(f"{error}", markup=False, highlight=False)
+        return False
+    return True
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``train.py chat`` on the document that is named first.
+
+    Returns:
+        As :func:`lightning_memlong.cli.main`.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data.path", arguments[0], *arguments[1:]]
+    if not config_files(arguments):
+        defaults = ["--config", str(DEFAULTS)] if DEFAULTS.exists() else ["--data", "datamodules.LocalText"]
+        arguments = [*defaults, *arguments]
+    return cli.main(["chat", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

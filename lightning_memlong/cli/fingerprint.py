@@ -1,0 +1,59 @@
+"""What an evaluation's results depend on, as one short name: the same settings find what was measured before."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FORMAT = 2
+"""Raised when what is measured changes, so that no table mixes old and new."""
+RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compare_memory_off", "tuning")
+"""Of the model group, what has no effect on an evaluation."""
+AROUND = ("num_workers", "retries", "cache", "shuffle", "shuffle_buffer", "batch_size", "on_bad_document")
+"""Of the data group, likewise."""
+
+
+def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str:
+    """A digest of the settings and weights.
+
+    Args:
+        config: The configuration of the subcommand, as plain values.
+        ckpt_path: Its checkpoint, if any.
+    """
+    model = {k: v for k, v in config["model"].items() if k not in RECIPE}
+    data = {**config["data"], "init_args": _without(config["data"].get("init_args") or {}, AROUND)}
+    facts = {"model": model, "memory": config["memory"], "data": data, "evaluation": config["evaluation"]}
+    facts |= {"precision": config["trainer"].get("precision"), "seed": config.get("seed_everything")}
+    named = [model["backbone"], config["memory"]["retriever"]["name"], *_texts(config["evaluation"])]
+    facts |= {"format": FORMAT, "files": [_files(name) for name in named], "checkpoint": _content(ckpt_path)}
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+
+
+def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k not in names}
+
+
+def _texts(settings: Any) -> list[str]:
+    """All texts in nested settings: some of them name files."""
+    if isinstance(settings, str):
+        return [settings]
+    inside = settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list) else ()
+    return [text for value in inside for text in _texts(value)]
+
+
+def _files(name: str) -> list[tuple[str, int, int]]:
+    """The files of a folder, or a file, with size and time of change; nothing for any other name."""
+    path = Path(str(name))
+    files = [path] if path.is_file() else sorted(path.rglob("*"))[:10_000] if name and path.is_dir() else []
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+
+
+def _content(file: str | None) -> str | None:
+    if file is None or not Path(file).is_file():
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

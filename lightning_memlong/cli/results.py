@@ -1,0 +1,38 @@
+"""The last numbers of a run, ``results.json``: that it has ended, and with what."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+
+from lightning_memlong.cli.runs import run_folder, suffix_of
+
+RESULTS = {"fit": "after", "validate": "metrics", "test": "metrics"}
+"""Where ``results.json`` of a subcommand has what its run ended with."""
+HEADINGS_BEFORE_KEYS = {"after": "after training", "metrics": ""}
+"""The same in files of before there were keys, which were written by the headings of the printed table."""
+
+
+def write_results(trainer: L.Trainer, subcommand: str, results: dict[str, dict[str, float]]) -> None:
+    """Write the last numbers of a run as ``results.json`` (``results_test.json`` and so on): that it has ended.
+
+    Args:
+        trainer: Of the run.
+        subcommand: What was run.
+        results: ``before`` and ``after`` (fit) or ``metrics`` (validate, test) -> metrics.
+    """
+    if (folder := run_folder(trainer)) is None or not trainer.is_global_zero:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / ".results"
+    unfinished.write_text(json.dumps({"steps": trainer.global_step, **results}, indent=2) + "\n")
+    unfinished.replace(folder / f"results{suffix_of(subcommand)}.json")
+
+
+def read_results(folder: Path, subcommand: str) -> dict[str, float] | None:
+    """What a run ended with, of a file of :func:`write_results`; None: there is no such file."""
+    file = folder / f"results{suffix_of(subcommand)}.json"
+    if not file.is_file():
+        return None
+    key, found = RESULTS[subcommand], json.loads(file.read_text())
+    return found[key if key in found else HEADINGS_BEFORE_KEYS[key]]

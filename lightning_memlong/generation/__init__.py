@@ -1,0 +1,29 @@
+"""Texts of any length: prefilled into a bank, and continued with it."""
+
+from lightning_memlong.generation.conversation import Conversation, Passage, Prompt
+from lightning_memlong.generation.hf_generate import GenerateAdapter
+from lightning_memlong.generation.local_context import LocalContext
+from lightning_memlong.generation.long_context import LongContext
+from lightning_memlong.generation.prefill import (
+    Span,
+    evaluating,
+    first_of_all,
+    read_windows,
+    reading_stride,
+    sink_before,
+)
+
+__all__ = [
+    "Conversation",
+    "GenerateAdapter",
+    "LocalContext",
+    "LongContext",
+    "Passage",
+    "Prompt",
+    "Span",
+    "evaluating",
+    "first_of_all",
+    "read_windows",
+    "reading_stride",
+    "sink_before",
+]

@@ -1,0 +1,69 @@
+"""Keys and values of the local context, of all layers; its older part can be taken out.
+
+Legend: B sequences side by side, T tokens, H_kv key/value heads, D head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lightning_memlong.backbone import cache_layers
+from lightning_memlong.errors import UserError
+from lightning_memlong.model import MemLongModel
+
+
+class SinkCache:
+    """A cache whose first token stays for good: decoders park attention on it (a sink), and fall apart without.
+
+    (StreamingLLM, arXiv 2309.17453.)
+
+    Args:
+        model: Whose keys and values.
+
+    Raises:
+        UserError: If keys of one of its layers cannot be turned, so that nothing could be taken out.
+    """
+
+    def __init__(self, model: MemLongModel) -> None:
+        unknown = sorted(set(range(model.config.num_hidden_layers)) - model.rotary.recognised)
+        if unknown:
+            raise UserError(
+                f"model.backbone: keys of layers {unknown} of {type(model.backbone).__name__} cannot be rotated back "
+                "by its rotary tables. Allowed: backbones whose keys can. Fix: choose another for writing."
+            )
+        self._model = model
+        self.of_backbone = DynamicCache()
+        """What the decoder is given."""
+
+    @property
+    def _layers(self) -> list[Any]:
+        """Of each layer ``keys`` and ``values`` (B, H_kv, T, D), rotated."""
+        return cache_layers(self.of_backbone)
+
+    def reorder(self, order: Tensor) -> None:
+        """Let the sequences be those of ``order`` (B,)."""
+        self.of_backbone.batch_select_indices(order)
+
+    def unrotated_kv(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Unrotated keys and values of the positions from ``begin`` to before ``end``, as a bank stores them."""
+        layers = self._layers
+        found = {n: (layers[n].keys, layers[n].values) for n in self._model.stored_layers}
+        return self._model.contexts.unrotate_kv(found, begin, end)
+
+    def evict(self, end: int, reach: int) -> None:
+        """Take out what lies between the first token and position ``end``, and turn what follows to where it then is.
+
+        Args:
+            end: The position of what follows.
+            reach: The last position there will be.
+        """
+        rotary = self._model.rotary
+        for number, layer in enumerate(self._layers):
+            keys = layer.keys[:, :, end:]
+            steps = torch.arange(keys.shape[2], device=keys.device)[None]
+            plain = rotary.unrotate(keys[None], end + steps, [number])
+            turned = rotary.rotate(plain, 1 + steps, [number], reach)[0].to(keys.dtype)
+            layer.keys = torch.cat([layer.keys[:, :, :1], turned], dim=2)
+            layer.values = torch.cat([layer.values[:, :, :1], layer.values[:, :, end:]], dim=2)

@@ -1,0 +1,34 @@
+"""The network: captures keys and values, and reads retrieved ones, in a forward pass."""
+
+from lightning_memlong.model.attention_interface import decode
+from lightning_memlong.model.checkpoint import (
+    CHECKPOINT_FORMAT,
+    check_checkpoint,
+    load_weights,
+    read_checkpoint,
+    recognise_backbone,
+    stored_settings,
+    weights_digest,
+)
+from lightning_memlong.model.context import ContextFactory, ForwardContext
+from lightning_memlong.model.export import export, exported_memory, exported_settings
+from lightning_memlong.model.model import MemLongModel
+from lightning_memlong.model.output import MemLongOutput
+
+__all__ = [
+    "CHECKPOINT_FORMAT",
+    "ContextFactory",
+    "ForwardContext",
+    "MemLongModel",
+    "MemLongOutput",
+    "check_checkpoint",
+    "decode",
+    "export",
+    "exported_memory",
+    "exported_settings",
+    "load_weights",
+    "read_checkpoint",
+    "recognise_backbone",
+    "stored_settings",
+    "weights_digest",
+]

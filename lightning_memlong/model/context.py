@@ -1,0 +1,208 @@
+"""What one forward pass carries down to its layers, and brings back from them.
+
+Legend: B rows, G groups of a row's tokens with a memory of their own, T tokens, M retrieved tokens, H_kv key/value
+heads, D head size, E hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_memlong.attention import Memo
+from lightning_memlong.backbone import Rotary, memory_positions
+from lightning_memlong.bank import Retrieved
+from lightning_memlong.errors import UserError
+
+LayerKV = tuple[Tensor, Tensor]
+"""Keys and values (B, H_kv, T, D) of a layer."""
+
+
+class StopForward(Exception):
+    """Ends a forward pass early: all that was asked for has been captured."""
+
+
+class LazyKV(Mapping[int, LayerKV]):
+    """What retrieval layers read, got ready when the first of them asks: until then the layers below are computed.
+
+    Args:
+        layers: The layers that will find something.
+        prepare: Gives it, for all of them.
+    """
+
+    def __init__(self, layers: Sequence[int], prepare: Callable[[], Mapping[int, LayerKV]]) -> None:
+        self._layers, self._prepare = layers, prepare
+
+    @cached_property
+    def _ready(self) -> Mapping[int, LayerKV]:
+        return self._prepare()
+
+    def __getitem__(self, layer: int) -> LayerKV:
+        """Keys and values of a layer."""
+        return self._ready[layer]
+
+    def __contains__(self, layer: object) -> bool:
+        """Whether a layer will find something; nothing is got ready for the answer."""
+        return layer in self._layers
+
+    def __iter__(self) -> Iterator[int]:
+        """The layers."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """How many layers."""
+        return len(self._layers)
+
+
+@dataclass
+class ForwardContext:
+    """What one forward pass carries, as the keyword argument ``memory``, down to every attention layer.
+
+    It is an argument and not state on a module, so gradient checkpointing re-runs a layer with the same memory.
+    The first fields ask, the last ones (``captured``, ``memory_mass``, ``hidden``) are filled during the pass.
+    """
+
+    memory_kv: Mapping[int, LayerKV] = field(default_factory=dict)
+    """Layer -> keys, already at their positions, and values, (B * G, H_kv, M, D); retrieval layers have an entry."""
+    memory_mask: Tensor | None = None
+    """(B * G, M) bool; None where every retrieved token is real."""
+    gates: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    """Layer, as a string -> (H,), for fusion ``gated``."""
+    prefix: int = 0
+    """Tokens before the window that do not read memory."""
+    backend: str = "auto"
+    """Which attention kernels, see :func:`lightning_memlong.attention.functional.choose_kernel`."""
+    capture_layers: frozenset[int] = frozenset()
+    """Layers whose local keys and values are wanted."""
+    stop_at_layer: int | None = None
+    """Layer after whose keys and values nothing is wanted any more: there the pass ends; None: it runs to the end."""
+    captured: dict[int, LayerKV] = field(default_factory=dict)
+    """Layer -> rotated keys and values (B, H_kv, T, D), detached."""
+    memory_mass: dict[int, Tensor] = field(default_factory=dict)
+    """Layer -> share of attention on memory (B, H), mean over tokens, where it is known."""
+    hidden: Tensor | None = None
+    """(B, T, E), hidden states that leave the memory layer, detached."""
+    memo: Memo = field(default_factory=Memo)
+
+
+def keep_hidden(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+    """A forward hook that leaves a layer's hidden states with what the pass carries."""
+    if (context := kwargs.get("memory")) is not None:
+        context.hidden = (output[0] if isinstance(output, tuple) else output).detach()
+
+
+@dataclass(frozen=True)
+class MemoryLayout:
+    """Which layers store and read memory, and how."""
+
+    memory_layer: int
+    retrieval_layers: list[int]
+    source: str
+    fusion: str
+    position: str
+    attention: str
+
+    @property
+    def stored_layers(self) -> list[int]:
+        """Layers whose K/V go into the bank, in the order of the bank's layer axis."""
+        return [self.memory_layer] if self.source == "single" else self.retrieval_layers
+
+
+class ContextFactory:
+    """Makes the contexts of a model's passes, and reads from them what a bank stores.
+
+    Args:
+        layout: Which layers store and read memory.
+        rotary: The backbone's positions.
+        gates: Layer, as a string -> gates (H,), for fusion ``gated``.
+    """
+
+    def __init__(self, layout: MemoryLayout, rotary: Rotary, gates: nn.ParameterDict) -> None:
+        self.layout, self.rotary, self.gates = layout, rotary, gates
+
+    def new_context(self, retrieved: Retrieved | None, input_ids: Tensor, bos: int | None) -> ForwardContext:
+        """The context of a pass over a window (B, T): the memory it reads, and room for what is to be stored.
+
+        Raises:
+            UserError: If there are not as many memories as rows, or parts of rows.
+        """
+        context = ForwardContext(
+            capture_layers=frozenset(self.layout.stored_layers), prefix=int(bos is not None),
+            backend=self.layout.attention,
+        )  # fmt: skip
+        rows, tokens = input_ids.shape
+        self.attach_memory(context, retrieved, tokens + context.prefix - 1, input_ids.device)
+        if retrieved is not None and context.memory_kv:
+            groups = len(retrieved.mask) // rows
+            if len(retrieved.mask) != rows * groups or tokens % groups:
+                raise UserError(
+                    f"memory: {len(retrieved.mask)} rows for {rows} rows of {tokens} tokens. Allowed: as many, or a "
+                    "whole number of times as many that divides the tokens. Fix: use a bank of as many rows as the "
+                    "batch."
+                )
+        return context
+
+    def attach_memory(
+        self, context: ForwardContext, retrieved: Retrieved | None, reach: int, device: torch.device
+    ) -> None:
+        """Let a pass read what was retrieved; it is rotated when the first layer asks for it, and kept for the others.
+
+        Args:
+            context: Of the pass.
+            retrieved: None, or without a real token: the plain backbone.
+            reach: Last position of the window that will read it.
+            device: Where the pass runs.
+        """
+        if retrieved is None or retrieved.empty:
+            return
+        mask = retrieved.mask.to(device)
+        context.memory_kv = LazyKV(self.layout.retrieval_layers, lambda: self._rotated(retrieved, mask, reach))
+        context.memory_mask = None if retrieved.full else mask
+        context.gates = self.gates  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def _rotated(self, retrieved: Retrieved, mask: Tensor, reach: int) -> dict[int, LayerKV]:
+        """Of each retrieval layer, the retrieved keys at their positions, and the values."""
+        keys, values = (t.to(mask.device) for t in (retrieved.keys, retrieved.values))
+        if keys.dim() == 4:
+            keys, values = keys[None], values[None]
+        layers, stored = self.layout.retrieval_layers, self.layout.stored_layers
+        if len(keys) != len(stored):
+            raise UserError(
+                f"memory: holds K/V of {len(keys)} layers, the model stores {len(stored)} "
+                f"(model.source={self.layout.source}). Fix: use a bank filled by a model with the same settings."
+            )
+        positions = memory_positions(mask, self.layout.position)
+        if len(keys) == len(layers):
+            rotated = self.rotary.rotate(keys, positions, layers, reach)
+            return {layer: (rotated[i], values[i]) for i, layer in enumerate(layers)}
+        # One layer's keys read by many, each with its own table; layers that share one share the result.
+        done: dict[str, Tensor] = {}
+        for layer in layers:
+            table = self.rotary.table(layer)
+            if table not in done:
+                done[table] = self.rotary.rotate(keys, positions, [layer], reach)[0]
+        return {layer: (done[self.rotary.table(layer)], values[0]) for layer in layers}
+
+    def captured_kv(self, context: ForwardContext) -> LayerKV:
+        """Unrotated keys and values of the window a pass has read, as in :class:`MemLongOutput`."""
+        return self.unrotate_kv(context.captured, context.prefix)
+
+    @torch.no_grad()
+    def unrotate_kv(self, found: Mapping[int, LayerKV], begin: int, end: int | None = None) -> LayerKV:
+        """Keys and values of some positions, as a bank stores them.
+
+        Args:
+            found: Of each stored layer, rotated keys and values (B, H_kv, T, D), the first of them at position 0.
+            begin: First position.
+            end: The one after the last; None: T.
+        """
+        layers = self.layout.stored_layers
+        rotated, values = (torch.stack([found[n][i][:, :, begin:end] for n in layers]) for i in (0, 1))
+        positions = torch.arange(rotated.shape[3], device=rotated.device)[None] + begin
+        # Under autocast, rotating makes keys float32; attention computes in what the values are in.
+        keys = self.rotary.unrotate(rotated, positions, layers).to(values.dtype)
+        return (keys[0], values[0]) if self.layout.source == "single" else (keys, values)

@@ -1,0 +1,108 @@
+"""Tuned models as plain Hugging Face folders, with gates and memory settings beside the weights.
+
+folder/config.json, model.safetensors, tokenizer files   loads with transformers alone
+folder/memlong.yaml                                      settings, a configuration file for train.py
+folder/memlong_gates.safetensors                         gates, for fusion ``gated``
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lightning_memlong.config import require
+from lightning_memlong.errors import UserError
+from lightning_memlong.files import write_folder
+
+SETTINGS_FILE, GATES_FILE = "memlong.yaml", "memlong_gates.safetensors"
+HEADER = (
+    "# Written by `python train.py export`. `--model.backbone THIS_FOLDER` takes the model's settings from here;\n"
+    "# `--config THIS_FOLDER/memlong.yaml` the memory's as well.\n"
+)
+
+
+def export(model: Any, folder: str | Path, tokenizer: Any = None, memory: Mapping[str, Any] | None = None) -> Path:
+    """Write a :class:`MemLong`, adapters merged in, whole or not at all; the model is not touched.
+
+    Args:
+        model: The model.
+        folder: Where to; must not exist yet.
+        tokenizer: Saved beside it, if given.
+        memory: Settings of the memory group, saved beside it, if given.
+
+    Raises:
+        UserError: If the folder is there already or cannot be written.
+    """
+    target = Path(folder)
+    require(not target.exists(), "output", str(folder), "a folder that does not exist yet", "choose another")
+    settings: dict[str, Any] = {"model": model.settings()}
+    settings |= {"memory": dict(memory)} if memory else {}
+
+    def write(scratch: Path) -> None:
+        model.backbone.save_pretrained(scratch, state_dict=model.tuning.merged_weights())
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        (scratch / SETTINGS_FILE).write_text(HEADER + yaml.safe_dump(settings, sort_keys=False))
+        if len(model.gates):
+            gates = {layer: gate.detach().cpu().contiguous() for layer, gate in model.gates.items()}
+            save_file(gates, scratch / GATES_FILE)
+
+    return write_folder(target, write, "output")
+
+
+def exported_settings(folder: str) -> dict[str, Any] | None:
+    """The model settings an exported folder was written with; None for any other backbone.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    return None if (stored := _stored(folder)) is None else dict(stored["model"])
+
+
+def exported_memory(folder: str) -> dict[str, Any]:
+    """The memory settings an exported folder was written with; nothing for any other backbone.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    return dict((_stored(folder) or {}).get("memory") or {})
+
+
+def _stored(folder: str) -> dict[str, Any] | None:
+    file = Path(folder) / SETTINGS_FILE
+    if not file.is_file():
+        return None
+    try:
+        stored = dict(yaml.safe_load(file.read_text()))
+        return {**stored, "model": dict(stored["model"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model.backbone={folder!r}: {SETTINGS_FILE} in it cannot be read ({type(error).__name__}). Allowed: the "
+            "file that export wrote. Fix: export again, or remove the file to use the folder as a plain backbone."
+        ) from error
+
+
+def load_gates(folder: str, gates: nn.ParameterDict) -> None:
+    """Fill gates from an exported folder; nothing happens for another backbone, whose gates start at zero.
+
+    Raises:
+        UserError: If the folder's gates belong to other layers or another number of heads.
+    """
+    file = Path(folder) / GATES_FILE
+    if not file.is_file() or not len(gates):
+        return
+    try:
+        saved = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.backbone={folder!r}: {GATES_FILE} is damaged ({error}). Fix: export again.") from error
+    here = {layer: tuple(gate.shape) for layer, gate in gates.items()}
+    there = {layer: tuple(gate.shape) for layer, gate in saved.items()}
+    layers = sorted(map(int, here))
+    allowed = f"those its gates were trained for, {sorted(map(int, there))}"
+    require(here == there, "model.retrieval_layers", layers, allowed, "leave them out, or choose --model.fusion joint")
+    for layer, gate in gates.items():
+        gate.data.copy_(saved[layer])

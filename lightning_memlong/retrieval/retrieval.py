@@ -1,0 +1,194 @@
+"""What a window retrieves, and how it is stored: the memory settings at work on a bank.
+
+Legend: R rows, G searches of a row (1, or one a chunk), n chunks of a window, k chunks retrieved, E embedding size.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_memlong.bank import BankView, MemoryBank, Retrieved
+from lightning_memlong.config import MemoryConfig
+from lightning_memlong.retrieval.chunks import Chunks
+from lightning_memlong.retrieval.queries import Candidates, QueryBuilder, chunk_queries, window_queries
+from lightning_memlong.retrieval.retriever import Retriever
+from lightning_memlong.retrieval.selection import Request, load_selector, seed_of
+from lightning_memlong.text import Batch
+
+Profile = Callable[[str], AbstractContextManager[Any]]
+
+
+class Retrieval:
+    """Embeds, searches, gathers and stores (paper, section 2), for batches as :class:`WindowBatch` describes them.
+
+    Args:
+        config: The memory settings.
+        retriever: The frozen encoder.
+        tokenizer: Turns chunks back into text for it.
+        profile: Measures ``memory.retriever``, ``memory.search``, ``memory.gather`` and ``memory.insert``.
+    """
+
+    def __init__(
+        self, config: MemoryConfig, retriever: Retriever, tokenizer: Any, profile: Profile = nullcontext
+    ) -> None:
+        self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
+        self.select = load_selector(config.selection)
+
+    def open_bank(self, path: str | Path, device: torch.device, provenance: Mapping[str, str]) -> MemoryBank:
+        """A bank from a file, with these settings' storage, index and policy.
+
+        Args:
+            path: The file.
+            device: Where keys and values go.
+            provenance: What it must belong to.
+
+        Raises:
+            UserError: See :meth:`MemoryBank.open`.
+        """
+        c = self.config
+        return MemoryBank.open(path, device, provenance, policy=c.policy, policy_args=c.policy_args, **self._kept())
+
+    def _kept(self) -> dict[str, Any]:
+        """How a bank keeps what it holds, whatever its size and policy."""
+        c = self.config
+        dtype = None if c.dtype == "auto" else getattr(torch, c.dtype)
+        facts = {"index": c.index, "dtype": dtype, "half_life": c.half_life}
+        return {**facts, "storage": c.storage, "storage_folder": c.storage_folder}
+
+    def new_bank(self, rows: int, everything: int | None = None, capacity: int | None = None) -> MemoryBank:
+        """An empty bank as the settings say; or one that holds ``everything`` [tokens] and evicts nothing.
+
+        ``capacity`` [tokens] wins over that of the settings.
+        """
+        c = self.config
+        capacity, policy, arguments = capacity or c.capacity, c.policy, c.policy_args
+        if everything is not None:
+            slots = max(2, -(-everything // c.chunk_size), c.top_k)
+            capacity, policy, arguments = slots * c.chunk_size, "none", {}
+        return MemoryBank(rows, capacity, c.chunk_size, policy, arguments, **self._kept())
+
+    # ---- before a window is read --------------------------------------------------------------------------
+
+    def retrieve(self, bank: BankView, batch: Batch, count: bool = True) -> Retrieved | None:
+        """What the bank gives for a window; None: nothing yet. Unless ``count`` is false, the counters go up.
+
+        Only chunks that end where the window begins, or before, are looked at; with ``batch["memory_start"]`` (R,),
+        those that begin there or after it.
+        """
+        batch.pop("embeddings", None)
+        if bank.insertions == 0:
+            return None
+        with self._profile("memory.search"):
+            scores, entries = self.choose(bank, batch)
+        with self._profile("memory.gather"):
+            return bank.gather(entries, scores, count)
+
+    def choose(self, bank: BankView, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """Scores (R, G, k), None for the controls, and entries (R, G, k) of what a window retrieves.
+
+        Where queries need the window's own embeddings they are left in ``batch["embeddings"]``, so that
+        :meth:`store` need not make them again.
+        """
+        config, before = self.config, batch["offset"]
+        batch.pop("embeddings", None)
+        groups = batch["input_ids"].shape[1] // config.chunk_size if config.granularity == "chunk" else 1
+        places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
+        request = Request(
+            bank, config.top_k, groups, before, batch.get("memory_start"),
+            queries=lambda: self._queries(bank, batch),
+            seeds=lambda group: [seed_of(config.seed, *place, group) for place in places],
+        )  # fmt: skip
+        return self.select(request)
+
+    def _queries(self, bank: BankView, batch: Batch) -> Tensor:
+        """(R, G, Q, E): of one search a row, or one a chunk."""
+        config, as_query, by_chunk = self.config, self.retriever.as_query, self.config.granularity == "chunk"
+        before, overlap = batch["offset"], batch["overlap"]
+        # What is rare among chunks (BM25) is counted over those that can be found, not over text yet to come.
+        within = cache(lambda: bank.embeddings_within(before, batch.get("memory_start")))
+        candidates: list[Candidates] = [partial(lambda row: within()[row], row) for row in range(bank.rows)]
+        if config.query == "current":
+            own = batch["embeddings"] = self.embed(batch)
+            asked = torch.stack([as_query(o, c) for o, c in zip(own, candidates, strict=True)])
+            return F.normalize(asked if by_chunk else asked.mean(dim=1, keepdim=True), dim=2)[:, :, None]
+        build = QueryBuilder(config.query_chunks, config.query_pooling, as_query)
+        if by_chunk:
+            own = batch["embeddings"] = self.embed(batch, self._new_lengths(batch) > 0)
+            return chunk_queries(bank, own, before, overlap, build, candidates)
+        return window_queries(bank, before + overlap, build, candidates)
+
+    # ---- after it was read --------------------------------------------------------------------------------
+
+    def store(self, bank: BankView, outputs: Mapping[str, Any], batch: Batch, embeddings: Tensor | None = None) -> None:
+        """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full.
+
+        Args:
+            bank: Where to.
+            outputs: ``keys`` and ``values`` of the window, and ``hidden`` states of the memory layer (R, T, hidden
+                size) for an encoder that needs them.
+            batch: The window, as :meth:`retrieve` had it.
+            embeddings: (R, n, E), where they are there already; None: those in the batch, or made now.
+        """
+        lengths = self._new_lengths(batch)
+        if embeddings is None:
+            embeddings = batch.get("embeddings")
+        if embeddings is None:
+            embeddings = self.embed(batch, lengths > 0, outputs.get("hidden"))
+        positions = batch["offset"][:, None] + self._chunk_starts(batch["input_ids"])
+        with self._profile("memory.insert"):
+            bank.insert(outputs["keys"], outputs["values"], embeddings, lengths, positions)
+
+    def _new_lengths(self, batch: Batch) -> Tensor:
+        """Real tokens (R, n) of the window's chunks; 0 for those that were stored with an earlier window."""
+        starts, lengths = self._chunk_starts(batch["input_ids"]), self._lengths(batch["input_ids"], batch["length"])
+        lengths[starts.expand_as(lengths) < batch["overlap"][:, None]] = 0
+        return lengths
+
+    def _chunk_starts(self, ids: Tensor) -> Tensor:
+        """Where the chunks (n,) of windows (R, T) begin."""
+        return torch.arange(0, ids.shape[1], self.config.chunk_size)
+
+    def _lengths(self, ids: Tensor, length: Tensor) -> Tensor:
+        """How many real tokens each chunk (R, n) of windows (R, T) has that hold ``length`` (R,) of them."""
+        return (length[:, None] - self._chunk_starts(ids)).clamp(0, self.config.chunk_size)
+
+    def embed(self, batch: Batch, wanted: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Embeddings (R, n, E) of the window's chunks; see :meth:`embed_tokens`."""
+        return self.embed_tokens(batch["input_ids"], batch["length"], wanted, hidden)
+
+    def embed_tokens(
+        self,
+        ids: Tensor,
+        length: Tensor | None = None,
+        wanted: Tensor | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (R, n, E) of chunks, float32, on the CPU; zeros where not ``wanted``.
+
+        Args:
+            ids: (R, T) tokens, whole chunks.
+            length: (R,) real tokens; None: all.
+            wanted: (R, n) which chunks; None: all that have tokens.
+            hidden: (R, T, hidden size) states of the memory layer, for an encoder that needs them.
+        """
+        size, (rows, tokens) = self.config.chunk_size, ids.shape
+        length = torch.full((rows,), tokens) if length is None else length
+        lengths = self._lengths(ids, length).flatten()
+        which = (lengths > 0) if wanted is None else wanted.flatten()
+        embeddings = torch.zeros(len(lengths), self.retriever.size)
+        if bool(which.any()):
+            states = None if hidden is None else hidden.detach().float().cpu().reshape(len(lengths), size, -1)[which]
+            chunks = Chunks(ids.cpu().reshape(-1, size)[which], lengths[which], self._decode, states)
+            self.retriever.to(ids.device)
+            with self._profile("memory.retriever"):
+                embeddings[which] = self.retriever.embed(chunks)
+        return embeddings.view(rows, tokens // size, -1)
+
+    def _decode(self, chunks: Sequence[Tensor]) -> list[str]:
+        return self.tokenizer.batch_decode(list(chunks), clean_up_tokenization_spaces=False)

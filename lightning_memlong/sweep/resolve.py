@@ -1,0 +1,76 @@
+"""The settings of a run as the command line resolves them, without a run."""
+
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_memlong.cli.main import MemLongCLI
+from lightning_memlong.cli.messages import find_user_error
+from lightning_memlong.cli.parser import plain
+from lightning_memlong.config import MemoryConfig, RetrieverConfig, flat, require
+from lightning_memlong.errors import UserError
+
+
+class _ParserMade(Exception):
+    """Ends LightningCLI's constructor where only its parser is wanted."""
+
+
+class ConfigResolver(MemLongCLI):
+    """The command line up to its configuration: its parser, which is slow to make, for many arguments; builds nothing.
+
+    Args:
+        subcommand: Whose arguments.
+    """
+
+    def __init__(self, subcommand: str) -> None:
+        with suppress(_ParserMade):
+            super().__init__([subcommand])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Stop here: there are no arguments yet."""
+        raise _ParserMade
+
+    def resolve(self, arguments: list[str]) -> dict[str, Any]:
+        """The configuration that arguments give, their subcommand first, as plain values."""
+        self.argv = list(arguments)
+        self.config = self.parser.parse_args(arguments)
+        self.merge_stored_settings()
+        return plain(self.parser, self.config)[arguments[0]]
+
+    def settings_of_runs(self, name: str, arguments: list[str]) -> dict[str, Any]:
+        """Every setting of a trial's runs with dotted keys; where they are written and the seed aside.
+
+        Args:
+            name: Of the trial, for messages.
+            arguments: Of ``train.py``.
+
+        Raises:
+            UserError: If the trial cannot be run.
+        """
+        told = io.StringIO()
+        try:
+            with redirect_stderr(told):
+                config = self.resolve(arguments)
+            memory = dict(config["memory"])
+            MemoryConfig(**memory | {"retriever": RetrieverConfig(**memory["retriever"])})
+        except (SystemExit, ValueError) as error:
+            why = str(find_user_error(error) or told.getvalue().removeprefix("error:").strip() or error)
+            raise UserError(f"cell {name}: {why}") from error
+        windows = config["trainer"]["limit_val_batches"]
+        allowed = "1 or more windows: runs are compared by the perplexity of the validation text"
+        require(windows != 0, "trainer.limit_val_batches", windows, allowed, "raise it")
+        for key in ("seed_everything", "ckpt_path"):
+            config.pop(key, None)
+        config["trainer"].pop("logger", None)
+        return flat(config)
+
+
+def tokens_a_step(settings: Mapping[str, Any]) -> int:
+    """New tokens an optimiser step is trained on."""
+    advance = settings["data.init_args.stride"] or settings["data.init_args.window"]
+    devices = settings["trainer.devices"]
+    processes = devices if isinstance(devices, int) and devices > 0 else 1
+    return advance * settings["data.init_args.batch_size"] * settings["trainer.accumulate_grad_batches"] * processes

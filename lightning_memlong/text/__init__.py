@@ -1,0 +1,15 @@
+"""Tokens and windows of documents, without any model."""
+
+from lightning_memlong.text.tokenise import tokenise, tokenizer_digest
+from lightning_memlong.text.windows import ON_DEVICE, Batch, WindowBatch, Windows, WindowSpec, window_offsets
+
+__all__ = [
+    "ON_DEVICE",
+    "Batch",
+    "WindowBatch",
+    "WindowSpec",
+    "Windows",
+    "tokenise",
+    "tokenizer_digest",
+    "window_offsets",
+]

@@ -1,0 +1,229 @@
+"""The LightningModule: loss, optimiser and metrics. It knows no bank: without memory it is the backbone."""
+
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+from transformers import PreTrainedTokenizerBase
+
+from lightning_memlong.backbone import first_token, load_tokenizer
+from lightning_memlong.config import ModelConfig, TuningConfig, require
+from lightning_memlong.distributed import gather, rank_and_world
+from lightning_memlong.errors import UserError
+from lightning_memlong.memlong import MemLong
+from lightning_memlong.model import CHECKPOINT_FORMAT, MemLongOutput, check_checkpoint, recognise_backbone
+from lightning_memlong.text import Batch
+from lightning_memlong.training.resume import keep_recipe
+from lightning_memlong.training.schedule import LinearWarmup
+
+
+class MemLongModule(L.LightningModule):
+    """Trains and evaluates a :class:`MemLong`.
+
+    Args:
+        backbone: What is given a memory: 'smollm2-135m' (installed with the project), a folder written by
+            save_pretrained, or a hub id.
+        tuning: What of the layers above the memory layer is trained.
+        optimizer: Optimiser class and its arguments; it is given the trained parameters only.
+        scheduler: Learning-rate schedule class and its arguments, stepped once an optimiser step.
+        prepend_bos: Put the tokenizer's first token of a text (or the token of this id) before each window, and take it
+            off again; null: if the tokenizer does so with a text.
+        compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
+        **settings: Fields of :class:`ModelConfig`: what the network is.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "smollm2-135m",
+        tuning: TuningConfig = TuningConfig(),  # noqa: B008  (jsonargparse shows its fields as options)
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-5, weight_decay=1e-4),
+        scheduler: LRSchedulerCallable = LinearWarmup,
+        prepend_bos: bool | int | None = None,
+        compare_memory_off: bool = True,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        config = ModelConfig(**settings)
+        self.backbone_name = backbone
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
+        bos = first_token(self.tokenizer, prepend_bos)
+        self.model = MemLong(backbone, config, tuning=tuning, bos=bos)
+        # What the network is goes into the checkpoint, as plain values; the recipe belongs to a run.
+        # The command line logs them, with those of memory and data beside them.
+        facts = {"backbone": backbone, "prepend_bos": prepend_bos, "compare_memory_off": compare_memory_off}
+        self.save_hyperparameters({**facts, **asdict(config), "tuning": asdict(tuning)}, logger=False)
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.compare_memory_off = compare_memory_off
+        self.recognised = recognise_backbone(self.model)  # before a precision plugin casts anything
+        """What checkpoints say of the backbone they belong to."""
+        self.validated_at = -1
+        self._sharded = False
+        self.nll: dict[str, MeanMetric] = {}
+        # Checkpoints hold what is trained; the frozen backbone is loaded by name again.
+        self.strict_loading = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over processes."""
+        return self._sharded
+
+    def configure_model(self) -> None:
+        """Under Lightning's ModelParallelStrategy, shard each decoder layer and the rest over processes (FSDP 2)."""
+        if self.device_mesh is None or self._sharded:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        tensor, mesh = self.device_mesh["tensor_parallel"].size(), self.device_mesh["data_parallel"]
+        allowed = "1: each process reads documents of its own; Lightning's 'auto' is the devices of a machine"
+        fix = f"set data_parallel_size: {tensor * mesh.size()} and tensor_parallel_size: 1 among its init_args"
+        require(tensor == 1, "trainer.strategy.tensor_parallel_size", tensor, allowed, fix)
+        for layer in self.model.tuning.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        self._sharded = True
+
+    def forward(self, batch: Batch) -> MemLongOutput:
+        """Read one window, with the memory found in the batch, if any."""
+        return self.model(batch["input_ids"], batch["labels"], memory=batch.get("memory"))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one window, and the keys and values to be stored."""
+        output = self(batch)
+        assert output.loss is not None
+        rows = len(batch["input_ids"])
+        loss, mean = self._over_processes(output.loss, batch["labels"])
+        perplexity = mean.exp()
+        self.log_dict({"train/loss": mean, "train/perplexity": perplexity}, batch_size=rows)
+        self.log("ppl", perplexity, prog_bar=True, logger=False, batch_size=rows)
+        self._log_attention(output, rows)
+        return {"loss": loss, **_to_store(output, batch)}
+
+    def _log_attention(self, output: MemLongOutput, rows: int) -> None:
+        """How much the retrieval layers attend to memory, where the kernel tells it, and how open their gates are."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every == 0 or (self.trainer.global_step + 1) % every:
+            return
+        mass = {f"attention/memory_mass_layer_{k}": m.mean() for k, m in sorted(output.attention_mass.items())}
+        gates = {f"gates/layer_{k}": gate.detach().abs().mean() for k, gate in self.model.gates.items()}
+        self.log_dict(mass | gates, batch_size=rows)
+
+    def _over_processes(self, loss: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss whose mean gradient over processes is that of the mean over all their scored tokens; that mean.
+
+        One process may have fewer tokens than another, or none once its documents are read.
+        """
+        if self.trainer.world_size == 1:
+            return loss, loss.detach()
+        scored = (labels[:, 1:] != -100).sum()
+        sums = torch.stack([loss.detach() * scored, scored])
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        count = count.clamp(min=1)
+        return loss * (scored * self.trainer.world_size / count), total / count
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Score one validation window."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Score one test window."""
+        return self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
+        output = self(batch)
+        assert output.loss is not None
+        scored = (batch["labels"][:, 1:] != -100).sum()
+        self.nll[stage].update(output.loss, scored)
+        seen = {"memory_on": output}  # observers may ask it for losses token by token
+        if self.compare_memory_off and "memory" in batch:
+            # Where nothing was retrieved, memory off is the same pass.
+            off = output if batch["memory"] is None else self.model(batch["input_ids"], batch["labels"])
+            self.nll[f"{stage}_off"].update(off.loss, scored)
+            seen["memory_off"] = off
+        return {**_to_store(output, batch), **seen}
+
+    def _begin(self, stage: str) -> None:
+        # Made anew each time: a metric reset in inference mode cannot be updated outside it.
+        for name in (stage, f"{stage}_off"):
+            self.nll[name] = MeanMetric().to(self.device)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin counting."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin counting."""
+        self._begin("test")
+
+    def _log_perplexity(self, stage: str) -> None:
+        loss = self.nll[stage].compute()
+        self.log(f"{stage}/loss", loss)
+        self.log(f"{stage}/perplexity", loss.exp())
+        if self.nll[f"{stage}_off"].update_called:
+            off = self.nll[f"{stage}_off"].compute()
+            self.log(f"{stage}/perplexity_memory_off", off.exp())
+            self.log(f"{stage}/perplexity_ratio", (loss - off).exp())
+
+    def on_validation_epoch_end(self) -> None:
+        """Token-weighted perplexity over the validation text."""
+        self.validated_at = self.trainer.global_step
+        self._log_perplexity("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Token-weighted perplexity over the test text."""
+        self._log_perplexity("test")
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over the trained parameters, and its schedule.
+
+        Raises:
+            UserError: If nothing is trained.
+        """
+        parameters = list(self.model.trainable().values())
+        if not parameters:
+            raise UserError(
+                "model.tuning.mode: nothing is left to train. Allowed for fit: full or lora with a layer above "
+                "model.memory_layer, or gates_only with --model.fusion gated. Fix: change one of them."
+            )
+        optimizer = self._optimizer(parameters)
+        scheduler: LRScheduler | Any = self._scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained, note which backbone it belongs to, and the random state."""
+        trained = {f"model.{name}" for name in self.model.trainable()}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random = gather({"cpu": torch.get_rng_state(), "cuda": cuda})  # of each process
+        checkpoint["memlong"] = {"format": CHECKPOINT_FORMAT, "backbone": self.recognised, "random": random}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs here, and take over what a resumed run goes on with."""
+        fit = self.trainer.state.fn == "fit"
+        check_checkpoint(self.model, checkpoint, self.recognised, complete=fit)
+        if fit:
+            self._random = checkpoint["memlong"]["random"]
+            fresh = self.configure_optimizers()["optimizer"].param_groups
+            # A sharding strategy has taken the weights out, and loaded the optimiser already.
+            live = [] if "state_dict" in checkpoint else self.trainer.optimizers[0].param_groups
+            keep_recipe(checkpoint, fresh, live)
+
+    def on_train_start(self) -> None:
+        """Go on with a resumed run's random numbers."""
+        random = self.__dict__.pop("_random", None)
+        if random is not None:
+            mine = random[rank_and_world()[0]]  # as many as there are processes: the data's position checks that
+            torch.set_rng_state(mine["cpu"])
+            if mine["cuda"]:
+                torch.cuda.set_rng_state_all(mine["cuda"])
+
+
+def _to_store(output: MemLongOutput, batch: Batch) -> dict[str, Tensor]:
+    """What the bank stores of the window; nothing where there is no bank."""
+    if "memory" not in batch:
+        return {}
+    return {"keys": output.keys, "values": output.values, "hidden": output.memory_hidden}

@@ -1,0 +1,162 @@
+"""Banks that grow, rows alone, and taking back what was stored last."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_memlong.bank.memory_bank import MemoryBank
+from lightning_memlong.errors import UserError
+
+CHUNK = 4
+
+
+def fill(bank: MemoryBank, chunks: int, seed: int = 0) -> None:
+    """So many more chunks into each row."""
+    mixer = torch.Generator().manual_seed(seed)
+    rows = bank.rows
+    keys = torch.randn(2, rows, 2, chunks * CHUNK, 3, generator=mixer)
+    embeddings = torch.nn.functional.normalize(torch.randn(rows, chunks, 5, generator=mixer), dim=-1)
+    positions = bank.ends()[:, None] + torch.arange(chunks) * CHUNK
+    bank.insert(keys, 2 * keys, embeddings, torch.full((rows, chunks), CHUNK), positions)
+    for row in range(rows):
+        bank.row(row).append_tokens(torch.arange(chunks * CHUNK) + 100 * row, int(positions[row, 0]))
+
+
+def held(bank: MemoryBank, row: int) -> tuple[Tensor, Tensor]:
+    """Keys and embeddings of a row, in the order of its entries."""
+    entries = bank.entries(row)
+    places = torch.full((bank.rows, len(entries)), -1)
+    places[row] = torch.arange(len(entries))
+    found = bank.gather(places, count=False)
+    assert found is not None
+    return found.keys[:, row], entries.embeddings.clone()
+
+
+@pytest.mark.parametrize("storage", ["device", "host", "disk"])
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_growing_changes_nothing_but_the_room(storage: str, dtype: torch.dtype | None) -> None:
+    bank = MemoryBank(2, 8 * CHUNK, CHUNK, policy="fifo", dtype=dtype, storage=storage)  # type: ignore[arg-type]
+    fill(bank, 6)
+    fill(bank, 4, 1)  # evicts, so that slots are out of order
+    bank.gather(torch.tensor([[0, 1], [2, 3]]))
+    before = [held(bank, row) for row in (0, 1)]
+    counters = bank.entries(1).counters.clone()
+    query = torch.randn(2, 5)
+    found = bank.search(query, 3)
+    bank.grow(20 * CHUNK)
+    assert bank.capacity == 20 * CHUNK and bank.slots == 20
+    for row in (0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(held(bank, row), before[row], strict=True))
+    assert torch.equal(bank.entries(1).counters, counters)
+    assert all(torch.equal(a, b) for a, b in zip(bank.search(query, 3), found, strict=True))
+    evicted = bank.evictions
+    fill(bank, 20 - len(bank.entries(0)), 2)
+    assert bank.evictions == evicted and len(bank.entries(0)) == 20
+    bank.grow(CHUNK * 2)
+    assert bank.capacity == 20 * CHUNK, "it never gets smaller"
+    with pytest.raises(UserError, match="capacity=81.*multiple of chunk_size"):
+        bank.grow(81)
+
+
+def test_a_row_alone_shares_what_is_stored() -> None:
+    bank = MemoryBank(3, 8 * CHUNK, CHUNK)
+    fill(bank, 3)
+    alone = bank.view(1)
+    assert torch.equal(held(alone, 0)[0], held(bank, 1)[0])
+    query = torch.randn(1, 5)
+    assert torch.equal(alone.search(query, 2)[1][0], bank.search(query.expand(3, -1), 2)[1][1])
+    others = held(bank, 0)[0], held(bank, 2)[0]
+    fill(alone, 2, 1)
+    assert len(bank.entries(1)) == 5 and torch.equal(held(alone, 0)[0], held(bank, 1)[0])
+    assert torch.equal(held(bank, 0)[0], others[0]) and torch.equal(held(bank, 2)[0], others[1])
+    assert bank.row(1).tokens.tolist() == [*range(100, 112), *range(8)]
+
+
+def test_a_row_of_an_empty_bank_and_one_that_grows_meanwhile() -> None:
+    bank = MemoryBank(3, 4 * CHUNK, CHUNK, policy="none")
+    alone = bank.view(2)
+    fill(alone, 2)
+    assert [len(bank.entries(row)) for row in range(3)] == [0, 0, 2] and bank.insertions == alone.insertions == 2
+    before = held(bank, 2)[0]
+    bank.grow(9 * CHUNK)
+    fill(alone, 5, 1)
+    assert torch.equal(held(alone, 0)[0][..., : 2 * CHUNK, :], before) and len(bank.entries(2)) == 7
+    fill(bank.view(1), 1, 2)
+    assert torch.equal(held(alone, 0)[0], held(bank, 2)[0]) and bank.stats()["entries"] == 8
+
+
+def test_room_beyond_the_capacity_is_lent_and_given_back() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK, policy="fifo")
+    fill(bank, 8)
+    before = held(bank, 0)
+    mark = bank.row(0).snapshot()
+    bank.reserve(0, 3)
+    keys = torch.randn(2, 1, 2, 3 * CHUNK, 3)
+    new = {"lengths": torch.full((1, 3), CHUNK), "positions": torch.tensor([[32, 36, 40]])}
+    bank.insert(keys, keys, torch.nn.functional.normalize(torch.randn(1, 3, 5), dim=-1), **new, evict=False)
+    assert len(bank.entries(0)) == 11 and not bank.evictions and bank.capacity == 8 * CHUNK
+    bank.row(0).rollback(mark)
+    assert all(torch.equal(a, b) for a, b in zip(held(bank, 0), before, strict=True))
+    fill(bank, 2, 5)
+    assert len(bank.entries(0)) <= 8 and bank.evictions, "it evicts at its capacity, as before"
+
+
+def test_a_row_is_cut_at_a_place() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 6)
+    assert bank.row(0).truncate(13) == 12 and len(bank.entries(0)) == 3 and bank.ends().tolist() == [12]
+    assert bank.row(0).tokens.tolist() == list(range(12))
+    fill(bank, 2, 3)
+    assert bank.entries(0).positions.tolist() == [0, 4, 8, 12, 16] and bank.entries(0).born.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_conversation_at_a_time() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 2)
+    mark = bank.row(0).snapshot()
+    bank.row(0).acquire(1)
+    bank.row(0).acquire(1)
+    for refused in (lambda: bank.row(0).acquire(2), lambda: bank.save("/nowhere/bank")):
+        with pytest.raises(UserError, match="open conversation.*close that conversation first"):
+            refused()
+    bank.row(0).rollback(mark)
+    bank.row(0).acquire(2)
+
+
+def test_going_back_takes_out_what_came_later() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 3)
+    state = bank.state_dict()
+    mark = bank.row(0).snapshot()
+    fill(bank, 4, 1)
+    bank.row(0).rollback(mark)
+    after = bank.state_dict()
+    for name, value in state["ledgers"][0].items():
+        same = (
+            torch.equal(value, after["ledgers"][0][name])
+            if isinstance(value, Tensor)
+            else value == after["ledgers"][0][name]
+        )
+        assert same, name
+    fill(bank, 5, 2)
+    assert len(bank.entries(0)) == 8 and not bank.evictions
+    nothing = MemoryBank(1, 8 * CHUNK, CHUNK)
+    begin = nothing.row(0).snapshot()
+    fill(nothing, 2)
+    nothing.row(0).rollback(begin)
+    assert len(nothing.entries(0)) == 0 and nothing.ends().tolist() == [0]
+
+
+def test_a_file_says_what_it_was_made_of_and_with(tmp_path: Path) -> None:
+    bank = MemoryBank(2, 8 * CHUNK, CHUNK, policy="none", dtype=torch.int8)
+    fill(bank, 3)
+    bank.provenance = {"backbone": "a", "retriever": "b"}
+    bank.save(tmp_path / "bank")
+    same = MemoryBank.open(tmp_path / "bank", policy="fifo")
+    assert same.provenance == bank.provenance and torch.equal(same.row(1).tokens, bank.row(1).tokens)
+    assert same.keeps_everything and same.dtype == torch.int8, "as it was, whatever the settings"
+    with pytest.raises(UserError, match="backbone is 'a' there and 'c' here.*read the text again"):
+        same.require_provenance({"backbone": "c"})
+    MemoryBank(1, 8, 4).require_provenance({"backbone": "c"})  # it does not say

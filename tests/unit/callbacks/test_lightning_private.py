@@ -1,0 +1,56 @@
+"""What the callbacks use of Lightning's inside is still there, and still does what it did."""
+
+import inspect
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from callbacks.checkpoint import LastCheckpoint
+from callbacks.lightning_private import EpochProgressBar, last_saved_step
+from callbacks.progress import ProgressBar
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (ModelCheckpoint, "_save_last_checkpoint", ["self", "trainer", "monitor_candidates"]),
+        (RichProgressBar, "_get_train_description", ["self", "current_epoch"]),
+    ],
+)
+def test_a_private_method_is_there(owner: type, name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters, f"Lightning changed {name}"
+
+
+def test_a_checkpoint_callback_knows_when_it_saved() -> None:
+    assert last_saved_step(ModelCheckpoint()) == 0, "Lightning changed _last_global_step_saved"
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_the_last_step_is_saved_once(steps: int, tmp_path: Path) -> None:
+    """By the callback itself, or after training."""
+    callback = LastCheckpoint(every_n_train_steps=2)
+    saved: list[int] = []
+
+    class Count(L.Callback):
+        def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: object) -> None:
+            saved.append(trainer.global_step)
+
+    trainer = L.Trainer(
+        default_root_dir=tmp_path, max_steps=steps, logger=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, limit_val_batches=0, callbacks=[callback, Count()],
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    assert saved == [*range(2, steps, 2), steps] and last_saved_step(callback) == steps
+    kept = torch.load(callback.last_model_path, weights_only=True)
+    assert kept["global_step"] == steps and Path(callback.last_model_path).name == "last.ckpt"
+
+
+def test_the_bar_of_training_names_its_epoch_alone() -> None:
+    """The method is asked by Lightning's bar; the name of the last epoch, -2, is left out."""
+    assert issubclass(ProgressBar, EpochProgressBar)
+    assert "_get_train_description" in inspect.getsource(RichProgressBar.on_train_epoch_start)
+    assert ProgressBar()._get_train_description(3) == "Epoch 3"

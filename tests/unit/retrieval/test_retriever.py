@@ -1,0 +1,129 @@
+"""Encoders: unit vectors, deterministic, and nothing cut silently."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_memlong.config import RetrieverConfig
+from lightning_memlong.errors import UserError
+from lightning_memlong.retrieval.embedding_cache import CachedRetriever
+from lightning_memlong.retrieval.retriever import HashingRetriever, load_retriever
+
+
+def test_hashing_is_deterministic_and_finds_repeated_words() -> None:
+    encoder = HashingRetriever(64)
+    a, b, c, empty = encoder.encode(["the white whale", "whale the white", "a quiet village green", ""])
+    assert torch.equal(a, b) and float(a @ c) < 0.5
+    torch.testing.assert_close(torch.stack([a, c, empty]).norm(dim=1), torch.ones(3))
+
+
+def test_unknown_encoder_is_told() -> None:
+    with pytest.raises(UserError, match="memory.retriever.name='/nowhere'.*all-MiniLM-L6-v2"):
+        load_retriever(RetrieverConfig(name="/nowhere"))
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder: one-layer BERT, mean pooling, at most 12 tokens."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=12, **sizes)).save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=12)
+    target = tmp_path_factory.mktemp("encoder")
+    SentenceTransformer(modules=[transformer, Pooling(16)]).save(str(target))
+    return target
+
+
+def test_short_texts_are_encoded_as_they_are(tiny_encoder: Path) -> None:
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
+    texts = ["a b c", "d e f g h"]
+    expected = retriever._encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True)  # type: ignore[attr-defined]
+    torch.testing.assert_close(retriever.encode(texts), expected)
+    assert retriever.size == 16
+
+
+def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> None:
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
+    words = list("abcdefghijklmnopqrstuvwxy")
+    pieces = retriever.split(" ".join(words))  # type: ignore[attr-defined]
+    assert [piece.split() for piece, _ in pieces] == [words[:10], words[10:20], words[20:]]
+    assert [tokens for _, tokens in pieces] == [10, 10, 5]
+    parts = retriever.encode([piece for piece, _ in pieces])
+    expected = torch.nn.functional.normalize(parts.T @ torch.tensor([10.0, 10.0, 5.0]), dim=0)
+    whole, other = retriever.encode([" ".join(words), " ".join(words[:20]) + " a a a a a"])
+    torch.testing.assert_close(whole, expected)
+    assert (whole - other).abs().max() > 1e-4, "the end of the text must matter"
+
+
+# ---- the cache of embeddings ------------------------------------------------------------------------------
+
+
+class Counting:
+    """An encoder that counts what it is asked."""
+
+    size = 8
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        self.asked += texts
+        return torch.stack([torch.full((8,), float(len(text))) for text in texts])
+
+
+def test_nothing_is_encoded_twice(tmp_path: Path) -> None:
+    encoder = Counting()
+    cached = CachedRetriever(encoder, tmp_path / "e.sqlite")
+    first = cached.encode(["a", "bb", "a"])
+    assert first[:, 0].tolist() == [1, 2, 1] and encoder.asked == ["a", "bb"]
+    other = CachedRetriever(encoder, tmp_path / "e.sqlite")
+    assert torch.equal(other.encode(["bb", "ccc", "a"]), torch.tensor([2.0, 3, 1])[:, None].expand(3, 8))
+    assert encoder.asked == ["a", "bb", "ccc"] and (other.hits, other.misses) == (2, 1)
+
+
+def write_many(path: str, number: int) -> None:
+    cached = CachedRetriever(Counting(), Path(path))
+    for i in range(60):
+        cached.encode([f"{(i * (number + 1)) % 40}" * 3, f"own {number} {i}"])
+
+
+def test_many_may_write_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_many, args=(str(tmp_path / "e.sqlite"), n)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    encoder = Counting()
+    everything = [f"own {n} {i}" for n in range(3) for i in range(60)]
+    found = CachedRetriever(encoder, tmp_path / "e.sqlite").encode(everything)
+    assert found[:, 0].tolist() == [len(text) for text in everything] and encoder.asked == []
+
+
+def test_a_damaged_cache_is_told(tmp_path: Path) -> None:
+    (tmp_path / "e.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="memory.retriever.cache.*e.sqlite cannot be used.*delete the file"):
+        CachedRetriever(Counting(), tmp_path / "e.sqlite")
+
+
+def test_the_cache_knows_one_encoder_from_another(tiny_encoder: Path, tmp_path: Path) -> None:
+    plain = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
+    one, again, shorter = (
+        load_retriever(RetrieverConfig(name=str(tiny_encoder), max_length=n)) for n in (None, None, 8)
+    )
+    assert one.path == again.path != shorter.path  # type: ignore[attr-defined]
+    texts = ["a b c", "d e f g h"]
+    for retriever in (one, again):
+        torch.testing.assert_close(retriever.encode(texts), plain.encode(texts))
+    assert again.misses == 0  # type: ignore[attr-defined]

@@ -1,0 +1,50 @@
+"""The house is as CONTRIBUTING.md draws it, and stays readable: rooms, doors, sizes of files and functions."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.house import PAGE, ROOT, first_line, floors, page
+
+CORE = ROOT / "lightning_memlong"
+PACKAGES = [CORE, ROOT / "callbacks", ROOT / "datamodules"]
+
+
+def files() -> list[Path]:
+    return [file for package in PACKAGES for file in sorted(package.rglob("*.py"))]
+
+
+def functions(file: Path) -> Iterator[tuple[str, int]]:
+    """Functions of a file and their lines, without docstring."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            documented = (first.end_lineno or 0) - first.lineno + 1 if text else 0
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1 - documented
+
+
+def test_the_page_shows_the_floors_and_rooms() -> None:
+    text = PAGE.read_text()
+    assert page(text) == text, "run: python -m tests.house"
+
+
+def test_twelve_rooms_and_six_files() -> None:
+    rooms = {folder.name for folder in CORE.iterdir() if (folder / "__init__.py").exists()}
+    top = {file.name for file in CORE.glob("*.py")} - {"__init__.py"}
+    assert len(rooms) == 12 and len(top) <= 6, (rooms, top)
+    named = {name.removeprefix("lightning_memlong.") for floor in floors() for name in floor}
+    assert named == rooms | {name.removesuffix(".py") for name in top} | {"callbacks", "datamodules"}
+
+
+@pytest.mark.parametrize("module", [module for floor in floors() for module in floor])
+def test_every_room_says_in_one_line_what_it_is_for(module: str) -> None:
+    assert first_line(module).endswith(".") and len(first_line(module)) < 120
+
+
+def test_files_and_functions_stay_small() -> None:
+    long = [(str(f), n) for f in files() if (n := len(f.read_text().splitlines())) > 300]
+    long += [(f"{f}:{name}", n) for f in files() for name, n in functions(f) if n > 45]
+    assert not long
