@@ -201,7 +201,10 @@ def run(context: Context) -> Iterator[Row]:
             yield Row(shape.name, status="failed", note=str(error)[:300])
             continue
         yield Row(
-            f"{shape.name}: made in", time.monotonic() - begin, "s", note=f"{model.layout.source}, {model.layout.fusion}"
+            f"{shape.name}: made in",
+            time.monotonic() - begin,
+            "s",
+            note=f"{model.layout.source}, {model.layout.fusion}",
         )
         for window, top_k in SETTINGS_TINY if context.tiny else SETTINGS:
             one = partial(measured, context, shape, model, encoder, window, top_k)
