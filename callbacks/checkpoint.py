@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.lightning_private import last_saved_step, save_last
+from lightning_memlong.training.lightning_private import last_saved_step, save_last
 
 
 class LastCheckpoint(ModelCheckpoint):

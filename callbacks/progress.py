@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.lightning_private import EpochProgressBar
+from lightning_memlong.training.lightning_private import EpochProgressBar
 
 
 class ProgressBar(EpochProgressBar):

@@ -17,7 +17,6 @@ from lightning_memlong.cli.checkpoints import note_differences
 from lightning_memlong.cli.console import ParameterSummary, show_parameters, show_perplexity
 from lightning_memlong.cli.evaluate import evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
-from lightning_memlong.cli.lightning_private import CheckpointAwareCLI
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import Parser, config_files, open_data, parse_over, plain
 from lightning_memlong.cli.results import write_results
@@ -28,6 +27,7 @@ from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, stored_settings
 from lightning_memlong.training import MemLongModule
+from lightning_memlong.training.lightning_private import CheckpointAwareCLI
 from lightning_memlong.training.loggers import MetricsCSV
 
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}

@@ -16,8 +16,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
-from lightning_memlong.cli.lightning_private import actions, all_actions
 from lightning_memlong.config import require
+from lightning_memlong.training.lightning_private import actions, all_actions
 
 
 class Parser(LightningArgumentParser):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from callbacks.checkpoint import LastCheckpoint
-from callbacks.lightning_private import EpochProgressBar, last_saved_step
 from callbacks.progress import ProgressBar
+from lightning_memlong.training.lightning_private import EpochProgressBar, KeptRowsWriter, last_saved_step
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,18 @@ def test_the_bar_of_training_names_its_epoch_alone() -> None:
     assert issubclass(ProgressBar, EpochProgressBar)
     assert "_get_train_description" in inspect.getsource(RichProgressBar.on_train_epoch_start)
     assert ProgressBar()._get_train_description(3) == "Epoch 3"
+
+
+@pytest.mark.parametrize("name", ["_check_log_dir_exists", "log_metrics"])
+def test_the_csv_writer_is_extended_where_it_was(name: str) -> None:
+    assert callable(getattr(ExperimentWriter, name)), f"Lightning changed {name} of its CSV writer"
+
+
+def test_rows_of_a_file_that_is_there_are_kept(tmp_path: Path) -> None:
+    for steps in ([1, 2, 3], [3, 4]):
+        writer = KeptRowsWriter(str(tmp_path))
+        for step in steps:
+            writer.log_metrics({"loss": float(10 * len(steps) + step)}, step)
+        writer.save()
+    rows = (tmp_path / "metrics.csv").read_text().split()
+    assert rows == ["loss,step", "31.0,1", "32.0,2", "23.0,3", "24.0,4"]

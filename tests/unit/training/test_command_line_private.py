@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.cli.console import ParameterSummary
-from lightning_memlong.cli.lightning_private import CheckpointAwareCLI, actions, all_actions
+from lightning_memlong.training.lightning_private import CheckpointAwareCLI, actions, all_actions
 
 
 class Told(CheckpointAwareCLI):
