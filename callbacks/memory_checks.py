@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.model import warn_of_other_memory
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ def check_memory(config: MemoryConfig, data: Any, pl_module: Any, stage: str) ->
     Raises:
         UserError: If they cannot go together.
     """
+    warn_of_other_memory(pl_module.model, config)
     for name in ("window", "stride"):
         tokens = getattr(data, name, None)
         ok, allowed = tokens is None or tokens % config.chunk_size == 0, f"a divisor of data.{name}={tokens}"

@@ -17,7 +17,7 @@ Storage = Literal["device", "host", "disk"]
 TuningMode = Literal["full", "lora", "gates_only", "none"]
 Source = Literal["single", "per_layer"]
 Fusion = Literal["joint", "gated"]
-Position = Literal["zero", "sequential"]
+Position = Literal["fixed", "sequential", "zero"]
 AttentionBackend = Literal["auto", "sdpa", "flex"]
 SOURCES: tuple[str, ...] = get_args(Source)
 LayerIndex = int | float
@@ -131,7 +131,10 @@ class MemoryConfig:
     capacity: int = 16384
     """Size of the bank of one batch row [tokens]; a multiple of chunk_size. Paper, section 3: 32,768."""
     top_k: int = 3
-    """Chunks retrieved for a window [chunks]. Paper, section 3: 8."""
+    """Chunks read [chunks]. Paper, section 3: 8."""
+    candidates: int | None = None
+    """Chunks retrieved for a window, of which each token and head reads the top_k that its own attention scores are
+    highest in [chunks]; null: top_k are retrieved, and all tokens read them."""
     policy: str = "retrieval_frequency"
     """What to evict when the bank is full: retrieval_frequency (paper, section 2: dynamic memory update), fifo, lru
     (retrieved longest ago), score (least similarity gathered), none (a document that does not fit stops the run), or
@@ -202,14 +205,23 @@ class MemoryConfig:
             f"a multiple of memory.chunk_size={self.chunk_size}, at least two chunks",
             f"use {max(2, round(self.capacity / self.chunk_size)) * self.chunk_size}",
         )
+        allowed = f"null, or at least memory.top_k={self.top_k} chunks"
+        ok = self.candidates is None or self.candidates >= self.top_k
+        require(ok, "memory.candidates", self.candidates, allowed, "raise it, lower memory.top_k, or leave it out")
+        name = "top_k" if self.candidates is None else "candidates"
+        tokens = self.retrieved * self.chunk_size
         require(
-            self.top_k * self.chunk_size <= self.capacity,
-            "memory.top_k",
-            self.top_k,
-            f"top_k x chunk_size (= {self.top_k * self.chunk_size} tokens) at most "
-            f"memory.capacity={self.capacity} tokens",
-            f"lower --memory.top_k to {self.capacity // self.chunk_size} or raise --memory.capacity",
+            tokens <= self.capacity,
+            f"memory.{name}",
+            self.retrieved,
+            f"{name} x chunk_size (= {tokens} tokens) at most memory.capacity={self.capacity} tokens",
+            f"lower --memory.{name} to {self.capacity // self.chunk_size} or raise --memory.capacity",
         )
+
+    @property
+    def retrieved(self) -> int:
+        """Chunks retrieved for a window: the candidates, or those that are read."""
+        return self.candidates or self.top_k
 
 
 @dataclass
@@ -218,7 +230,7 @@ class TuningConfig:
 
     mode: TuningMode = "full"
     """full: every weight of the layers above the memory layer; lora: low-rank adapters on them (the paper);
-    gates_only: nothing but the gates of fusion 'gated'; none: nothing (evaluation)."""
+    gates_only: nothing but the gates of fusion 'gated', or the biases of 'joint'; none: nothing (evaluation)."""
     norms: bool = True
     """Train the norms of the tuned layers and the final norm as well; only for full and lora."""
     head: bool = False
@@ -261,8 +273,18 @@ class ModelConfig:
     read by all (the paper)."""
     fusion: str = "joint"
     """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
-    position: str = "sequential"
-    """sequential: retrieved tokens have running positions; zero: all at position 0 (the paper)."""
+    position: str = "fixed"
+    """fixed: every retrieved token stands at one distance from every query, so that many chunks need no more positions
+    than few; sequential: running positions before the window; zero: all right before it (the paper)."""
+    memory_distance: int | None = None
+    """That distance, for position fixed [tokens]; null: 2,048, or the longest the backbone was trained for if that is
+    less."""
+    memory_bias: bool = True
+    """Learn one number for each retrieval layer and head, added to its scores in memory, for fusion joint: 0 changes
+    nothing, with less a head reads less of memory. Learned in every tuning mode, alone in gates_only."""
+    memory_weights: str | None = "auto"
+    """These numbers, learned before: a file of conf/recipes/calibrate.yaml; auto: those shipped for the default
+    backbone, where they fit; null: begin with 0."""
     gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
     """Recompute layers in the backward pass instead of keeping their activations."""
     attention: str = "auto"
@@ -273,4 +295,6 @@ class ModelConfig:
         """Check each value."""
         for name, choices in (("source", Source), ("fusion", Fusion), ("position", Position)):
             require_choice(f"model.{name}", getattr(self, name), choices)
+        ok = self.memory_distance is None or self.memory_distance >= 1
+        require(ok, "model.memory_distance", self.memory_distance, "null, or 1 or more tokens", "leave it out")
         require_choice("model.attention", self.attention, AttentionBackend)

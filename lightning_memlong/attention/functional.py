@@ -4,95 +4,35 @@ Legend: B batch rows, G groups of tokens with a memory of their own (1 unless gr
 H_kv key/value heads, T local tokens, M retrieved tokens, D head size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_memlong.attention.choice import Choice
+from lightning_memlong.attention.cpu_two_part import CPUTwoPartAttention, can_use_cpu_two_part
+from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
 from lightning_memlong.attention.kernels import (
     Attend,
     AttentionState,
-    CPUTwoPartAttention,
     additive,
     as_4d,
     attend_to_memory,
     blockwise,
-    can_use_cpu_two_part,
     is_causal,
     merge_attention_states,
     seen_and_filled,
 )
+from lightning_memlong.attention.masked import attend_masked, sdpa
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
 BACKENDS = ("auto", "sdpa", "flex")
 
 
-@dataclass(frozen=True)
-class RetrievedKV:
-    """What a layer attends to beside its local tokens; shapes as for :func:`retrieval_causal_attention`."""
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor | None = None
-    prefix: int = 0
-    """Local tokens at the beginning that do not read memory: the first token of a text, put before each window."""
-    gate: Tensor | None = None
-    """(H,) for fusion ``gated``; None for ``joint``."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How attention weights are made of scores."""
-
-    scale: float
-    softcap: float | None = None
-    dropout: float = 0.0
-
-
-class Memo:
-    """Forms of masks that all layers of one pass share, each made once."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[str, int], tuple[Any, Any]] = {}
-
-    def __call__(self, form: str, mask: Tensor | None, make: Callable[[], Any]) -> Any:
-        """The form of ``mask`` by that name."""
-        kept = self._made.get((form, id(mask)))
-        if kept is None or kept[0] is not mask:  # an identity may be given to another mask once its own is gone
-            kept = self._made[form, id(mask)] = (mask, make())
-        return kept[1]
-
-
-def joint_mask(
-    memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None, prefix: int = 0, keys: int | None = None
-) -> Tensor:
-    """Boolean mask (B, 1, T, G * M + S): a query sees the real retrieved tokens of its group, then local ones causally.
-
-    Args:
-        memory_mask: (B, G, M), true where a retrieved token is real.
-        tokens: T.
-        local_mask: (B or 1, 1, T, S) boolean or additive mask to use instead of the plain causal one.
-        prefix: Local tokens at the beginning that see no memory.
-        keys: S, local keys, of which the queries are the last; None: T.
-    """
-    rows, groups, remembered = memory_mask.shape
-    if local_mask is None:
-        keys = tokens if keys is None else keys
-        local = torch.ones(tokens, keys, dtype=torch.bool, device=memory_mask.device).tril(keys - tokens)[None, None]
-    else:
-        local = local_mask if local_mask.dtype == torch.bool else local_mask == 0
-    own = torch.eye(groups, dtype=torch.bool, device=memory_mask.device)
-    seen = (own[None, :, :, None] & memory_mask[:, None]).flatten(2)  # (B, G, G * M)
-    seen = F.pad(seen.repeat_interleave((tokens - prefix) // groups, dim=1)[:, None], (0, 0, prefix, 0))
-    return torch.cat([seen, local.expand(rows, 1, tokens, local.shape[-1])], dim=-1)
-
-
-def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> str:
-    """Which kernel computes joint attention.
+def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores, chosen: bool = False) -> str:
+    """Which kernel computes joint attention; ``chosen``: each token and head chooses what it reads.
 
     ``cpu_two_part`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``eager_blockwise``
     (two parts in plain operations) or ``sdpa_masked`` (one call of PyTorch's attention under a mask).
@@ -103,10 +43,18 @@ def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores) -> s
             f"and scores capped at {scores.softcap}. Allowed: 0 there. Fix: set attention_dropout to 0 in the "
             "backbone's config.json, or choose --model.attention sdpa where scores are not capped."
         )
+    if chosen and (backend != "auto" or scores.dropout > 0):
+        raise UserError(
+            f"memory.candidates: with model.attention={backend!r} and attention dropout of {scores.dropout}, tokens "
+            "cannot choose what they read. Allowed: model.attention auto, without dropout. Fix: set these, or leave "
+            "memory.candidates out."
+        )
     if backend == "flex":
         if torch.is_grad_enabled() and query.requires_grad:
             require_gradients(backend, query.device)
         return "flex"
+    if chosen and not can_use_cpu_two_part(query, 0.0):
+        return "eager_blockwise"
     if query.is_cuda and backend == "auto" and scores.dropout == 0.0 and (scores.softcap is not None or groups > 1):
         return "flex"
     if scores.softcap is not None:
@@ -134,6 +82,9 @@ def retrieval_causal_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    memory_query: Tensor | None = None,
+    memory_bias: Tensor | None = None,
+    choice: Choice | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attend to retrieved tokens and, causally, to local tokens (paper, section 2: retrieval causal attention).
@@ -155,6 +106,10 @@ def retrieval_causal_attention(
         scaling: Factor on the scores; None: 1 / sqrt(D).
         dropout: Probability, applied to attention weights.
         softcap: Cap c on scores, c * tanh(score / c) (Gemma 2).
+        memory_query: (B, H, T, D), what memory is read with; None: ``query``.
+        memory_bias: (H,), added to a head's scores in memory, for ``joint``: 0 changes nothing, and with minus
+            infinity the head reads no memory.
+        choice: How many chunks of memory each token and head reads; None: all.
         backend: ``auto``; ``sdpa`` for one masked call of PyTorch's attention; ``flex`` for FlexAttention.
 
     Returns:
@@ -162,7 +117,8 @@ def retrieval_causal_attention(
     """
     if fusion not in ("joint", "gated") or (fusion == "gated" and gate is None):
         raise ValueError(f"fusion={fusion!r} with gate={gate!r}: use 'joint', or 'gated' with a gate of shape (H,)")
-    memory = RetrievedKV(memory_key, memory_value, memory_mask, gate=gate if fusion == "gated" else None)
+    gate, bias = (gate, None) if fusion == "gated" else (None, memory_bias)
+    memory = RetrievedKV(memory_key, memory_value, memory_mask, gate=gate, query=memory_query, bias=bias, choice=choice)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend_with_memory(query, key, value, memory, local_mask, Scores(scale, softcap, dropout), backend)[0]
 
@@ -183,24 +139,28 @@ def attend_with_memory(
     """
     memo = memo or Memo()
     memory = replace(memory, keys=memory.keys.to(query.dtype), values=memory.values.to(query.dtype))
-    kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores)
-    mask = memory.mask
+    kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores, memory.choice is not None)
+    mask, reading = memory.mask, memory.reading(query)
     if memory.gate is None and kernel == "sdpa_masked":
-        return _masked(query, key, value, memory, local_mask, scores, memo), None
+        return attend_masked(query, key, value, memory, local_mask, scores, memo), None
     if memory.gate is None and kernel == "cpu_two_part":
         bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
         return CPUTwoPartAttention.apply(
-            query, key, value, memory.keys, memory.values, bias, mask, scores.scale, memory.prefix
+            query, key, value, reading, memory.keys, memory.values, memory.bias, bias, mask, scores.scale, memory.choice
         )
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
+    to_memory = _attend(kernel, scores, memo, memory.choice)
     if memory.gate is not None:
-        fused = backend != "flex" and scores.softcap is None
-        attend = _plain(scores) if fused else _attend(kernel, scores, memo)
-        return _gated(attend, query, key, value, memory, local_mask, seen), None
-    attend = _attend(kernel, scores, memo)
-    local = attend(query, key, value, local_mask, is_causal(query, key, local_mask))
-    reading = query[:, :, memory.prefix :]
-    output, mass, _ = merge_attention_states(local, attend_to_memory(attend, reading, memory.keys, memory.values, seen))
+        if backend == "flex" or scores.softcap is not None:
+            to_local = _attend(kernel, scores, memo)
+        else:
+            to_local = _plain(scores)
+            to_memory = to_memory if memory.choice is not None else to_local
+        return _gated(to_local, to_memory, query, key, value, memory, local_mask, seen), None
+    to_local = _attend(kernel, scores, memo)
+    local = to_local(query, key, value, local_mask, is_causal(query, key, local_mask))
+    remembered = attend_to_memory(to_memory, reading, memory.keys, memory.values, seen, memory.bias)
+    output, mass, _ = merge_attention_states(local, remembered)
     return output, mass.detach()
 
 
@@ -212,7 +172,7 @@ def local_attention(
     return attend(query, key, value, mask, is_causal(query, key, mask))[0]
 
 
-def _attend(kernel: str, scores: Scores, memo: Memo) -> Attend:
+def _attend(kernel: str, scores: Scores, memo: Memo, choice: Choice | None = None) -> Attend:
     if kernel == "flex":
         from lightning_memlong.attention.flex import (  # its import compiles helpers: only for those who use it
             as_block_mask,
@@ -224,62 +184,22 @@ def _attend(kernel: str, scores: Scores, memo: Memo) -> Attend:
             return flex(q, k, v, blocks, scores.scale, scores.softcap)
 
         return attend
-    return lambda q, k, v, mask, causal: blockwise(q, k, v, mask, causal, scores.scale, scores.softcap)
-
-
-def _sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scores: Scores) -> Tensor:
-    if query.is_cuda and mask is not None and query.shape[1] != keys.shape[1]:
-        # A mask together with enable_gqa leaves CUDA's fused kernels for the slow one.
-        group = query.shape[1] // keys.shape[1]
-        keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
-    return F.scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=causal,
-        scale=scores.scale,
-        dropout_p=scores.dropout,
-        enable_gqa=query.shape[1] != keys.shape[1],
-    )
+    return lambda q, k, v, mask, causal: blockwise(q, k, v, mask, causal, scores.scale, scores.softcap, choice)
 
 
 def _plain(scores: Scores) -> Attend:
     """PyTorch's attention in the shape of a part; it does not tell its log-sum-exp, so what stands there is no use."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> AttentionState:
-        output = _sdpa(q, k, v, as_4d(mask), causal, scores)
+        output = sdpa(q, k, v, as_4d(mask), causal, scores)
         return output, output[..., 0]
 
     return attend
 
 
-def _masked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    memory: RetrievedKV,
-    local_mask: Tensor | None,
-    scores: Scores,
-    memo: Memo,
-) -> Tensor:
-    rows, tokens = len(query), query.shape[2]
-
-    def mask() -> Tensor:
-        real = memory.mask
-        if real is None:
-            real = memory.keys.new_ones(len(memory.keys), memory.keys.shape[2], dtype=torch.bool)
-        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix, key.shape[2])
-
-    keys, values = (
-        torch.cat([t.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), own], dim=2)
-        for t, own in ((memory.keys, key), (memory.values, value))
-    )
-    return _sdpa(query, keys, values, memo("joint", local_mask, mask), False, scores)
-
-
 def _gated(
-    attend: Attend,
+    to_local: Attend,
+    to_memory: Attend,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -288,12 +208,12 @@ def _gated(
     seen: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     assert memory.gate is not None
-    local = attend(query, key, value, local_mask, is_causal(query, key, local_mask))[0]
+    local = to_local(query, key, value, local_mask, is_causal(query, key, local_mask))[0]
     weight = memory.gate.float()[None, :, None, None]
-    reading = query[:, :, memory.prefix :]
+    reading = memory.reading(query)
     if seen is not None:
         groups = len(memory.keys) // len(query)
         filled = seen[1].view(-1, groups).repeat_interleave(reading.shape[2] // groups, 1)
         weight = weight * filled[:, None, :, None]
-    remembered = weight * attend_to_memory(attend, reading, memory.keys, memory.values, seen)[0].float()
+    remembered = weight * attend_to_memory(to_memory, reading, memory.keys, memory.values, seen)[0].float()
     return (local.float() + F.pad(remembered, (0, 0, memory.prefix, 0))).to(query.dtype)

@@ -12,18 +12,16 @@ Legend: B rows, G groups, H query heads, H_kv key/value heads, T local tokens, M
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lightning_memlong.attention.choice import Choice
+
 AttentionState = tuple[Tensor, Tensor]
 """Output (B, H, T, D) and log-sum-exp (B, H, T) float32 of attention to some of the keys."""
 
-_forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 BLOCK = 256
 """Queries whose scores exist at a time in :func:`blockwise` [tokens]."""
 
@@ -99,13 +97,28 @@ def seen_and_filled(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend_to_memory(
-    attend: Attend, query: Tensor, keys: Tensor, values: Tensor, mask: tuple[Tensor, Tensor] | None
+    attend: Attend,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: tuple[Tensor, Tensor] | None,
+    bias: Tensor | None = None,
 ) -> AttentionState:
-    """The memory part: ``keys``, ``values`` (B * G, H_kv, M, D), and what :func:`seen_and_filled` makes of a mask."""
+    """The memory part.
+
+    Args:
+        attend: How.
+        query: (B, H, T, D).
+        keys: (B * G, H_kv, M, D).
+        values: Shaped as ``keys``.
+        mask: What :func:`seen_and_filled` makes of one.
+        bias: (H,), added to all scores of a head: so, to their log-sum-exp.
+    """
     groups = len(keys) // len(query)
     output, lse = attend(fold(query, groups), keys, values, None if mask is None else mask[0], False)
     if mask is not None:
         lse = lse.masked_fill(~mask[1][:, None, None], -math.inf)
+    lse = lse if bias is None else lse + bias[:, None]
     return unfold(output, groups), unfold(lse, groups)
 
 
@@ -120,11 +133,13 @@ def blockwise(
     causal: bool,
     scale: float,
     softcap: float | None = None,
+    choice: Choice | None = None,
 ) -> AttentionState:
     """Attention in plain tensor operations, some queries at a time, softmax in float32; differentiable.
 
-    For what no fused kernel of PyTorch computes: soft-capped scores (Gemma 2). Scores of one block exist at a time, in
-    the backward pass too, where they are computed again. Each query must see a key.
+    For what no fused kernel of PyTorch computes: soft-capped scores (Gemma 2), and queries that choose what they read.
+    Scores of one block exist at a time, in the backward pass too, where they are computed again. Each query must see a
+    key.
 
     Args:
         query: (B, H, T, D).
@@ -134,6 +149,7 @@ def blockwise(
         causal: Query t sees keys 0..t.
         scale: Factor on scores.
         softcap: Cap c: scores become c * tanh(scores / c).
+        choice: Each query of each head reads only the chunks that it chooses; None: all keys.
     """
     mask = as_4d(mask)
 
@@ -153,6 +169,8 @@ def blockwise(
                 start, start + part.shape[2], device=key.device
             ).unsqueeze(1)
             scores = scores.masked_fill(after, -math.inf)
+        if choice is not None:
+            scores = choice.restrict(scores)
         lse = scores.logsumexp(-1)
         weights = (scores - lse[..., None]).exp()
         output = torch.einsum("bhgts,bhsd->bhgtd", weights.unflatten(1, (-1, group)), value.float()).flatten(1, 2)
@@ -165,107 +183,3 @@ def blockwise(
         parts = [block(start) for start in starts]
     outputs, sums = zip(*parts, strict=True)
     return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
-
-
-# ---- the CPU's fused kernel ---------------------------------------------------------------------------------
-
-
-def can_use_cpu_two_part(query: Tensor, dropout: float) -> bool:
-    """Whether :class:`CPUTwoPartAttention` applies: on the CPU, in float32 or bfloat16."""
-    return (
-        _forward is not None
-        and _backward is not None
-        and query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.bfloat16)
-        and dropout == 0.0
-    )
-
-
-def _fused(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
-) -> AttentionState:
-    bias = additive(as_4d(mask), query.dtype)
-    return _forward(query, key, value, 0.0, causal and bias is None, attn_mask=bias, scale=scale)  # type: ignore[misc]
-
-
-class CPUTwoPartAttention(torch.autograd.Function):
-    """One softmax over [memory | causal local] by PyTorch's fused CPU kernel; differentiable in query, key and value.
-
-    Not in memory, which is never trained: the fused backward pass over [memory | local] would compute gradients of
-    retrieved keys and values as well.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        memory_key: Tensor,
-        memory_value: Tensor,
-        local_bias: Tensor | None,
-        memory_mask: Tensor | None,
-        scale: float,
-        prefix: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Arguments as for ``retrieval_causal_attention``, the local mask additive; gives output and mass on memory."""
-        attend = partial(_fused, scale=scale)
-        local = attend(query, key, value, local_bias, is_causal(query, key, local_bias))
-        seen = None if memory_mask is None else seen_and_filled(memory_mask)
-        memory = attend_to_memory(attend, query[:, :, prefix:], memory_key, memory_value, seen)
-        output, mass, lse = merge_attention_states(local, memory)
-        ctx.save_for_backward(query, key, value, memory_key, memory_value, local_bias, memory_mask, output, lse)
-        ctx.scale, ctx.prefix = scale, prefix
-        ctx.mark_non_differentiable(mass)
-        return output, mass
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """The flash backward pass, given the merged output and log-sum-exp, yields each part's exact share."""
-        grad = grad_outputs[0]
-        query, key, value, memory_key, memory_value, local_bias, memory_mask, output, lse = ctx.saved_tensors
-        grad_query, grad_key, grad_value = _backward(  # type: ignore[misc]
-            grad,
-            query,
-            key,
-            value,
-            output,
-            lse,
-            0.0,
-            is_causal(query, key, local_bias),
-            attn_mask=local_bias,
-            scale=ctx.scale,
-        )
-        groups = len(memory_key) // len(query)
-        delta = (grad.float() * output.float()).sum(-1)
-        grad, query, delta, lse = (fold(t[:, :, ctx.prefix :], groups) for t in (grad, query, delta, lse))
-        extra = memory_gradient(grad, query, delta, lse, memory_key, memory_value, memory_mask, ctx.scale)
-        grad_query[:, :, ctx.prefix :] += unfold(extra, groups)
-        return grad_query, grad_key, grad_value, *[None] * 6
-
-
-def memory_gradient(
-    grad: Tensor,
-    query: Tensor,
-    delta: Tensor,
-    lse: Tensor,
-    memory_key: Tensor,
-    memory_value: Tensor,
-    memory_mask: Tensor | None,
-    scale: float,
-) -> Tensor:
-    """The memory part's gradient of the queries, head by head so that scores stay in cache; in float32.
-
-    With P = exp(q K^T - lse), dP = dO V^T and delta = rowsum(dO * O): dQ = (P * (dP - delta)) K.
-    """
-    result = torch.zeros_like(query)
-    group = query.shape[1] // memory_key.shape[1]
-    for row in range(query.shape[0]):
-        real = slice(None) if memory_mask is None else memory_mask[row].nonzero().flatten()
-        for head in range(query.shape[1]):
-            keys, values = (t[row, head // group, real].float() for t in (memory_key, memory_value))
-            q, g = query[row, head].float(), grad[row, head].float()
-            scores = torch.addmm(lse[row, head][:, None], q, keys.T, beta=-1, alpha=scale).exp_()
-            scores.mul_(torch.addmm(delta[row, head][:, None], g, values.T, beta=-1))
-            result[row, head] = torch.mm(scores, keys).mul_(scale)
-    return result

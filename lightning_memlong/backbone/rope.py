@@ -119,6 +119,35 @@ class Rotary:
         """Undo :meth:`rotate`."""
         return self._by_table(keys, layers, lambda k, table: self._unturn(k, positions, table))
 
+    def at_distance(self, layer: int, distance: int, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Angles (1, T, D) that turn rotated queries to where every key at position 0 is ``distance`` away.
+
+        Keys at position 0 are unrotated ones, so what a bank stores is read as it lies. A query was turned by its
+        position t; turning it on by the difference to ``distance`` is one more rotation, whose angles follow from those
+        of both: cos(a - b) and sin(a - b). Each table carries its scale once (YaRN); of the product's two one goes to
+        the key, which has none.
+
+        Args:
+            layer: Whose queries.
+            distance: Of all of memory [tokens].
+            tokens: (T,) positions of the queries.
+
+        Returns:
+            Cosines and sines for :meth:`turn_query`; None: a layer without positions.
+        """
+        table = self.table(layer)
+        if table == UNTURNED:
+            return None
+        reach = int(tokens[-1])
+        cos, sin = self._angles(tokens[None], table, reach)
+        far_cos, far_sin = self._angles(torch.full_like(tokens[:1], distance)[None], table, reach)
+        scale = self._parts.scale(table)
+        return (far_cos * cos + far_sin * sin) / scale, (far_sin * cos - far_cos * sin) / scale
+
+    def turn_query(self, query: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Turn queries (B, H, T, D) by angles, in float32; dtype as given."""
+        return self._turn(query, *angles)
+
     def _by_table(self, keys: Tensor, layers: list[int], turn: Callable[[Tensor, str], Tensor]) -> Tensor:
         """Turn layers that share a table in one go: they share positions, so layers stand in for heads."""
         used = [self.table(layer) for layer in layers]

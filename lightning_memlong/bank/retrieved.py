@@ -32,6 +32,9 @@ class Retrieved:
     full: bool | None = None
     """Whether all tokens are real; likewise."""
 
+    top_k: int | None = None
+    """Chunks of these that each token and head reads, by its own scores; None: all."""
+
     def __post_init__(self) -> None:
         """Look up what was not given."""
         if self.empty is None:

@@ -6,17 +6,18 @@ from lightning_memlong.model.checkpoint import (
     check_checkpoint,
     load_weights,
     read_checkpoint,
-    recognise_backbone,
     stored_settings,
     weights_digest,
 )
 from lightning_memlong.model.context import ContextFactory, ForwardContext
 from lightning_memlong.model.export import export, exported_memory, exported_settings
+from lightning_memlong.model.memory_weights import MEMORY_WEIGHTS_FILE, recognise_backbone, save_memory_weights, warn_of_other_memory
 from lightning_memlong.model.model import MemLongModel
 from lightning_memlong.model.output import MemLongOutput
 
 __all__ = [
     "CHECKPOINT_FORMAT",
+    "MEMORY_WEIGHTS_FILE",
     "ContextFactory",
     "ForwardContext",
     "MemLongModel",
@@ -29,6 +30,8 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "recognise_backbone",
+    "save_memory_weights",
     "stored_settings",
+    "warn_of_other_memory",
     "weights_digest",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 
-from lightning_memlong.attention import RetrievedKV, Scores, attend_with_memory, compute_dtype, local_attention
+from lightning_memlong.attention import Scores, attend_with_memory, compute_dtype, local_attention
 from lightning_memlong.model.context import ForwardContext, StopForward
 
 ATTENTION_NAME = "memlong"
@@ -15,6 +15,7 @@ _sdpa = AttentionInterface()["sdpa"]
 def decode(backbone: PreTrainedModel, input_ids: Tensor, context: ForwardContext, cache: Cache | None = None) -> Tensor:
     """Last hidden states (B, T, E); with a cache, of tokens that follow those in it."""
     decoder = backbone.get_decoder()
+    context.begin = 0 if cache is None else int(cache.get_seq_length())
     return decoder(
         input_ids=input_ids, past_key_values=cache, use_cache=cache is not None, memory=context
     ).last_hidden_state
@@ -55,8 +56,7 @@ def memory_attention_forward(
     if layer not in context.memory_kv:
         output = local_attention(query, key, value, attention_mask, scores, context.backend, context.memo)
         return output.transpose(1, 2).contiguous(), None
-    keys, values = context.memory_kv[layer]
-    retrieved = RetrievedKV(keys, values, context.memory_mask, context.prefix, context.gates.get(str(layer)))
+    retrieved = context.retrieved(layer, query)
     output, mass = attend_with_memory(
         query, key, value, retrieved, attention_mask, scores, context.backend, context.memo
     )

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_memlong.errors import UserError
+from lightning_memlong.model.memory_weights import recognise_backbone
 from lightning_memlong.model.model import MemLongModel
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def read_checkpoint(path: Path, given: str) -> dict[str, Any]:
@@ -49,14 +49,6 @@ def read_checkpoint(path: Path, given: str) -> dict[str, Any]:
 def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the network is; the recipe (optimiser, schedule) is a run's and is not in there."""
     return {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-
-
-def recognise_backbone(model: MemLongModel) -> dict[str, Any]:
-    """What a frozen backbone is recognised by: its shape and a sum over its embeddings, before anything casts them."""
-    config = model.backbone.config
-    facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
-    embedding: Tensor = model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
-    return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
 
 
 def check_checkpoint(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_memlong.attention import Memo
+from lightning_memlong.attention import Choice, Memo, RetrievedKV
 from lightning_memlong.backbone import Rotary, memory_positions
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
@@ -66,11 +66,20 @@ class ForwardContext:
     """
 
     memory_kv: Mapping[int, LayerKV] = field(default_factory=dict)
-    """Layer -> keys, already at their positions, and values, (B * G, H_kv, M, D); retrieval layers have an entry."""
+    """Layer -> keys at their positions, and values, (B * G, H_kv, M, D); retrieval layers have an entry."""
     memory_mask: Tensor | None = None
     """(B * G, M) bool; None where every retrieved token is real."""
     gates: Mapping[str, nn.Parameter] = field(default_factory=dict)
     """Layer, as a string -> (H,), for fusion ``gated``."""
+    biases: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    """Layer, as a string -> (H,), added to its heads' scores in memory, for fusion ``joint``."""
+    turn_query: Callable[[int, Tensor, int], Tensor] | None = None
+    """Turns a layer's rotated queries (B, H, T, D), the first of them at a position, to memory's distance; None:
+    memory is read with them as they are."""
+    begin: int = 0
+    """Position of the pass's first token: those before it lie in a cache."""
+    choice: Choice | None = None
+    """How many of the retrieved chunks each token and head reads; None: all."""
     prefix: int = 0
     """Tokens before the window that do not read memory."""
     backend: str = "auto"
@@ -86,6 +95,18 @@ class ForwardContext:
     hidden: Tensor | None = None
     """(B, T, E), hidden states that leave the memory layer, detached."""
     memo: Memo = field(default_factory=Memo)
+
+    def retrieved(self, layer: int, query: Tensor) -> RetrievedKV:
+        """What a retrieval layer reads, given its rotated queries (B, H, T, D)."""
+        keys, values = self.memory_kv[layer]
+        name = str(layer)
+        reading = None
+        if self.turn_query is not None:
+            reading = self.turn_query(layer, query[:, :, self.prefix :], self.begin + self.prefix)
+        return RetrievedKV(
+            keys, values, self.memory_mask, self.prefix, self.gates.get(name), reading, self.biases.get(name),
+            self.choice,
+        )  # fmt: skip
 
 
 def keep_hidden(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
@@ -104,6 +125,9 @@ class MemoryLayout:
     fusion: str
     position: str
     attention: str
+    memory_distance: int
+    """Of all of memory, for position ``fixed`` [tokens]."""
+    memory_bias: bool
 
     @property
     def stored_layers(self) -> list[int]:
@@ -118,10 +142,11 @@ class ContextFactory:
         layout: Which layers store and read memory.
         rotary: The backbone's positions.
         gates: Layer, as a string -> gates (H,), for fusion ``gated``.
+        biases: Layer, as a string -> numbers (H,), for fusion ``joint``.
     """
 
-    def __init__(self, layout: MemoryLayout, rotary: Rotary, gates: nn.ParameterDict) -> None:
-        self.layout, self.rotary, self.gates = layout, rotary, gates
+    def __init__(self, layout: MemoryLayout, rotary: Rotary, gates: nn.ParameterDict, biases: nn.ParameterDict) -> None:
+        self.layout, self.rotary, self.gates, self.biases = layout, rotary, gates, biases
 
     def new_context(self, retrieved: Retrieved | None, input_ids: Tensor, bos: int | None) -> ForwardContext:
         """The context of a pass over a window (B, T): the memory it reads, and room for what is to be stored.
@@ -161,7 +186,25 @@ class ContextFactory:
         mask = retrieved.mask.to(device)
         context.memory_kv = LazyKV(self.layout.retrieval_layers, lambda: self._rotated(retrieved, mask, reach))
         context.memory_mask = None if retrieved.full else mask
-        context.gates = self.gates  # type: ignore[assignment]
+        context.gates, context.biases = self.gates, self.biases  # type: ignore[assignment]
+        if self.layout.position == "fixed":
+            context.turn_query = self._turning()
+        if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
+            context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
+
+    def _turning(self) -> Callable[[int, Tensor, int], Tensor]:
+        """What turns queries to memory's distance in one pass; layers that share a table share its angles."""
+        known: dict[str, tuple[tuple[int, int], Any]] = {}
+
+        def turn(layer: int, query: Tensor, begin: int) -> Tensor:
+            table, place = self.rotary.table(layer), (begin, query.shape[2])
+            if table not in known or known[table][0] != place:
+                tokens = begin + torch.arange(query.shape[2], device=query.device)
+                known[table] = place, self.rotary.at_distance(layer, self.layout.memory_distance, tokens)
+            angles = known[table][1]
+            return query if angles is None else self.rotary.turn_query(query, angles)
+
+        return turn
 
     @torch.no_grad()
     def _rotated(self, retrieved: Retrieved, mask: Tensor, reach: int) -> dict[int, LayerKV]:
@@ -175,6 +218,9 @@ class ContextFactory:
                 f"memory: holds K/V of {len(keys)} layers, the model stores {len(stored)} "
                 f"(model.source={self.layout.source}). Fix: use a bank filled by a model with the same settings."
             )
+        if self.layout.position == "fixed":  # keys lie at position 0, and queries are turned
+            of_layer = range(len(layers)) if len(keys) == len(layers) else [0] * len(layers)
+            return {layer: (keys[i], values[i]) for layer, i in zip(layers, of_layer, strict=True)}
         positions = memory_positions(mask, self.layout.position)
         if len(keys) == len(layers):
             rotated = self.rotary.rotate(keys, positions, layers, reach)

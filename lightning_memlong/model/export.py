@@ -3,6 +3,7 @@
 folder/config.json, model.safetensors, tokenizer files   loads with transformers alone
 folder/memlong.yaml                                      settings, a configuration file for train.py
 folder/memlong_gates.safetensors                         gates, for fusion ``gated``
+folder/memory.safetensors                                each head's bias in memory, for fusion ``joint``
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch import nn
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import write_folder
+from lightning_memlong.model.memory_weights import MEMORY_WEIGHTS_FILE, save_memory_weights
 
 SETTINGS_FILE, GATES_FILE = "memlong.yaml", "memlong_gates.safetensors"
 HEADER = (
@@ -50,6 +52,8 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, memory: Mappin
         if len(model.gates):
             gates = {layer: gate.detach().cpu().contiguous() for layer, gate in model.gates.items()}
             save_file(gates, scratch / GATES_FILE)
+        if len(model.memory_bias):
+            save_memory_weights(model, scratch / MEMORY_WEIGHTS_FILE, memory)
 
     return write_folder(target, write, "output")
 

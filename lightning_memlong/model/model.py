@@ -1,6 +1,7 @@
 """The network: a Hugging Face decoder with a frozen lower half and retrieval causal attention above it."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,13 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.model.attention_interface import decode
 from lightning_memlong.model.context import ContextFactory, MemoryLayout, StopForward, keep_hidden
 from lightning_memlong.model.export import export, load_gates
+from lightning_memlong.model.memory_weights import load_memory_weights
 from lightning_memlong.model.output import MemLongOutput
 from lightning_memlong.model.probe import probe
+
+log = logging.getLogger(__name__)
+DISTANCE = 2048
+"""Of memory, unless said otherwise or the backbone was trained for less [tokens]."""
 
 
 class MemLongModel(nn.Module):
@@ -75,11 +81,16 @@ class MemLongModel(nn.Module):
         gated = self.retrieval_layers if chosen.fusion == "gated" else []
         heads = self.config.num_attention_heads
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
-        self.contexts = ContextFactory(self.layout, self.rotary, self.gates)
+        self.memory_bias = self._new_biases()
+        self.contexts = ContextFactory(self.layout, self.rotary, self.gates, self.memory_bias)
         self.tuning = Tuning(self.backbone, self.memory_layer, tuning or TuningConfig())
         if isinstance(backbone, str):
             load_gates(backbone, self.gates)
-        self.gates.requires_grad_(self.tuning.config.mode != "none")
+        self.calibrated: Mapping[str, Any] = {}
+        """What the biases were learned with before, if they were."""
+        load_memory_weights(self, chosen.memory_weights)
+        for learned in (self.gates, self.memory_bias):
+            learned.requires_grad_(self.tuning.config.mode != "none")
         self._checkpointed = chosen.gradient_checkpointing
         if self._checkpointed:
             gradient_checkpointing(self.backbone, True)
@@ -90,7 +101,25 @@ class MemLongModel(nn.Module):
         whole = unlimited_layers(getattr(self.config, "layer_types", None), count)
         memory_layer, retrieval_layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole)
         how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout)}
+        how["memory_distance"] = self._distance(chosen)
+        how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
         return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": retrieval_layers}))
+
+    def _distance(self, chosen: ModelConfig) -> int:
+        """Of all of memory, for position ``fixed``."""
+        trained = getattr(self.config, "max_position_embeddings", None) or DISTANCE + 1
+        if chosen.memory_distance is None:
+            return min(DISTANCE, trained - 1)
+        if chosen.position == "fixed" and chosen.memory_distance >= trained:
+            log.warning(
+                "model.memory_distance=%d is beyond the %d positions the backbone was trained for",
+                chosen.memory_distance, trained,
+            )  # fmt: skip
+        return chosen.memory_distance
+
+    def _new_biases(self) -> nn.ParameterDict:
+        heads, layers = self.config.num_attention_heads, self.retrieval_layers if self.layout.memory_bias else []
+        return nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in layers})
 
     @property
     def device(self) -> torch.device:
@@ -146,11 +175,11 @@ class MemLongModel(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemLongModel":
-        """Keep rotary tables and gates in float32 whatever the model is cast to."""
+        """Keep rotary tables, gates and biases in float32 whatever the model is cast to."""
         super()._apply(fn, recurse)
         self.rotary.restore()
-        for gate in self.gates.values():
-            gate.data = gate.data.float()
+        for number in (*self.gates.values(), *self.memory_bias.values()):
+            number.data = number.data.float()
         return self
 
     def forward(
@@ -178,8 +207,8 @@ class MemLongModel(nn.Module):
         ]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
         if loss is not None and not context.memory_kv:
-            # Gates take no part in a window without memory; where only they are trained there must still be a graph.
-            loss = loss + 0.0 * sum(gate.sum() for gate in self.gates.values())
+            # They take no part in a window without memory; where only they are trained there must still be a graph.
+            loss = loss + sum(0.0 * n.sum() for n in (*self.gates.values(), *self.memory_bias.values()))
         assert context.hidden is not None
         states = context.hidden[:, context.prefix :]
         return MemLongOutput(
@@ -216,7 +245,7 @@ class MemLongModel(nn.Module):
         return {"keys": keys, "values": values, "hidden": context.hidden[:, context.prefix :]}
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name: the tuned part of the backbone, and the gates."""
+        """Trained parameters by name: the tuned part of the backbone, the gates and the biases."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def unwrap(self) -> PreTrainedModel:

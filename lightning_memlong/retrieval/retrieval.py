@@ -87,7 +87,10 @@ class Retrieval:
         with self._profile("memory.search"):
             scores, entries = self.choose(bank, batch)
         with self._profile("memory.gather"):
-            return bank.gather(entries, scores, count)
+            found = bank.gather(entries, scores, count)
+        if found is not None and self.config.candidates is not None:
+            found.top_k = self.config.top_k
+        return found
 
     def choose(self, bank: BankView, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Scores (R, G, k), None for the controls, and entries (R, G, k) of what a window retrieves.
@@ -100,7 +103,7 @@ class Retrieval:
         groups = batch["input_ids"].shape[1] // config.chunk_size if config.granularity == "chunk" else 1
         places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
         request = Request(
-            bank, config.top_k, groups, before, batch.get("memory_start"),
+            bank, config.retrieved, groups, before, batch.get("memory_start"),
             queries=lambda: self._queries(bank, batch),
             seeds=lambda group: [seed_of(config.seed, *place, group) for place in places],
         )  # fmt: skip

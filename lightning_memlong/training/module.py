@@ -34,6 +34,7 @@ class MemLongModule(L.LightningModule):
         prepend_bos: Put the tokenizer's first token of a text (or the token of this id) before each window, and take it
             off again; null: if the tokenizer does so with a text.
         compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
+        memory_bias_lr: Learning rate of the biases at its top; the optimiser's own is for weights.
         **settings: Fields of :class:`ModelConfig`: what the network is.
     """
 
@@ -45,6 +46,7 @@ class MemLongModule(L.LightningModule):
         scheduler: LRSchedulerCallable = LinearWarmup,
         prepend_bos: bool | int | None = None,
         compare_memory_off: bool = True,
+        memory_bias_lr: float = 0.01,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -58,7 +60,8 @@ class MemLongModule(L.LightningModule):
         facts = {"backbone": backbone, "prepend_bos": prepend_bos, "compare_memory_off": compare_memory_off}
         self.save_hyperparameters({**facts, **asdict(config), "tuning": asdict(tuning)}, logger=False)
         self._optimizer, self._scheduler = optimizer, scheduler
-        self.compare_memory_off = compare_memory_off
+        require(memory_bias_lr > 0, "model.memory_bias_lr", memory_bias_lr, "above 0", "raise it, or memory_bias false")
+        self.compare_memory_off, self.memory_bias_lr = compare_memory_off, memory_bias_lr
         self.recognised = recognise_backbone(self.model)  # before a precision plugin casts anything
         """What checkpoints say of the backbone they belong to."""
         self.validated_at = -1
@@ -183,15 +186,22 @@ class MemLongModule(L.LightningModule):
         Raises:
             UserError: If nothing is trained.
         """
-        parameters = list(self.model.trainable().values())
-        if not parameters:
+        if not self.model.trainable():
             raise UserError(
                 "model.tuning.mode: nothing is left to train. Allowed for fit: full or lora with a layer above "
-                "model.memory_layer, or gates_only with --model.fusion gated. Fix: change one of them."
+                "model.memory_layer, or gates_only. Fix: change one of them."
             )
-        optimizer = self._optimizer(parameters)
+        optimizer = self._optimizer(self._groups())
         scheduler: LRScheduler | Any = self._scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self) -> Any:
+        """Biases have a learning rate of their own, as they begin at zero and a unit of them is much, and no decay."""
+        trained = self.model.trainable()
+        own = [p for name, p in trained.items() if name.startswith("memory_bias.")]
+        rest = [p for name, p in trained.items() if not name.startswith("memory_bias.")]
+        groups = [{"params": rest}] if rest else []
+        return [*groups, {"params": own, "lr": self.memory_bias_lr, "weight_decay": 0.0}] if own else rest
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, note which backbone it belongs to, and the random state."""

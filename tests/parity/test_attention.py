@@ -15,8 +15,9 @@ from lightning_memlong.attention import (
     local_attention,
     retrieval_causal_attention,
 )
-from lightning_memlong.attention.functional import choose_kernel, joint_mask
-from lightning_memlong.attention.kernels import CPUTwoPartAttention
+from lightning_memlong.attention.cpu_two_part import CPUTwoPartAttention
+from lightning_memlong.attention.functional import choose_kernel
+from lightning_memlong.attention.masked import joint_mask
 from lightning_memlong.errors import UserError
 from tests.reference import attention_oracle
 

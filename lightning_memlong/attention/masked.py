@@ -1,0 +1,94 @@
+"""Joint attention as one masked call of PyTorch's own attention: for any device, dtype and dropout.
+
+Legend: B rows, G groups, H query heads, H_kv key/value heads, T local tokens, S local keys, M retrieved tokens, D head
+size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
+
+LEAST = -30_000.0
+"""Stands for a bias of minus infinity, which times the zeros of local keys would be no number; fits into float16."""
+
+
+def joint_mask(
+    memory_mask: Tensor, tokens: int, local_mask: Tensor | None = None, prefix: int = 0, keys: int | None = None
+) -> Tensor:
+    """Boolean mask (B, 1, T, G * M + S): a query sees the real retrieved tokens of its group, then local ones causally.
+
+    Args:
+        memory_mask: (B, G, M), true where a retrieved token is real.
+        tokens: T.
+        local_mask: (B or 1, 1, T, S) boolean or additive mask to use instead of the plain causal one.
+        prefix: Local tokens at the beginning that see no memory.
+        keys: S, local keys, of which the queries are the last; None: T.
+    """
+    rows, groups, remembered = memory_mask.shape
+    if local_mask is None:
+        keys = tokens if keys is None else keys
+        local = torch.ones(tokens, keys, dtype=torch.bool, device=memory_mask.device).tril(keys - tokens)[None, None]
+    else:
+        local = local_mask if local_mask.dtype == torch.bool else local_mask == 0
+    own = torch.eye(groups, dtype=torch.bool, device=memory_mask.device)
+    seen = (own[None, :, :, None] & memory_mask[:, None]).flatten(2)  # (B, G, G * M)
+    seen = F.pad(seen.repeat_interleave((tokens - prefix) // groups, dim=1)[:, None], (0, 0, prefix, 0))
+    return torch.cat([seen, local.expand(rows, 1, tokens, local.shape[-1])], dim=-1)
+
+
+def sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scores: Scores) -> Tensor:
+    """PyTorch's attention; ``keys``, ``values`` may have fewer heads."""
+    if query.is_cuda and mask is not None and query.shape[1] != keys.shape[1]:
+        # A mask together with enable_gqa leaves CUDA's fused kernels for the slow one.
+        group = query.shape[1] // keys.shape[1]
+        keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
+    return F.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scores.scale,
+        dropout_p=scores.dropout,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+
+
+def attend_masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory: RetrievedKV,
+    local_mask: Tensor | None,
+    scores: Scores,
+    memo: Memo,
+) -> Tensor:
+    """Output (B, H, T, D) of one softmax over [memory | local].
+
+    One call has one query. Where memory is read with another, or with a bias, both parts get dimensions of their own:
+    a query is [local | memory | bias], a local key [key | 0 | 0], a retrieved one [0 | key | 1].
+    """
+    rows, tokens = len(query), query.shape[2]
+
+    def mask() -> Tensor:
+        real = memory.mask
+        if real is None:
+            real = memory.keys.new_ones(len(memory.keys), memory.keys.shape[2], dtype=torch.bool)
+        return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix, key.shape[2])
+
+    remembered, values = (
+        t.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3) for t in (memory.keys, memory.values)
+    )
+    if memory.query is not None:
+        size = query.shape[-1]
+        query = torch.cat([query, F.pad(memory.query, (0, 0, memory.prefix, 0))], dim=-1)
+        key, remembered = F.pad(key, (0, size)), F.pad(remembered, (size, 0))
+    if memory.bias is not None:
+        own = (memory.bias.clamp(min=LEAST * scores.scale) / scores.scale).to(query.dtype)
+        query = torch.cat([query, own[:, None, None].expand(rows, -1, tokens, 1)], dim=-1)
+        query = F.pad(query, (0, 7))  # fused kernels take multiples of 8
+        key, remembered = F.pad(key, (0, 8)), F.pad(F.pad(remembered, (0, 1), value=1.0), (0, 7))
+    keys = torch.cat([remembered, key], dim=2)
+    return sdpa(query, keys, torch.cat([values, value], dim=2), memo("joint", local_mask, mask), False, scores)
