@@ -19,11 +19,15 @@ def attention_oracle(
     gate: Tensor | None = None,
     local_mask: Tensor | None = None,
     softcap: float | None = None,
+    memory_query: Tensor | None = None,
+    memory_bias: Tensor | None = None,
+    choice: tuple[int, int] | None = None,
 ) -> Tensor:
     """Retrieval causal attention in float64, one query at a time.
 
     Shapes as in ``retrieval_causal_attention``; grouped queries read key/value head ``h // (H / H_kv)``, and the
     tokens of group g read memory row ``b * G + g``. ``local_mask`` (T, T) is boolean.
+    ``choice``: tokens of a chunk, and how many chunks each query reads, those with most mass.
     """
     rows, heads, tokens, size = query.shape
     group, groups = heads // key.shape[1], len(memory_key) // rows
@@ -36,7 +40,16 @@ def attention_oracle(
     for b, h, t in itertools.product(range(rows), range(heads), range(tokens)):
         q, own = query[b, h, t].double(), b * groups + t // (tokens // groups)
         keys, values = memory_key[own, h // group], memory_value[own, h // group]
-        memory = [(score(q, keys[m]), values[m]) for m in range(len(keys)) if memory_mask[own, m]]
+        asking = q if memory_query is None else memory_query[b, h, t].double()
+        bias = 0.0 if memory_bias is None else float(memory_bias[h])
+        real = [m for m in range(len(keys)) if memory_mask[own, m]]
+        if choice is not None:
+            mass = [0.0] * (len(keys) // choice[0])
+            for m in real:
+                mass[m // choice[0]] += math.exp(score(asking, keys[m]))
+            best = sorted(range(len(mass)), key=lambda c: -mass[c])[: choice[1]]
+            real = [m for m in real if m // choice[0] in best]
+        memory = [(score(asking, keys[m]) + bias, values[m]) for m in real]
         local = [
             (score(q, key[b, h // group, s]), value[b, h // group, s])
             for s in range(t + 1)

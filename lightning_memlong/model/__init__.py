@@ -11,7 +11,12 @@ from lightning_memlong.model.checkpoint import (
 )
 from lightning_memlong.model.context import ContextFactory, ForwardContext
 from lightning_memlong.model.export import export, exported_memory, exported_settings
-from lightning_memlong.model.memory_weights import MEMORY_WEIGHTS_FILE, recognise_backbone, save_memory_weights, warn_of_other_memory
+from lightning_memlong.model.memory_weights import (
+    MEMORY_WEIGHTS_FILE,
+    recognise_backbone,
+    save_memory_weights,
+    warn_of_other_memory,
+)
 from lightning_memlong.model.model import MemLongModel
 from lightning_memlong.model.output import MemLongOutput
 

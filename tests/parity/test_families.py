@@ -96,12 +96,28 @@ def test_empty_bank_is_the_backbone_and_unwrap_gives_it_back(family: str) -> Non
 def test_memory_reads_as_the_text_it_was_made_of(family: str) -> None:
     first, second = windows()
     whole = build(family)(torch.cat([first, second], 1)).logits[:, TOKENS:]
-    model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 1, 2, 3]).eval()
+    model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 1, 2, 3], position="sequential").eval()
     with torch.no_grad():
         output = model(second, memory=remembered(model(first)))
     torch.testing.assert_close(output.logits, whole, atol=5e-4, rtol=1e-3)
     assert set(output.attention_mass) == {0, 1, 2, 3}
     assert all(m.shape == (ROWS, 4) and 0 < m.min() and m.max() < 1 for m in output.attention_mass.values())
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_query_at_a_distance_is_as_keys_turned_back_so_far(family: str) -> None:
+    """Rotary attention sees differences of positions: turning the query to D reads as turning keys to t - D."""
+    model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 1, 2, 3], memory_distance=7).eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.arange(3, 9)
+    for layer in model.retrieval_layers:
+        size = model.backbone.get_decoder().layers[layer].self_attn.head_dim
+        query, key = torch.randn(2, 1, 2, len(tokens), size, generator=generator)
+        turned = model.rotary.rotate(query[None], tokens[None], [layer], 8)[0]
+        angles = model.rotary.at_distance(layer, 7, tokens)
+        read = turned if angles is None else model.rotary.turn_query(turned, angles)
+        at = model.rotary.rotate(key[None], tokens[None] - 7, [layer], 8)[0]
+        torch.testing.assert_close((read * key).sum(-1), (turned * at).sum(-1), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("source", ["single", "per_layer"])
@@ -221,7 +237,9 @@ def test_tables_that_depend_on_the_length_are_those_of_the_window_that_reads() -
     settings = {"rope_parameters": scaling, "max_position_embeddings": 64, "original_max_position_embeddings": 8}
     first, second = windows()
     whole = build("Phi-3", **settings)(torch.cat([first, second], 1)).logits[:, TOKENS:]
-    model = MemLong(build("Phi-3", **settings), memory_layer=0, retrieval_layers=[0, 1, 2, 3]).eval()
+    model = MemLong(
+        build("Phi-3", **settings), memory_layer=0, retrieval_layers=[0, 1, 2, 3], position="sequential"
+    ).eval()
     read = model(second, memory=remembered(model(first))).logits
     torch.testing.assert_close(read, whole, atol=5e-4, rtol=1e-3)
 

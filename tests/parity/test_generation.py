@@ -81,6 +81,7 @@ def test_without_memory_it_is_transformers_own(options: dict[str, Any]) -> None:
 
 
 LLAMAS: list[dict[str, Any]] = [{"source": "single"}, {"fusion": "gated"}, {"bos": 2}, {"position": "zero"},
+                                {"position": "sequential"},
                                 {"attention": "sdpa"}, {"attention": "flex"}]  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def test_each_token_is_as_if_all_were_known(family: str, settings: dict[str, Any
 
 @pytest.mark.parametrize("bos", [None, 2])
 def test_text_that_leaves_the_window_goes_on_as_in_a_slow_writer(bos: int | None) -> None:
-    model = model_of(tiny_llama(), bos=bos, memory_layer=1, retrieval_layers=[1, 3])
+    model = model_of(tiny_llama(), bos=bos, memory_layer=1, retrieval_layers=[1, 3], position="sequential")
     bank = model.read(words(text(100, 2)), window=24, progress=False)
     before = {k: v.clone() for k, v in vars(bank.entries(0)).items() if k in ("positions", "lengths", "embeddings")}
     prompt, written = text(20, 3), text(70, 4)

@@ -19,7 +19,7 @@ real model."""
 
 def model() -> MemLong:
     backbone = tiny_llama(max_position_embeddings=2 * TOKENS, head_dim=32, hidden_size=64, initializer_range=0.15)
-    wrapped = MemLong(backbone, memory_layer=1, fusion="gated")
+    wrapped = MemLong(backbone, memory_layer=1, fusion="gated", position="sequential")
     for gate in wrapped.gates.values():
         gate.data.fill_(0.37)
     return wrapped.eval()

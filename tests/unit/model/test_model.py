@@ -32,7 +32,9 @@ def memory_for(model: MemLong, rows: int = 2, mask: Tensor | None = None) -> Ret
     return Retrieved(keys, values, mask, nothing, nothing.long(), nothing.long())
 
 
-EVERY = [(s, f, p) for s in ("single", "per_layer") for f in ("joint", "gated") for p in ("zero", "sequential")]
+EVERY = [
+    (s, f, p) for s in ("single", "per_layer") for f in ("joint", "gated") for p in ("zero", "sequential", "fixed")
+]
 
 
 @pytest.mark.parametrize(("source", "fusion", "position"), EVERY)
@@ -155,7 +157,23 @@ def test_what_is_trained_equals_the_written_list(mode: str) -> None:
     fusion = "gated" if mode in ("gates_only", "none") else "joint"
     model = wrap(fusion=fusion, tuning=TuningConfig(mode=mode, lora_rank=2))
     expected = set() if mode == "none" else TRAINED[mode]
-    assert set(model.trainable()) == expected
+    biases = {f"memory_bias.{layer}" for layer in model.retrieval_layers} if fusion == "joint" else set()
+    assert set(model.trainable()) == expected | biases
+
+
+def test_where_nothing_else_is_trained_biases_are() -> None:
+    assert set(wrap(tuning=TuningConfig(mode="gates_only")).trainable()) == {
+        f"memory_bias.{layer}" for layer in wrap().retrieval_layers
+    }
+    assert not wrap(memory_bias=False).memory_bias
+
+
+def test_a_bias_of_minus_infinity_reads_no_memory() -> None:
+    model = wrap(retrieval_layers=[2]).eval()
+    memory, plain = memory_for(model), model(window()).logits
+    assert (model(window(), memory=memory).logits - plain).abs().max() > 1e-4
+    model.memory_bias["2"].data.fill_(float("-inf"))
+    torch.testing.assert_close(model(window(), memory=memory).logits, plain)
 
 
 def test_lora_targets_that_match_nothing_are_told() -> None:
@@ -196,7 +214,8 @@ def test_casting_keeps_rotary_tables_and_gates_in_float32() -> None:
         ({"retrieval_layers": [2, 9]}, ["model.retrieval_layers=[2, 9]", "0..3"]),
         ({"source": "both"}, ["model.source='both'", "single, per_layer"]),
         ({"fusion": "sum"}, ["model.fusion='sum'", "joint, gated"]),
-        ({"position": "last"}, ["model.position='last'", "zero, sequential"]),
+        ({"memory_distance": 0}, ["model.memory_distance=0", "1 or more"]),
+        ({"position": "last"}, ["model.position='last'", "fixed, sequential, zero"]),
     ],
 )
 def test_bad_settings_are_told(settings: dict[str, object], words: list[str]) -> None:
