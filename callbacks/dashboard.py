@@ -163,6 +163,9 @@ class Dashboard(L.Callback):
             if pl_module.model.gates:
                 gates = {int(k): gate.detach().float().cpu().flatten() for k, gate in pl_module.model.gates.items()}
                 writer.add_figure("attention/gates", draw_heads(gates, "gate"), step)
+            if pl_module.model.memory_bias:
+                biases = {int(k): b.detach().float().cpu() for k, b in pl_module.model.memory_bias.items()}
+                writer.add_figure("attention/memory_bias", draw_heads(biases, "bias in memory"), step)
             for name, text in record.texts(pl_module.tokenizer).items():
                 writer.add_text(name, text, step)
 

@@ -165,6 +165,10 @@ def test_causality_where_windows_overlap(options: list[str]) -> None:
     assert_causal(options, "--data.stride", "32")
 
 
+def test_causality_where_tokens_choose_what_they_read(options: list[str]) -> None:
+    assert_causal(options, "--memory.candidates", "6", "--memory.top_k", "2")
+
+
 def test_causality_where_each_chunk_retrieves_for_itself(options: list[str]) -> None:
     assert_causal(options, "--memory.granularity", "chunk")
 
