@@ -154,10 +154,10 @@ class InContextLearning(Evaluation):
 
         The one place of this file that knows selections by name.
         """
-        retrieval, top_k = subject.retrieval(), subject.memory.top_k
+        retrieval, chunks = subject.retrieval(), subject.memory.retrieved
         if shots.selection == "random":
-            chosen = [bank.random(top_k, [seed_of(sample.seed, at + i)])[0] for i in range(len(asked))]
-            return bank.gather(torch.stack(chosen)[None], count=False)
+            chosen = [bank.random(chunks, [seed_of(sample.seed, at + i)])[0] for i in range(len(asked))]
+            return retrieval.gather(bank, torch.stack(chosen)[None], count=False)
         by_prompt = retrieval.retriever.needs_hidden
         texts = [TASKS[sample.task].template.format(e.text) if by_prompt else e.text for e in asked]
         asking = embed_texts(retrieval, texts, subject.device, subject.hidden_states)

@@ -103,7 +103,7 @@ class PerplexityGrid(Evaluation):
         self._grid = Grid(
             f"{subject.backbone}, window {data.window}, stride {data.stride}, {self.protocol}", self.protocol,
             self.lengths, self.windows, data.window, data.stride, subject.memory.chunk_size,
-            max((r.config.top_k for r in retrievals.values()), default=subject.memory.top_k),
+            max((r.config.retrieved for r in retrievals.values()), default=subject.memory.retrieved),
             getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths),
             self.longer_window, self.hindsight, retrievals, peers, self.seed,
         )  # fmt: skip

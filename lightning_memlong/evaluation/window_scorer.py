@@ -76,7 +76,7 @@ class WindowScorer:
         else:
             memory = self.grid.retrievals[setting].retrieve(self.banks[setting], batch, count=False)
         # Two settings that choose the same chunks are the same pass.
-        key = "nothing" if memory is None else f"{memory.entries.tolist()}"
+        key = "nothing" if memory is None else f"{memory.entries.tolist()} {memory.top_k}"
         if key not in self._known:
             losses, output = score_windows(self.subject, batch, memory)
             mass = {str(layer): m.float().mean(1).cpu() for layer, m in output.attention_mass.items()}

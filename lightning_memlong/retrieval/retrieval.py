@@ -87,7 +87,13 @@ class Retrieval:
         with self._profile("memory.search"):
             scores, entries = self.choose(bank, batch)
         with self._profile("memory.gather"):
-            found = bank.gather(entries, scores, count)
+            return self.gather(bank, entries, scores, count)
+
+    def gather(
+        self, bank: BankView, entries: Tensor, scores: Tensor | None = None, count: bool = True
+    ) -> Retrieved | None:
+        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads."""
+        found = bank.gather(entries, scores, count)
         if found is not None and self.config.candidates is not None:
             found.top_k = self.config.top_k
         return found

@@ -57,9 +57,9 @@ def retrieve_for(
     candidates = cache(lambda: bank.embeddings_within(limit)[0])
     build = QueryBuilder(config.query_chunks, config.query_pooling, retrieval.retriever.as_query)
     request = Request(
-        bank, config.top_k, len(asking), limit, None,
+        bank, config.retrieved, len(asking), limit, None,
         queries=lambda: torch.stack([build(embeddings, candidates) for embeddings in asking])[None],
         seeds=lambda group: [seed_of(config.seed, end, group)],
     )  # fmt: skip
     scores, entries = retrieval.select(request)
-    return bank.gather(entries, scores, count)
+    return retrieval.gather(bank, entries, scores, count)
