@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,9 +17,6 @@ from torch import Tensor
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
-if TYPE_CHECKING:
-    from lightning_memlong.model.model import MemLongModel
-
 log = logging.getLogger(__name__)
 
 MEMORY_WEIGHTS_FILE = "memory.safetensors"
@@ -27,15 +24,15 @@ SHIPPED = Path(__file__).parent / "weights"
 KEY = "model.memory_weights"
 
 
-def recognise_backbone(model: "MemLongModel") -> dict[str, Any]:
-    """What a frozen backbone is recognised by: its shape and a sum over its embeddings, before anything casts them."""
+def recognise_backbone(model: Any) -> dict[str, Any]:
+    """What a model's frozen backbone is recognised by: its shape and a sum over its embeddings, before any cast."""
     config = model.backbone.config
     facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
     embedding: Tensor = model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
     return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
 
 
-def _held(model: "MemLongModel") -> dict[str, Any]:
+def _held(model: Any) -> dict[str, Any]:
     """Settings of the network that the numbers were learned with."""
     layout = model.layout
     return {
@@ -44,7 +41,7 @@ def _held(model: "MemLongModel") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def save_memory_weights(model: "MemLongModel", file: str | Path, memory: Mapping[str, Any] | None = None) -> Path:
+def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] | None = None) -> Path:
     """Write a model's numbers.
 
     Args:
@@ -68,7 +65,7 @@ def save_memory_weights(model: "MemLongModel", file: str | Path, memory: Mapping
     return Path(file)
 
 
-def load_memory_weights(model: "MemLongModel", chosen: str | None) -> None:
+def load_memory_weights(model: Any, chosen: str | None) -> None:
     """Begin with numbers learned before.
 
     Args:
@@ -101,7 +98,7 @@ def load_memory_weights(model: "MemLongModel", chosen: str | None) -> None:
     _take(model, numbers, facts)
 
 
-def warn_of_other_memory(model: "MemLongModel", memory: Any) -> None:
+def warn_of_other_memory(model: Any, memory: Any) -> None:
     """Say where the memory is not as it was when a file's numbers were learned.
 
     Args:
@@ -113,7 +110,7 @@ def warn_of_other_memory(model: "MemLongModel", memory: Any) -> None:
             log.warning("%s was learned with memory.%s=%s, which is %s here", KEY, name, value, getattr(memory, name))
 
 
-def _take(model: "MemLongModel", numbers: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def _take(model: Any, numbers: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     for layer, number in model.memory_bias.items():
         ok, allowed = numbers[layer].shape == number.shape, f"{len(number)} heads in layer {layer}"
         require(ok, KEY, f"{len(numbers[layer])} heads", allowed, "give a file for this backbone")
