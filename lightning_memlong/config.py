@@ -174,6 +174,9 @@ class MemoryConfig:
     for model.source single, whose stored layer is frozen, so that they come out the same."""
     seed: int = 0
     """Seed of the 'random' selection."""
+    distractors: int = 0
+    """In training, other rows of the batch whose chunks stand beside a window's own [rows]: top_k chunks of each,
+    chosen by the same query; less than data.batch_size. 1 is d = 2 of Focused Transformer (arXiv 2307.03170)."""
 
     def __post_init__(self) -> None:
         """Check each value, and the values against each other."""
@@ -182,6 +185,7 @@ class MemoryConfig:
             require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")
         require_choice("memory.query", self.query, Query)
         require_choice("memory.query_pooling", self.query_pooling, QueryPooling)
+        require(self.distractors >= 0, "memory.distractors", self.distractors, "0 or more", "use 0, or raise it")
         beforehand = self.query == "current" or self.granularity == "chunk"
         require(
             self.retriever.name != "hidden" or not beforehand,
