@@ -79,6 +79,6 @@ def _losses_without_memory(model: MemLong, ids: Tensor, labels: Tensor) -> Tenso
     devices = [ids.device] if ids.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         losses = model.head.loss(model(ids).hidden, labels, reduction="none")
-    # Autocast would give the casts made here, which know no gradient, to the pass that follows.
+    # Before pytorch/pytorch#165068 autocast gave casts made here, which know no gradient, to the pass that follows.
     torch.clear_autocast_cache()
     return losses
