@@ -12,6 +12,7 @@ from callbacks.memory_checks import check_memory
 from lightning_memlong.bank import MemoryBank, Retrieved, load_policy
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
+from lightning_memlong.model import warn_of_other_memory
 from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever, load_selector
 from lightning_memlong.text import ON_DEVICE
 
@@ -54,6 +55,7 @@ class MemoryBankCallback(L.Callback):
         self._profile = trainer.profiler.profile  # type: ignore[attr-defined]
         self.check(getattr(trainer, "datamodule", None), pl_module, stage)
         self.load_retriever(pl_module)
+        warn_of_other_memory(pl_module.model, self.config)
         if self.config.query == "current":
             log.warning(LEAK)
 
@@ -181,7 +183,8 @@ class MemoryBankCallback(L.Callback):
         # Streams of one's own need not say these where windows are disjoint and in order.
         batch.setdefault("offset", bank.ends())
         batch.setdefault("overlap", torch.zeros_like(batch["offset"]))
-        batch["memory"] = retrieval.retrieve(bank, batch)
+        distractors = self.config.distractors if stage == "train" else 0
+        batch["memory"] = retrieval.retrieve(bank, batch, distractors=distractors)
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
@@ -202,8 +205,8 @@ class MemoryBankCallback(L.Callback):
         group = "memory" if stage == "train" else f"memory_{stage}"
         stats = self.banks[stage].stats()
         values = {k: stats[k] for k in ("fill", "insertions", "evictions", "never_retrieved")}
-        if memory is not None:
-            real = memory.positions >= 0
+        # Distractors have no place in the document; a window may have found nothing else.
+        if memory is not None and bool((real := memory.positions >= 0).any()):
             offset = batch["offset"].repeat_interleave(len(real) // len(batch["offset"]))
             distance = (offset[:, None] - memory.positions)[real]
             values["distance_tokens"] = float(distance.float().mean())

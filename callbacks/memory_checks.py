@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 from lightning_memlong.config import MemoryConfig, require
-from lightning_memlong.model import warn_of_other_memory
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +20,6 @@ def check_memory(config: MemoryConfig, data: Any, pl_module: Any, stage: str) ->
     Raises:
         UserError: If they cannot go together.
     """
-    warn_of_other_memory(pl_module.model, config)
     for name in ("window", "stride"):
         tokens = getattr(data, name, None)
         ok, allowed = tokens is None or tokens % config.chunk_size == 0, f"a divisor of data.{name}={tokens}"
@@ -32,6 +30,11 @@ def check_memory(config: MemoryConfig, data: Any, pl_module: Any, stage: str) ->
     ok = config.save_keys_values or stage != "fit" or pl_module.model.layout.source == "single"
     allowed = "true, or model.source single: other layers' keys and values belong to the weights of their time"
     require(ok, "memory.save_keys_values", config.save_keys_values, allowed, "leave it out")
+    rows = getattr(data, "batch_size", None)
+    allowed = f"less than data.batch_size={rows}: each is another row of the batch"
+    fix = "raise --data.batch_size, or lower it"
+    ok = stage != "fit" or rows is None or config.distractors < rows
+    require(ok, "memory.distractors", config.distractors, allowed, fix)
     if config.policy == "none" and hasattr(data, "longest_document"):
         _require_room(config.capacity, data.longest_document(stage))
 

@@ -111,13 +111,8 @@ class RetrieverConfig:
     def __post_init__(self) -> None:
         """Check each value."""
         require(self.batch_size >= 1, "memory.retriever.batch_size", self.batch_size, "1 or more", "raise it")
-        require(
-            self.max_length is None or self.max_length >= 8,
-            "memory.retriever.max_length",
-            self.max_length,
-            "null, or 8 or more encoder tokens",
-            "raise it or leave it out",
-        )
+        ok, allowed = self.max_length is None or self.max_length >= 8, "null, or 8 or more encoder tokens"
+        require(ok, "memory.retriever.max_length", self.max_length, allowed, "raise it or leave it out")
 
 
 @dataclass
@@ -177,6 +172,9 @@ class MemoryConfig:
     for model.source single, whose stored layer is frozen, so that they come out the same."""
     seed: int = 0
     """Seed of the 'random' selection."""
+    distractors: int = 0
+    """In training, other rows of the batch whose chunks stand beside a window's own [rows]: top_k chunks of each,
+    chosen by the same query; less than data.batch_size. 1 is d = 2 of Focused Transformer (arXiv 2307.03170)."""
 
     def __post_init__(self) -> None:
         """Check each value, and the values against each other."""
@@ -185,6 +183,7 @@ class MemoryConfig:
             require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")
         require_choice("memory.query", self.query, Query)
         require_choice("memory.query_pooling", self.query_pooling, QueryPooling)
+        require(self.distractors >= 0, "memory.distractors", self.distractors, "0 or more", "use 0, or raise it")
         beforehand = self.query == "current" or self.granularity == "chunk"
         require(
             self.retriever.name != "hidden" or not beforehand,
@@ -198,13 +197,10 @@ class MemoryConfig:
         require_choice("memory.storage", self.storage, Storage)
         ok = self.half_life is None or self.half_life > 0
         require(ok, "memory.half_life", self.half_life, "null, or above 0 chunks", "leave it out, or raise it")
-        require(
-            self.capacity >= 2 * self.chunk_size and self.capacity % self.chunk_size == 0,
-            "memory.capacity",
-            self.capacity,
-            f"a multiple of memory.chunk_size={self.chunk_size}, at least two chunks",
-            f"use {max(2, round(self.capacity / self.chunk_size)) * self.chunk_size}",
-        )
+        ok = self.capacity >= 2 * self.chunk_size and self.capacity % self.chunk_size == 0
+        allowed = f"a multiple of memory.chunk_size={self.chunk_size}, at least two chunks"
+        fix = f"use {max(2, round(self.capacity / self.chunk_size)) * self.chunk_size}"
+        require(ok, "memory.capacity", self.capacity, allowed, fix)
         allowed = f"null, or at least memory.top_k={self.top_k} chunks"
         ok = self.candidates is None or self.candidates >= self.top_k
         require(ok, "memory.candidates", self.candidates, allowed, "raise it, lower memory.top_k, or leave it out")
@@ -249,13 +245,8 @@ class TuningConfig:
         """Check each value."""
         require_choice("model.tuning.mode", self.mode, TuningMode)
         require(self.lora_rank >= 1, "model.tuning.lora_rank", self.lora_rank, "1 or more", "raise it")
-        require(
-            0 <= self.lora_dropout < 1,
-            "model.tuning.lora_dropout",
-            self.lora_dropout,
-            "from 0 up to but not including 1",
-            "use 0.05",
-        )
+        ok, allowed = 0 <= self.lora_dropout < 1, "from 0 up to but not including 1"
+        require(ok, "model.tuning.lora_dropout", self.lora_dropout, allowed, "use 0.05")
 
 
 @dataclass

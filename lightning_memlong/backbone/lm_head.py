@@ -37,7 +37,7 @@ class Head:
         """(..., E) to (..., V)."""
         return _shape_logits(self.linear(hidden), self.divisor, self.softcap)
 
-    def loss(self, hidden: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    def loss(self, hidden: Tensor, labels: Tensor, reduction: str = "mean", weights: Tensor | None = None) -> Tensor:
         """Next-token cross-entropy in float32, a block of positions at a time.
 
         Args:
@@ -46,6 +46,8 @@ class Head:
                 be predicted from and is never scored.
             reduction: ``mean`` over scored tokens, 0 where there is none; or ``none``: (B, T), 0 where not scored,
                 without gradients.
+            weights: (B, T) float32, for ``mean``: what the loss of each scored token is multiplied by; the sum is still
+                divided by the number of scored tokens. None: 1.
         """
         targets = labels[:, 1:].flatten()
         places = (targets != -100).nonzero().flatten()
@@ -57,8 +59,9 @@ class Head:
                 losses = _losses(scored, weight, bias, wanted, self.divisor, self.softcap)
             every = losses.new_zeros(len(targets)).index_copy_(0, places, losses)
             return F.pad(every.view(len(labels), -1), (1, 0))
+        counts = None if weights is None else weights[:, 1:].flatten()[places]
         total = BlockwiseCrossEntropy.apply(
-            scored, weight, bias, wanted, self.divisor, self.softcap, torch.is_grad_enabled()
+            scored, weight, bias, wanted, counts, self.divisor, self.softcap, torch.is_grad_enabled()
         )
         return total / max(1, len(places))
 
@@ -116,7 +119,9 @@ def _losses(
 
 
 class BlockwiseCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of a linear head; gradients are made in the forward pass, while logits are at hand.
+    """Sum of cross-entropies of a linear head, each with a weight of its own if wanted.
+
+    Gradients are made in the forward pass, while logits are at hand.
 
     PyTorch has the same since 2.13 (``linear_cross_entropy``), without soft-capping; older ones have not.
     """
@@ -128,13 +133,18 @@ class BlockwiseCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        counts: Tensor | None,
         divisor: float,
         softcap: float | None,
         wanted: bool,
     ) -> Tensor:
-        """Hidden (N, E), weight (V, E), targets (N,): the sum, float32. ``wanted``: whether gradients will be."""
+        """Hidden (N, E), weight (V, E), targets (N,), counts (N,): the sum, float32.
+
+        ``wanted``: whether gradients will be.
+        """
         if not wanted:
-            return _losses(hidden, weight, bias, targets, divisor, softcap).sum()
+            losses = _losses(hidden, weight, bias, targets, divisor, softcap)
+            return (losses if counts is None else losses * counts).sum()
         needed = ctx.needs_input_grad[:3]
         grads = [torch.zeros_like(t, dtype=torch.float32) if n and t is not None else None
                  for t, n in zip((hidden, weight, bias), needed, strict=True)]  # fmt: skip
@@ -143,10 +153,12 @@ class BlockwiseCrossEntropy(torch.autograd.Function):
         for block in _blocks(len(hidden), len(weight)):
             here, target = hidden[block].to(weight.dtype), targets[block][:, None]
             losses, slope, denominator, of_cap = head.losses(here, target)
-            total += losses.sum()
+            total += (losses if counts is None else losses * counts[block]).sum()
             slope.div_(denominator).scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
             if of_cap is not None:
                 slope.mul_(of_cap)
+            if counts is not None:
+                slope.mul_(counts[block][:, None])
             slope = (slope if divisor == 1.0 else slope.div_(divisor)).to(weight.dtype)
             if grads[0] is not None:
                 grads[0][block] = slope @ weight
@@ -163,4 +175,4 @@ class BlockwiseCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what the forward pass made."""
         made = (None if g is None else g * grad_outputs[0].to(g.dtype) for g in ctx.saved_tensors)
-        return (*made, None, None, None, None)
+        return (*made, None, None, None, None, None)

@@ -2,9 +2,20 @@
 
 from lightning_memlong.bank.eviction import POLICIES, load_policy
 from lightning_memlong.bank.memory_bank import MemoryBank
-from lightning_memlong.bank.retrieved import Retrieved
+from lightning_memlong.bank.retrieved import JoinedRetrieved, Retrieved
 from lightning_memlong.bank.row import BankRow, Entries, Snapshot
 from lightning_memlong.bank.store import SPARE
 from lightning_memlong.bank.view import BankView
 
-__all__ = ["POLICIES", "SPARE", "BankRow", "BankView", "Entries", "MemoryBank", "Retrieved", "Snapshot", "load_policy"]
+__all__ = [
+    "POLICIES",
+    "SPARE",
+    "BankRow",
+    "BankView",
+    "Entries",
+    "JoinedRetrieved",
+    "MemoryBank",
+    "Retrieved",
+    "Snapshot",
+    "load_policy",
+]

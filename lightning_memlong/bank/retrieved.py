@@ -4,10 +4,13 @@ R rows (G times the batch's where each of G groups of a row's tokens has its own
 L layers, H heads, D head size.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,9 +27,9 @@ class Retrieved:
     scores: Tensor
     """(R, k) float32 similarity; NaN where nothing was retrieved or the selection has no score."""
     entries: Tensor
-    """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved."""
+    """(R, k) places of the entries in their rows, oldest = 0; -1 where nothing was retrieved from the row itself."""
     positions: Tensor
-    """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved."""
+    """(R, k) first token of each chunk in its document [tokens]; -1 where nothing was retrieved from the document."""
     empty: bool | None = None
     """Whether no token is real; None: it is looked up in ``mask``, once. A bank knows without asking the device."""
     full: bool | None = None
@@ -68,3 +71,40 @@ class PendingRetrieved(Retrieved):
     def values(self) -> Tensor:  # type: ignore[override]
         """See :class:`Retrieved`."""
         return self._pending.result()[1]  # type: ignore[attr-defined]
+
+
+class JoinedRetrieved(Retrieved):
+    """What a row's own document gave, and before it, further from the window, what other documents gave.
+
+    Scores, entries and positions (NaN, -1, -1) tell of the own document only. Keys and values are joined when they are
+    first asked for, so that what is still being read is not waited for.
+
+    Args:
+        others: Of other documents, at least one record.
+        own: Of the own one, if it gave anything.
+    """
+
+    def __init__(self, others: Sequence[Retrieved], own: Retrieved | None) -> None:
+        parts = [*others] if own is None else [*others, own]
+        scores = [torch.full_like(part.scores, float("nan")) for part in others]
+        nothing = [torch.full_like(part.entries, -1) for part in others]
+        mine = ([], [], []) if own is None else ([own.scores], [own.entries], [own.positions])
+        vars(self).update(
+            scores=torch.cat([*scores, *mine[0]], dim=1),
+            entries=torch.cat([*nothing, *mine[1]], dim=1),
+            positions=torch.cat([*nothing, *mine[2]], dim=1),
+            mask=torch.cat([part.mask for part in parts], dim=1),
+            full=all(part.full for part in parts),
+            empty=all(part.empty for part in parts),
+            _parts=parts,
+        )
+
+    @cached_property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        """See :class:`Retrieved`."""
+        return torch.cat([part.keys for part in self._parts], dim=-2)  # type: ignore[attr-defined]
+
+    @cached_property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """See :class:`Retrieved`."""
+        return torch.cat([part.values for part in self._parts], dim=-2)  # type: ignore[attr-defined]

@@ -77,6 +77,10 @@ class BankView:
         """A bank of one row, which is row ``row`` of this one."""
         return BankView(self._store, [self._numbers[row]])
 
+    def rolled(self, by: int) -> "BankView":
+        """The same rows in another order: row r of it is row r + ``by`` of this one, going round."""
+        return BankView(self._store, [self._numbers[(row + by) % self.rows] for row in range(self.rows)])
+
     def row(self, row: int) -> BankRow:
         """A row itself: what was read into it, taking back what was stored, one writer at a time."""
         return self._rows[row]

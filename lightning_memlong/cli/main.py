@@ -26,7 +26,7 @@ from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, stored_settings
-from lightning_memlong.training import MemLongModule
+from lightning_memlong.training import MemLongModule, require_memory
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI
 from lightning_memlong.training.loggers import MetricsCSV
 
@@ -167,6 +167,7 @@ class MemLongCLI(CheckpointAwareCLI):
     def _open_data(self, subcommand: str) -> None:
         if subcommand == "fit":
             require_gradients(self.model.model.layout.attention, self.trainer.strategy.root_device)
+            require_memory(self._built("memory").enabled or self.model.loss_weights == "none")
         stage = "validate" if subcommand == "layers" else subcommand
         if not self._evaluates() or self._built("evaluation").reads_data:
             self.datamodule.setup(stage)

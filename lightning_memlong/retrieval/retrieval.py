@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_memlong.bank import BankView, MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.retrieval.chunks import Chunks
+from lightning_memlong.retrieval.distractors import with_distractors
 from lightning_memlong.retrieval.queries import Candidates, QueryBuilder, chunk_queries, window_queries
 from lightning_memlong.retrieval.retriever import Retriever
 from lightning_memlong.retrieval.selection import Request, load_selector, seed_of
@@ -75,25 +76,31 @@ class Retrieval:
 
     # ---- before a window is read --------------------------------------------------------------------------
 
-    def retrieve(self, bank: BankView, batch: Batch, count: bool = True) -> Retrieved | None:
+    def retrieve(self, bank: BankView, batch: Batch, count: bool = True, distractors: int = 0) -> Retrieved | None:
         """What the bank gives for a window; None: nothing yet. Unless ``count`` is false, the counters go up.
 
         Only chunks that end where the window begins, or before, are looked at; with ``batch["memory_start"]`` (R,),
-        those that begin there or after it.
+        those that begin there or after it. ``distractors``: as many other rows give theirs too.
         """
         batch.pop("embeddings", None)
         if bank.insertions == 0:
             return None
+        request = self._request(bank, batch)
         with self._profile("memory.search"):
-            scores, entries = self.choose(bank, batch)
+            scores, entries = self.select(request)
         with self._profile("memory.gather"):
-            return self.gather(bank, entries, scores, count)
+            found = bank.gather(entries, scores, count)
+            if distractors:
+                found = with_distractors(self.select, request, found, batch["document_id"], distractors)
+        return self._limited(found)
 
     def gather(
         self, bank: BankView, entries: Tensor, scores: Tensor | None = None, count: bool = True
     ) -> Retrieved | None:
         """As :meth:`BankView.gather`; the record says how many of its chunks each token reads."""
-        found = bank.gather(entries, scores, count)
+        return self._limited(bank.gather(entries, scores, count))
+
+    def _limited(self, found: Retrieved | None) -> Retrieved | None:
         if found is not None and self.config.candidates is not None:
             found.top_k = self.config.top_k
         return found
@@ -104,16 +111,19 @@ class Retrieval:
         Where queries need the window's own embeddings they are left in ``batch["embeddings"]``, so that
         :meth:`store` need not make them again.
         """
-        config, before = self.config, batch["offset"]
         batch.pop("embeddings", None)
+        return self.select(self._request(bank, batch))
+
+    def _request(self, bank: BankView, batch: Batch) -> Request:
+        """What a window asks; its queries are made once, whoever asks for them again."""
+        config, before = self.config, batch["offset"]
         groups = batch["input_ids"].shape[1] // config.chunk_size if config.granularity == "chunk" else 1
         places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
-        request = Request(
+        return Request(
             bank, config.retrieved, groups, before, batch.get("memory_start"),
-            queries=lambda: self._queries(bank, batch),
+            queries=cache(lambda: self._queries(bank, batch)),
             seeds=lambda group: [seed_of(config.seed, *place, group) for place in places],
         )  # fmt: skip
-        return self.select(request)
 
     def _queries(self, bank: BankView, batch: Batch) -> Tensor:
         """(R, G, Q, E): of one search a row, or one a chunk."""

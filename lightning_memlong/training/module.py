@@ -12,12 +12,13 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
 from lightning_memlong.backbone import first_token, load_tokenizer
-from lightning_memlong.config import ModelConfig, TuningConfig, require
+from lightning_memlong.config import ModelConfig, TuningConfig, require, require_choice
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import CHECKPOINT_FORMAT, MemLongOutput, check_checkpoint, recognise_backbone
 from lightning_memlong.text import Batch
+from lightning_memlong.training.loss_weights import LossWeights, long_context_loss, plain_loss
 from lightning_memlong.training.resume import keep_recipe
 from lightning_memlong.training.schedule import LinearWarmup
 
@@ -33,6 +34,8 @@ class MemLongModule(L.LightningModule):
         scheduler: Learning-rate schedule class and its arguments, stepped once an optimiser step.
         prepend_bos: Put the tokenizer's first token of a text (or the token of this id) before each window, and take it
             off again; null: if the tokenizer does so with a text.
+        loss_weights: none: each scored token counts the same in training; long_context: by what memory is worth to it
+            (LongCE, arXiv 2410.23771), min(exp(loss without memory - loss with it), 5), for a second pass.
         compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
         memory_bias_lr: Learning rate of the biases at its top; the optimiser's own is for weights.
         **settings: Fields of :class:`ModelConfig`: what the network is.
@@ -45,11 +48,13 @@ class MemLongModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-5, weight_decay=1e-4),
         scheduler: LRSchedulerCallable = LinearWarmup,
         prepend_bos: bool | int | None = None,
+        loss_weights: LossWeights = "none",
         compare_memory_off: bool = True,
         memory_bias_lr: float = 0.01,
         **settings: Any,
     ) -> None:
         super().__init__()
+        require_choice("model.loss_weights", loss_weights, LossWeights)
         config = ModelConfig(**settings)
         self.backbone_name = backbone
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
@@ -61,7 +66,8 @@ class MemLongModule(L.LightningModule):
         self.save_hyperparameters({**facts, **asdict(config), "tuning": asdict(tuning)}, logger=False)
         self._optimizer, self._scheduler = optimizer, scheduler
         require(memory_bias_lr > 0, "model.memory_bias_lr", memory_bias_lr, "above 0", "raise it, or memory_bias false")
-        self.compare_memory_off, self.memory_bias_lr = compare_memory_off, memory_bias_lr
+        self.compare_memory_off, self.loss_weights = compare_memory_off, loss_weights
+        self.memory_bias_lr = memory_bias_lr
         self.recognised = recognise_backbone(self.model)  # before a precision plugin casts anything
         """What checkpoints say of the backbone they belong to."""
         self.validated_at = -1
@@ -96,15 +102,18 @@ class MemLongModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one window, and the keys and values to be stored."""
-        output = self(batch)
-        assert output.loss is not None
         rows = len(batch["input_ids"])
-        loss, mean = self._over_processes(output.loss, batch["labels"])
-        perplexity = mean.exp()
-        self.log_dict({"train/loss": mean, "train/perplexity": perplexity}, batch_size=rows)
+        if self.loss_weights == "none":
+            scored = plain_loss(self.model, batch)
+        else:
+            scored = long_context_loss(self.model, batch, self.sharded)
+        loss, means = self._over_processes(scored.loss, scored.means, batch["labels"])
+        perplexity = means["loss"].exp()
+        logged = {f"train/{name}": mean for name, mean in means.items()}
+        self.log_dict(logged | {"train/perplexity": perplexity}, batch_size=rows)
         self.log("ppl", perplexity, prog_bar=True, logger=False, batch_size=rows)
-        self._log_attention(output, rows)
-        return {"loss": loss, **_to_store(output, batch)}
+        self._log_attention(scored.output, rows)
+        return {"loss": loss, **_to_store(scored.output, batch)}
 
     def _log_attention(self, output: MemLongOutput, rows: int) -> None:
         """How much the retrieval layers attend to memory, where the kernel tells it, and how open their gates are."""
@@ -115,18 +124,21 @@ class MemLongModule(L.LightningModule):
         gates = {f"gates/layer_{k}": gate.detach().abs().mean() for k, gate in self.model.gates.items()}
         self.log_dict(mass | gates, batch_size=rows)
 
-    def _over_processes(self, loss: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss whose mean gradient over processes is that of the mean over all their scored tokens; that mean.
+    def _over_processes(
+        self, loss: Tensor, means: dict[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss whose mean gradient over processes is that of the mean over all their scored tokens; those means.
 
         One process may have fewer tokens than another, or none once its documents are read.
         """
         if self.trainer.world_size == 1:
-            return loss, loss.detach()
+            return loss, means
         scored = (labels[:, 1:] != -100).sum()
-        sums = torch.stack([loss.detach() * scored, scored])
-        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = torch.stack([*(mean * scored for mean in means.values()), scored])
+        *totals, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
         count = count.clamp(min=1)
-        return loss * (scored * self.trainer.world_size / count), total / count
+        every = {name: total / count for name, total in zip(means, totals, strict=True)}
+        return loss * (scored * self.trainer.world_size / count), every
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score one validation window."""

@@ -180,6 +180,11 @@ MISTAKES = {
         ["memory.capacity=128", "longest document", "data.max_document_tokens"],
     ),
     "keys of other layers left out": (["--memory.save_keys_values", "false"], ["memory.save_keys_values", "single"]),
+    "no other rows": (["--memory.distractors", "1"], ["memory.distractors=1", "data.batch_size=1", "raise"]),
+    "weights without memory": (
+        ["--model.loss_weights", "long_context", "--memory.enabled", "false"],
+        ["model.loss_weights='long_context'", "memory.enabled"],
+    ),
     "half-life": (["--memory.half_life", "0"], ["memory.half_life=0", "above 0"]),
     "not a policy": (["--memory.policy", "math.pi"], ["memory.policy='math.pi'", "import path"]),
     "maximum below minimum": (["--data.max_document_tokens", "32"], ["data.max_document_tokens=32", "64"]),

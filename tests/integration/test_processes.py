@@ -32,11 +32,13 @@ def saved(runs: Path) -> dict[str, Any]:
     return torch.load(next(runs.rglob("last.ckpt")), weights_only=True)
 
 
+@pytest.mark.parametrize("loss_weights", ["none", "long_context"])
 def test_gradients_of_two_processes_are_those_of_one_with_both_rows(
-    tiny_backbone: Path, text_folder: Path, tmp_path: Path
+    loss_weights: str, tiny_backbone: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     def options(name: str) -> list[str]:
-        short = ["--trainer.max_steps", "6", "--model.scheduler.total_steps", "6", "--trainer.limit_val_batches", "0"]
+        short = ["--trainer.max_steps", "6", "--model.scheduler.total_steps", "6", "--trainer.limit_val_batches", "0",
+                 "--model.loss_weights", loss_weights]  # fmt: skip
         return [*tiny(tiny_backbone, text_folder, tmp_path / name), *PAPER, *short]
 
     fit([*options("one"), *recording(tmp_path / "seen-one"), "--data.batch_size", "2"])

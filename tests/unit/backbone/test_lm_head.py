@@ -58,6 +58,26 @@ def test_loss_and_gradients_equal_those_of_whole_logits(
     assert (results[0][2] is not None) == trained and results[0][1].abs().max() > 0
 
 
+@pytest.mark.parametrize(("divisor", "softcap"), [(1.0, None), (2.5, None), (1.0, 3.0)])
+def test_each_token_can_have_a_weight(divisor: float, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = head(monkeypatch, logits_scaling=divisor, final_logit_softcapping=softcap)
+    weight = ours.linear.weight.requires_grad_()
+    weights = torch.rand(2, TOKENS, generator=torch.Generator().manual_seed(5)) * 3
+    hidden, labels = inputs()
+    hidden.requires_grad_()
+    logits = hidden[:, :-1] @ weight.T / divisor
+    logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+    each = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
+    expected = (each * weights[:, 1:].flatten()).sum() / (2 * (TOKENS - 1) - 6)
+    loss = ours.loss(hidden, labels, weights=weights)
+    torch.testing.assert_close(loss, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.loss(hidden, labels, weights=weights), expected)
+    pairs = zip(*(torch.autograd.grad(value, (hidden, weight)) for value in (loss, expected)), strict=True)
+    for fast, slow in pairs:
+        torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
+
+
 def test_losses_of_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = head(monkeypatch)
     hidden, labels = inputs()
