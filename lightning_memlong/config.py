@@ -148,8 +148,11 @@ class MemoryConfig:
     """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
     of them)."""
     selection: str = "similarity"
-    """How chunks are chosen: similarity (retrieval), the controls recent and random, or the import path of a function
-    of your own, such as my_package.my_selector."""
+    """How chunks are chosen: similarity (retrieval), the controls recent and random, mix (the newest, then the most
+    similar), neighbours (the most similar, each with the chunks beside it), or the import path of a function of your
+    own, such as my_package.my_selector."""
+    newest: int = 2
+    """Of the chunks retrieved, those that selection mix takes for being the newest [chunks]."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
@@ -205,6 +208,8 @@ class MemoryConfig:
         ok = self.candidates is None or self.candidates >= self.top_k
         require(ok, "memory.candidates", self.candidates, allowed, "raise it, lower memory.top_k, or leave it out")
         name = "top_k" if self.candidates is None else "candidates"
+        ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.retrieved)
+        require(ok, "memory.newest", self.newest, f"from 0 to memory.{name}={self.retrieved}", "lower it")
         tokens = self.retrieved * self.chunk_size
         require(
             tokens <= self.capacity,

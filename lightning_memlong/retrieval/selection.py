@@ -37,12 +37,14 @@ class Request:
     """Gives the embeddings (R, G, Q, E) that ask, made only for selectors that want them."""
     seeds: Callable[[int], list[int]]
     """Gives a seed for each row, of a set (by number): a resumed run draws what an unbroken one would."""
+    newest: int = 0
+    """Of ``top_k``, those that ``mix`` takes for being the newest."""
 
 
 Selector = Callable[[Request], tuple[Tensor | None, Tensor]]
 
 
-def similarity(request: Request) -> tuple[Tensor | None, Tensor]:
+def similarity(request: Request) -> tuple[Tensor, Tensor]:
     """The entries nearest to any of the queries (paper, section 2: retrieval)."""
     return search_any(request.bank, request.queries(), request.top_k, request.before, request.after)
 
@@ -62,7 +64,63 @@ def random(request: Request) -> tuple[Tensor | None, Tensor]:
     return None, torch.stack(drawn, dim=1)
 
 
-SELECTORS: dict[str, Selector] = {"similarity": similarity, "recent": recent, "random": random}
+def mix(request: Request) -> tuple[Tensor | None, Tensor]:
+    """The newest entries, and of the others those nearest to a query."""
+    scores, entries = similarity(request)
+    newest = request.bank.recent(request.newest, request.before, request.after)
+
+    def ordered(row: int, hits: list[int]) -> list[int]:
+        return [*(e for e in newest[row].tolist() if e >= 0), *hits]
+
+    return _first(request, scores, entries, ordered)
+
+
+def neighbours(request: Request) -> tuple[Tensor | None, Tensor]:
+    """The entries nearest to a query, each with what stands right before and after it in the document.
+
+    What is said next to a passage is often what one looks for (EM-LLM, arXiv 2407.09450: the contiguity buffer).
+    """
+    scores, entries = similarity(request)
+    bank = request.bank
+    eligible = [set(row.tolist()) for row in bank.recent(bank.slots, request.before, request.after)]
+
+    def ordered(row: int, hits: list[int]) -> list[int]:
+        begins = bank.entries(row).positions.tolist()
+
+        def beside(hit: int) -> list[int]:
+            return [
+                e for e in (hit - 1, hit + 1)
+                if e >= 0 and e in eligible[row] and abs(begins[e] - begins[hit]) <= bank.chunk_size
+            ]  # fmt: skip
+
+        return [e for hit in hits for e in (hit, *beside(hit))]
+
+    return _first(request, scores, entries, ordered)
+
+
+def _first(
+    request: Request, scores: Tensor, entries: Tensor, ordered: Callable[[int, list[int]], list[int]]
+) -> tuple[Tensor, Tensor]:
+    """Of what ``ordered`` makes of a row's hits, best first, the first ``top_k``, none twice.
+
+    Scores are those of hits; NaN for what was chosen for another reason.
+    """
+    rows, groups, _ = entries.shape
+    kept = torch.full((rows, groups, request.top_k), -1)
+    found = torch.full(kept.shape, float("nan"))
+    for row in range(rows):
+        for group in range(groups):
+            known = dict(zip(entries[row, group].tolist(), scores[row, group].tolist(), strict=True))
+            hits = [e for e in known if e >= 0]
+            chosen = list(dict.fromkeys(ordered(row, hits)))[: request.top_k]
+            kept[row, group, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
+            found[row, group, : len(chosen)] = torch.tensor([known.get(e, float("nan")) for e in chosen])
+    return found, kept
+
+
+SELECTORS: dict[str, Selector] = {
+    "similarity": similarity, "recent": recent, "random": random, "mix": mix, "neighbours": neighbours,
+}  # fmt: skip
 
 
 def load_selector(name: str) -> Selector:

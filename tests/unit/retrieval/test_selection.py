@@ -80,7 +80,9 @@ def test_random_is_the_same_for_the_same_place() -> None:
 
 @pytest.mark.parametrize("name", ["best", "tests.unit.retrieval.test_selection.nothing", "os"])
 def test_what_is_no_selector_is_told(name: str) -> None:
-    with pytest.raises(UserError, match=f"memory.selection='{name}'.*similarity, recent, random, or the import path"):
+    with pytest.raises(
+        UserError, match=f"memory.selection='{name}'.*similarity, recent, random, mix, neighbours, or the import path"
+    ):
         load_selector(name)
 
 
@@ -106,3 +108,49 @@ def test_chunks_are_decoded_only_when_somebody_reads_them() -> None:
     hidden = load_retriever(RetrieverConfig("hidden"), 4)
     assert hidden.needs_hidden and torch.allclose(hidden.embed(chunks), torch.full((1, 4), 0.5)) and not asked
     assert chunks.texts == ["x"] and chunks.texts and asked == [1]
+
+
+def ragged() -> MemoryBank:
+    """Two rows of 6 and 3 entries; in row 0 the fourth chunk (positions 12 to 16) was never stored."""
+    bank = MemoryBank(2, chunk_size=CHUNK, capacity=16 * CHUNK)
+    angles = torch.tensor([[0.1, 1.5, 0.2, 0.3, 1.4, 1.3, 0.5], [1.5, 0.0, 1.4, 0, 0, 0, 0]])
+    for chunk in range(7):
+        keys = torch.randn(2, 1, CHUNK, 3)
+        lengths = torch.tensor([[0 if chunk == 3 else CHUNK], [CHUNK if chunk < 3 else 0]])
+        at = angles[:, chunk : chunk + 1]
+        embeddings = torch.stack([at.cos(), at.sin()], dim=-1)
+        bank.insert(keys, keys, embeddings, lengths, torch.full((2, 1), chunk * CHUNK))
+    return bank
+
+
+def asked(bank: MemoryBank, name: str, top_k: int, before: int = 999, newest: int = 0) -> list[list[list[int]]]:
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[None, :, None].expand(2, 2, 1, 2)
+    request = Request(bank, top_k, 2, torch.tensor([before, 999]), None, lambda: queries, lambda _: [0, 0], newest)
+    scores, entries = load_selector(name)(request)
+    assert scores is not None and scores.shape == entries.shape
+    return [[[e for e in group.tolist() if e >= 0] for group in row] for row in entries]
+
+
+def test_mix_takes_the_newest_and_then_the_most_similar() -> None:
+    bank = ragged()
+    # Row 0 holds angles 0.1, 1.5, 0.2, 1.4, 1.3, 0.5; the groups ask for small angles and for large ones.
+    assert asked(bank, "mix", 3, newest=1) == [[[5, 0, 2], [5, 1, 3]], [[2, 1, 0], [2, 0, 1]]]
+    assert asked(bank, "mix", 3, before=5 * CHUNK, newest=2)[0] == [[3, 2, 0], [3, 2, 1]]
+    assert asked(bank, "mix", 2) == asked(bank, "similarity", 2), "none of the newest"
+
+
+def test_neighbours_are_beside_a_hit_in_the_document_and_can_be_found() -> None:
+    bank = ragged()
+    # Entry 3 follows entry 2 in the row, not in the document: a chunk between them is missing.
+    assert asked(bank, "neighbours", 4)[0] == [[0, 1, 2, 5], [1, 0, 2, 3]]
+    assert asked(bank, "neighbours", 4)[1] == [[1, 0, 2], [0, 1, 2]]
+    assert asked(bank, "neighbours", 9, before=2 * CHUNK)[0] == [[0, 1], [1, 0]], "nothing that is not to be found"
+    both = asked(bank, "neighbours", 9)[0]
+    assert sorted(both[0]) == sorted(both[1]) == [0, 1, 2, 3, 4, 5]
+
+
+def test_more_of_the_newest_than_chunks_are_told() -> None:
+    with pytest.raises(UserError, match="memory.newest=4.*from 0 to memory.top_k=3"):
+        MemoryConfig(selection="mix", newest=4)
+    with pytest.raises(UserError, match="memory.candidates=2.*at least memory.top_k=3"):
+        MemoryConfig(candidates=2)
