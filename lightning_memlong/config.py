@@ -95,8 +95,9 @@ class RetrieverConfig:
 
     name: str = "all-MiniLM-L6-v2"
     """Encoder: 'all-MiniLM-L6-v2' (installed with the project), any sentence-transformers hub id or folder
-    (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hidden' (mean hidden states of the memory layer, no second
-    model), 'hashing' (deterministic bag of words, no model), or the import path of a class of your own."""
+    (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hybrid' (all-MiniLM-L6-v2 and bm25 at once, by the sum of
+    their standardised scores), 'hidden' (mean hidden states of the memory layer, no second model), 'hashing'
+    (deterministic bag of words, no model), or the import path of a class of your own."""
     prompt: str = ""
     """Put before each text, where an encoder was trained with it ('query: ' for E5)."""
     batch_size: int = 32
