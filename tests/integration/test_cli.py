@@ -42,7 +42,7 @@ def test_an_override_reaches_everything_derived_from_it(options: list[str], tmp_
     for _ in range(15):
         schedule.optimizer.step()
         schedule.step()
-    assert schedule.get_last_lr() == [0.0], "the schedule ends where training ends"
+    assert schedule.get_last_lr() == [0.0, 0.0], "the schedule ends where training ends"
     assert data.settings.tokenizer == cli.model.backbone_name
 
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_another_backbone_is_told(
     old = torch.load(checkpoint, weights_only=True)
     old["memlong"]["format"] = 1
     torch.save(old, cut)
-    assert "is of format 1. Allowed: 2" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
+    assert "is of format 1. Allowed: 3" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
     torch.save({"state_dict": {}}, cut)
     assert "not a MemLong checkpoint" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
 
