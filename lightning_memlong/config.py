@@ -95,8 +95,9 @@ class RetrieverConfig:
 
     name: str = "all-MiniLM-L6-v2"
     """Encoder: 'all-MiniLM-L6-v2' (installed with the project), any sentence-transformers hub id or folder
-    (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hidden' (mean hidden states of the memory layer, no second
-    model), 'hashing' (deterministic bag of words, no model), or the import path of a class of your own."""
+    (the paper uses BAAI/bge-m3), 'bm25' (words, no model), 'hybrid' (all-MiniLM-L6-v2 and bm25 at once, by the sum of
+    their standardised scores), 'hidden' (mean hidden states of the memory layer, no second model), 'hashing'
+    (deterministic bag of words, no model), or the import path of a class of your own."""
     prompt: str = ""
     """Put before each text, where an encoder was trained with it ('query: ' for E5)."""
     batch_size: int = 32
@@ -150,8 +151,11 @@ class MemoryConfig:
     """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
     of them)."""
     selection: str = "similarity"
-    """How chunks are chosen: similarity (retrieval), the controls recent and random, or the import path of a function
-    of your own, such as my_package.my_selector."""
+    """How chunks are chosen: similarity (retrieval), mix (the newest, and the most similar of the others), neighbours
+    (the most similar, each with those beside it in the document), the controls recent and random, or the import path of
+    a function of your own, such as my_package.my_selector."""
+    newest: int = 2
+    """Of the top_k, how many selection 'mix' takes for being the newest [chunks]."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
@@ -190,6 +194,9 @@ class MemoryConfig:
             "an encoder of texts, for query current or granularity chunk: hidden states of a window come after it",
             "choose another retriever, or --memory.query previous --memory.granularity window",
         )
+        ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.top_k)
+        allowed = f"0 or more, and for selection mix at most memory.top_k={self.top_k}"
+        require(ok, "memory.newest", self.newest, allowed, "change it, or raise --memory.top_k")
         require_choice("memory.granularity", self.granularity, Granularity)
         require_choice("memory.dtype", self.dtype, BankDtype)
         require_choice("memory.storage", self.storage, Storage)

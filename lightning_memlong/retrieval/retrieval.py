@@ -100,7 +100,7 @@ class Retrieval:
         groups = batch["input_ids"].shape[1] // config.chunk_size if config.granularity == "chunk" else 1
         places = list(zip(batch["document_id"].tolist(), before.tolist(), strict=True))
         request = Request(
-            bank, config.top_k, groups, before, batch.get("memory_start"),
+            bank, config.top_k, groups, before, batch.get("memory_start"), config.newest,
             queries=lambda: self._queries(bank, batch),
             seeds=lambda group: [seed_of(config.seed, *place, group) for place in places],
         )  # fmt: skip

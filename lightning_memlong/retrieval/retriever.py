@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from lightning_memlong.files import cache_dir, package_file
 from lightning_memlong.retrieval.bm25 import BM25Retriever
 from lightning_memlong.retrieval.chunks import Chunks
 from lightning_memlong.retrieval.embedding_cache import CachedRetriever
+from lightning_memlong.retrieval.hybrid import WORDS, HybridRetriever
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +116,8 @@ class SentenceRetriever(Retriever):
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"memory.retriever.name={config.name!r} cannot be loaded: {first_line} Allowed: "
-                f"{', '.join(PACKAGED)}, bm25, hidden, hashing, a sentence-transformers folder or a hub id that can "
-                "be reached. Fix: check the spelling, or the network."
+                f"{', '.join(PACKAGED)}, bm25, hybrid, hidden, hashing, a sentence-transformers folder or a hub id "
+                "that can be reached. Fix: check the spelling, or the network."
             ) from error
         self._encoder.requires_grad_(False).eval()
         self.size = int(self._encoder.get_embedding_dimension() or 0)
@@ -211,6 +213,9 @@ def load_retriever(config: RetrieverConfig, hidden_size: int = 0) -> Retriever:
 BUILT_IN: dict[str, Callable[[RetrieverConfig, int], Retriever]] = {
     "hashing": lambda config, hidden_size: HashingRetriever(),  # as fast as a look-up, so never cached
     "bm25": lambda config, hidden_size: BM25Retriever(),
+    "hybrid": lambda config, hidden_size: HybridRetriever(
+        load_retriever(replace(config, name=RetrieverConfig.name)), BM25Retriever(WORDS)
+    ),
     "hidden": lambda config, hidden_size: HiddenRetriever(hidden_size),
 }
-"""Encoders that need no model of their own."""
+"""Encoders by name, besides those of sentence-transformers."""

@@ -57,7 +57,7 @@ def retrieve_for(
     candidates = cache(lambda: bank.embeddings_within(limit)[0])
     build = QueryBuilder(config.query_chunks, config.query_pooling, retrieval.retriever.as_query)
     request = Request(
-        bank, config.top_k, len(asking), limit, None,
+        bank, config.top_k, len(asking), limit, None, config.newest,
         queries=lambda: torch.stack([build(embeddings, candidates) for embeddings in asking])[None],
         seeds=lambda group: [seed_of(config.seed, end, group)],
     )  # fmt: skip

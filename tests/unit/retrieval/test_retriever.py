@@ -8,7 +8,9 @@ import torch
 
 from lightning_memlong.config import RetrieverConfig
 from lightning_memlong.errors import UserError
+from lightning_memlong.retrieval.bm25 import BM25Retriever
 from lightning_memlong.retrieval.embedding_cache import CachedRetriever
+from lightning_memlong.retrieval.hybrid import WORDS, HybridRetriever
 from lightning_memlong.retrieval.retriever import HashingRetriever, load_retriever
 
 
@@ -22,6 +24,43 @@ def test_hashing_is_deterministic_and_finds_repeated_words() -> None:
 def test_unknown_encoder_is_told() -> None:
     with pytest.raises(UserError, match="memory.retriever.name='/nowhere'.*all-MiniLM-L6-v2"):
         load_retriever(RetrieverConfig(name="/nowhere"))
+
+
+def test_hybrid_ranks_by_the_sum_of_standardised_scores() -> None:
+    texts = ["the white whale", "a quiet village", "whale oil and whale bone", "white snow on the village", "the the"]
+    meaning, words = HashingRetriever(16), BM25Retriever(512)
+    hybrid = HybridRetriever(meaning, words)
+    stored = hybrid.encode(texts)
+    assert stored.shape == (5, hybrid.size) == (5, 16 + 512)
+    asking = ["white whale", "village snow"]
+    found = hybrid.as_query(hybrid.encode(asking), lambda: stored) @ stored.T
+    for text, scores in zip(asking, found, strict=True):
+        parts = []
+        for part in (meaning, words):
+            known = part.encode(texts)
+            parts.append((known @ part.as_query(part.encode([text]), lambda known=known: known)[0]).double())
+        expected = sum((p - p.mean()) / p.std(correction=0) for p in parts)
+        assert isinstance(expected, torch.Tensor)
+        assert not torch.equal(parts[0].argsort(), parts[1].argsort()), "the parts must not agree anyway"
+        torch.testing.assert_close((scores - scores.mean()).double(), expected, atol=1e-5, rtol=1e-5)
+        assert scores.argsort(descending=True).tolist() == expected.argsort(descending=True).tolist()
+
+
+@pytest.mark.parametrize("known", [[], ["one chunk"], ["same words"] * 3])
+def test_hybrid_makes_no_order_where_there_is_none(known: list[str]) -> None:
+    hybrid = HybridRetriever(HashingRetriever(16), BM25Retriever(512))
+    stored = hybrid.encode(known) if known else torch.empty(0, hybrid.size)
+    queries = hybrid.as_query(hybrid.encode(["same words", ""]), lambda: stored)
+    assert queries.shape == (2, hybrid.size) and (queries == 0).all()
+
+
+def test_hybrid_by_name_is_the_packaged_encoder_and_words() -> None:
+    hybrid = load_retriever(RetrieverConfig("hybrid", cache=False))
+    packaged = load_retriever(RetrieverConfig(cache=False))
+    texts = ["the white whale", "a quiet village"]
+    expected = torch.cat([packaged.encode(texts), BM25Retriever(WORDS).encode(texts)], dim=1)
+    torch.testing.assert_close(hybrid.encode(texts), expected)
+    assert hybrid.size == expected.shape[1]
 
 
 @pytest.fixture(scope="module")
