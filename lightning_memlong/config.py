@@ -149,11 +149,11 @@ class MemoryConfig:
     """How they ask: mean (with their mean embedding) or max (each for itself: an entry is as similar as to the nearest
     of them)."""
     selection: str = "similarity"
-    """How chunks are chosen: similarity (retrieval), the controls recent and random, mix (the newest, then the most
-    similar), neighbours (the most similar, each with the chunks beside it), or the import path of a function of your
-    own, such as my_package.my_selector."""
+    """How chunks are chosen: similarity (retrieval), mix (the newest, and the most similar of the others), neighbours
+    (the most similar, each with those beside it in the document), the controls recent and random, or the import path of
+    a function of your own, such as my_package.my_selector."""
     newest: int = 2
-    """Of the chunks retrieved, those that selection mix takes for being the newest [chunks]."""
+    """Of the top_k, how many selection 'mix' takes for being the newest [chunks]."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
@@ -196,6 +196,9 @@ class MemoryConfig:
             "an encoder of texts, for query current or granularity chunk: hidden states of a window come after it",
             "choose another retriever, or --memory.query previous --memory.granularity window",
         )
+        ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.retrieved)
+        allowed = f"0 or more, and for selection mix at most memory.top_k={self.top_k}"
+        require(ok, "memory.newest", self.newest, allowed, "change it, or raise --memory.top_k")
         require_choice("memory.granularity", self.granularity, Granularity)
         require_choice("memory.dtype", self.dtype, BankDtype)
         require_choice("memory.storage", self.storage, Storage)
@@ -209,8 +212,6 @@ class MemoryConfig:
         ok = self.candidates is None or self.candidates >= self.top_k
         require(ok, "memory.candidates", self.candidates, allowed, "raise it, lower memory.top_k, or leave it out")
         name = "top_k" if self.candidates is None else "candidates"
-        ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.retrieved)
-        require(ok, "memory.newest", self.newest, f"from 0 to memory.{name}={self.retrieved}", "lower it")
         tokens = self.retrieved * self.chunk_size
         require(
             tokens <= self.capacity,

@@ -14,7 +14,7 @@ from lightning_memlong.evaluation.perplexity_report import report_perplexity
 from lightning_memlong.evaluation.record import Measurement, Record
 from lightning_memlong.evaluation.scoring import read_documents
 from lightning_memlong.evaluation.window_scorer import WindowScorer
-from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.retrieval import CONTROL_SELECTIONS, Retrieval
 
 ScoringProtocol = Literal["sliding", "reference"]
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ class PerplexityGrid(Evaluation):
             key = f"evaluation.settings.{name}"
             require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
             retrieval = subject.retrieval(options, key)
-            leaks = retrieval.config.query == "current" and retrieval.config.selection == "similarity"
+            leaks = retrieval.config.query == "current" and retrieval.config.selection not in CONTROL_SELECTIONS
             found[f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name] = retrieval
         return found
 

@@ -11,6 +11,7 @@ from lightning_memlong.evaluation.figures import draw_grid, draw_where
 from lightning_memlong.evaluation.grid import LONGER, OFF, Grid
 from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.evaluation.statistics import Ratio, bootstrap_groups, mean_interval, paired_ratio
+from lightning_memlong.retrieval import CONTROL_SELECTIONS
 
 
 def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report:
@@ -126,8 +127,8 @@ def _against(grid: Grid, rows: Sequence[Measurement]) -> list[TableRow]:
     for row in longest:
         by.setdefault(row["setting"], {})[row["document"], row["window"]] = row
     selections = {name: retrieval.config.selection for name, retrieval in grid.retrievals.items() if name in by}
-    controls = [name for name, selection in selections.items() if selection != "similarity"]
-    chosen = [name for name in by if selections.get(name, "similarity") == "similarity" and by[name]]
+    controls = [name for name, selection in selections.items() if selection in CONTROL_SELECTIONS]
+    chosen = [name for name in by if name not in controls and by[name]]
     shown = [name for name in chosen if name not in (OFF, LONGER, *grid.peers)]
     return [{"memory": n, **{f"/ {c}": _by(grid, by[n], by[c]) for c in controls}} for n in shown] if controls else []
 

@@ -4,10 +4,11 @@ from lightning_memlong.retrieval.chunks import Chunks
 from lightning_memlong.retrieval.queries import Candidates, QueryBuilder, chunk_queries, search_any, window_queries
 from lightning_memlong.retrieval.retrieval import Retrieval
 from lightning_memlong.retrieval.retriever import Retriever, load_retriever, resolve_retriever
-from lightning_memlong.retrieval.selection import SELECTORS, Request, load_selector, seed_of
+from lightning_memlong.retrieval.selection import CONTROL_SELECTIONS, SELECTORS, Request, load_selector, seed_of
 from lightning_memlong.retrieval.text_queries import embed_texts, retrieve_for
 
 __all__ = [
+    "CONTROL_SELECTIONS",
     "SELECTORS",
     "Candidates",
     "Chunks",

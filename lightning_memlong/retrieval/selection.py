@@ -33,12 +33,12 @@ class Request:
     """(R,) only entries that end at or before this place in the document [tokens]."""
     after: Tensor | None
     """(R,) only entries that begin at or after this place; None: all."""
+    newest: int
+    """Of the top_k, how many ``mix`` takes for being new."""
     queries: Callable[[], Tensor]
     """Gives the embeddings (R, G, Q, E) that ask, made only for selectors that want them."""
     seeds: Callable[[int], list[int]]
     """Gives a seed for each row, of a set (by number): a resumed run draws what an unbroken one would."""
-    newest: int = 0
-    """Of ``top_k``, those that ``mix`` takes for being the newest."""
 
 
 Selector = Callable[[Request], tuple[Tensor | None, Tensor]]
@@ -65,62 +65,26 @@ def random(request: Request) -> tuple[Tensor | None, Tensor]:
 
 
 def mix(request: Request) -> tuple[Tensor | None, Tensor]:
-    """The newest entries, and of the others those nearest to a query."""
-    scores, entries = similarity(request)
-    newest = request.bank.recent(request.newest, request.before, request.after)
-
-    def ordered(row: int, hits: list[int]) -> list[int]:
-        return [*(e for e in newest[row].tolist() if e >= 0), *hits]
-
-    return _first(request, scores, entries, ordered)
+    """The entries stored last, and the nearest of the others."""
+    newest = request.bank.recent(request.newest, request.before, request.after).tolist()
+    return _by_preference(request, lambda row, hits: [*newest[row], *hits])
 
 
 def neighbours(request: Request) -> tuple[Tensor | None, Tensor]:
-    """The entries nearest to a query, each with what stands right before and after it in the document.
-
-    What is said next to a passage is often what one looks for (EM-LLM, arXiv 2407.09450: the contiguity buffer).
-    """
-    scores, entries = similarity(request)
-    bank = request.bank
-    eligible = [set(row.tolist()) for row in bank.recent(bank.slots, request.before, request.after)]
-
-    def ordered(row: int, hits: list[int]) -> list[int]:
-        begins = bank.entries(row).positions.tolist()
-
-        def beside(hit: int) -> list[int]:
-            return [
-                e for e in (hit - 1, hit + 1)
-                if e >= 0 and e in eligible[row] and abs(begins[e] - begins[hit]) <= bank.chunk_size
-            ]  # fmt: skip
-
-        return [e for hit in hits for e in (hit, *beside(hit))]
-
-    return _first(request, scores, entries, ordered)
-
-
-def _first(
-    request: Request, scores: Tensor, entries: Tensor, ordered: Callable[[int, list[int]], list[int]]
-) -> tuple[Tensor, Tensor]:
-    """Of what ``ordered`` makes of a row's hits, best first, the first ``top_k``, none twice.
-
-    Scores are those of hits; NaN for what was chosen for another reason.
-    """
-    rows, groups, _ = entries.shape
-    kept = torch.full((rows, groups, request.top_k), -1)
-    found = torch.full(kept.shape, float("nan"))
-    for row in range(rows):
-        for group in range(groups):
-            known = dict(zip(entries[row, group].tolist(), scores[row, group].tolist(), strict=True))
-            hits = [e for e in known if e >= 0]
-            chosen = list(dict.fromkeys(ordered(row, hits)))[: request.top_k]
-            kept[row, group, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
-            found[row, group, : len(chosen)] = torch.tensor([known.get(e, float("nan")) for e in chosen])
-    return found, kept
+    """The nearest entries, each with those beside it in the document (contiguity; EM-LLM, arXiv 2407.09450)."""
+    beside = [_beside(request, row) for row in range(request.bank.rows)]
+    return _by_preference(request, lambda row, hits: [place for hit in hits for place in (hit, *beside[row](hit))])
 
 
 SELECTORS: dict[str, Selector] = {
-    "similarity": similarity, "recent": recent, "random": random, "mix": mix, "neighbours": neighbours,
-}  # fmt: skip
+    "similarity": similarity,
+    "recent": recent,
+    "random": random,
+    "mix": mix,
+    "neighbours": neighbours,
+}
+CONTROL_SELECTIONS = ("recent", "random")
+"""Those that ask nothing."""
 
 
 def load_selector(name: str) -> Selector:
@@ -130,6 +94,45 @@ def load_selector(name: str) -> Selector:
         UserError: If there is none.
     """
     return named_or_imported("memory.selection", name, SELECTORS)
+
+
+def _beside(request: Request, row: int) -> Callable[[int], list[int]]:
+    """Gives the places of the entries directly before and after one of a row, as far as they may be chosen."""
+    entries = request.bank.entries(row)
+    before, after = int(request.before[row]), None if request.after is None else int(request.after[row])
+    eligible = request.bank.row(row).eligible(before, after)
+    joined = (entries.positions + entries.lengths)[:-1] == entries.positions[1:]
+    joined &= eligible[:-1] & eligible[1:]  # (N - 1,) an entry and the next one
+
+    def beside(place: int) -> list[int]:
+        previous = [place - 1] if place > 0 and joined[place - 1] else []
+        return [*previous, place + 1] if place < len(joined) and joined[place] else previous
+
+    return beside
+
+
+def _by_preference(request: Request, preferred: Callable[[int, list[int]], list[int]]) -> tuple[Tensor, Tensor]:
+    """The first ``top_k`` of lists of places, each once, with their similarities.
+
+    Args:
+        request: What is wanted.
+        preferred: Makes such a list, best first, of a row's number and the places nearest to its queries, best first;
+            -1 and what stands in it already are passed over.
+    """
+    queries = request.queries()
+    _, found = search_any(request.bank, queries, request.top_k, request.before, request.after)
+    entries = found.new_full((*found.shape[:2], request.top_k), -1)
+    scores = torch.full(entries.shape, float("nan"))
+    for row in range(len(entries)):
+        embeddings = request.bank.entries(row).embeddings
+        for group, hits in enumerate(found[row].tolist()):
+            wanted = dict.fromkeys(preferred(row, [hit for hit in hits if hit >= 0]))
+            chosen = torch.tensor([place for place in wanted if place >= 0][: request.top_k], dtype=torch.long)
+            entries[row, group, : len(chosen)] = chosen
+            # As similar as to the nearest query; an index has scores only for what it finds.
+            scores[row, group, : len(chosen)] = (embeddings[chosen] @ queries[row, group].T).amax(dim=1)
+    widest = int((entries >= 0).sum(-1).max())
+    return scores[..., :widest], entries[..., :widest]
 
 
 def seed_of(*parts: int) -> int:

@@ -179,17 +179,19 @@ def test_windows_that_do_not_overlap_score_the_same_tokens_too(
 
 
 def test_a_query_that_leaks_is_named_whatever_it_is_called(options: list[str]) -> None:
-    assert main([*options, "--memory.query", "current", SETTING, "{mine: {}, fair: {query: previous}}"]) == 0
-    assert {r["setting"] for r in rows_of(options)} == {"off", "longer window", "mine (LEAKS)", "fair"}
+    settings = "{mine: {}, wide: {selection: neighbours}, fair: {query: previous}}"
+    assert main([*options, "--memory.query", "current", SETTING, settings]) == 0
+    assert {r["setting"] for r in rows_of(options)} == {"off", "longer window", "mine (LEAKS)", "wide (LEAKS)", "fair"}
     assert "not a fair number" in found_in(options, "perplexity.md").read_text()
 
 
-def test_words_that_come_later_do_not_weigh(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("retriever", ["bm25", "hybrid"])
+def test_words_that_come_later_do_not_weigh(options: list[str], tmp_path: Path, retriever: str) -> None:
     """BM25 counts how rare words are among chunks that can be found, so text after a window changes nothing in it."""
     folder = tmp_path / "own"
     folder.mkdir()
     text = " ".join(random.Random(0).choices(["apple", "bear", "cat", "door", "egg", "fox", "gate"], k=400))
-    given = [*options, "--data.path", str(folder), SETTING, "{words: {retriever: {name: bm25}}}",
+    given = [*options, "--data.path", str(folder), SETTING, f"{{words: {{retriever: {{name: {retriever}}}}}}}",
              "--evaluation.windows", "8"]  # fmt: skip
     found = []
     for rest in ("", " apple" * 60):

@@ -173,6 +173,13 @@ def test_causality_where_each_chunk_retrieves_for_itself(options: list[str]) -> 
     assert_causal(options, "--memory.granularity", "chunk")
 
 
+@pytest.mark.parametrize("granularity", ["window", "chunk"])
+@pytest.mark.parametrize("way", [["selection", "mix"], ["selection", "neighbours"], ["retriever.name", "hybrid"]])
+def test_causality_of_each_way_of_choosing(options: list[str], way: list[str], granularity: str) -> None:
+    chosen = [f"--memory.{way[0]}", way[1], "--memory.top_k", "2", "--memory.newest", "1"]
+    assert_causal(options, *chosen, "--memory.granularity", granularity)
+
+
 def test_a_window_of_one_chunk_retrieves_the_same_for_the_window_and_for_the_chunk(options: list[str]) -> None:
     one = ["--memory.chunk_size", "64", "--memory.capacity", "512", "--data.stride", "64"]
     found = [

@@ -251,16 +251,16 @@ def test_messages_are_written_by_the_chat_template(byte_backbone: Path) -> None:
     assert written.startswith(f"[user]kan[end][assistant]{first}[end][user]lor[end][assistant]"), first
 
 
-@pytest.mark.parametrize("retriever", ["hidden", "bm25", "hashing"])
-@pytest.mark.parametrize("selection", ["similarity", "recent", "random"])
+@pytest.mark.parametrize("retriever", ["hidden", "bm25", "hashing", "hybrid"])
+@pytest.mark.parametrize("selection", ["similarity", "recent", "random", "mix", "neighbours"])
 def test_any_way_of_choosing(byte_backbone: Path, book: str, retriever: str, selection: str) -> None:
-    memory = MemoryConfig(chunk_size=16, top_k=2, retriever=RetrieverConfig(retriever), selection=selection)  # type: ignore[arg-type]
+    memory = MemoryConfig(chunk_size=16, top_k=2, newest=1, retriever=RetrieverConfig(retriever), selection=selection)
     model = MemLong.from_pretrained(byte_backbone, memory, memory_layer=1)
     bank = model.read(book[:1600], window=64, progress=False)
     talk = model.converse(bank, window=48)
     talk.say(book[800:832], max_new_tokens=60, min_new_tokens=60)
     assert talk.passages
-    if selection == "similarity" and retriever != "hidden":  # random weights do not tell texts apart
+    if selection in ("similarity", "neighbours") and retriever != "hidden":  # random weights do not tell texts apart
         assert {p.start for p in talk.passages} & {784, 800, 816}, "what is asked about is found"
     talk.close()
 

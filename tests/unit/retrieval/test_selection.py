@@ -10,7 +10,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.retrieval import Chunks, Request, Retrieval, load_retriever, load_selector, retrieve_for
 from lightning_memlong.retrieval.retriever import Retriever
 
-CHUNK = 4
+CHUNK, ROWS, SIZE = 4, 4, 5
 
 
 class Letters:
@@ -86,6 +86,92 @@ def test_what_is_no_selector_is_told(name: str) -> None:
         load_selector(name)
 
 
+# ---- with the newest, and with neighbours -----------------------------------------------------------------
+
+
+def ragged() -> MemoryBank:
+    """Rows of 9 entries with a gap in the document, 4, none, and 9 of which the last is short."""
+    bank = MemoryBank(ROWS, capacity=16 * CHUNK, chunk_size=CHUNK)
+    lengths = torch.full((ROWS, 9), CHUNK)
+    lengths[1, 4:], lengths[2], lengths[3, 8] = 0, 0, 1
+    keys = torch.randn(ROWS, 1, 9 * CHUNK, 2)
+    embeddings = torch.nn.functional.normalize(torch.randn(ROWS, 9, SIZE), dim=2)
+    bank.insert(keys, keys, embeddings, lengths, torch.arange(0, 9 * CHUNK, CHUNK).expand(ROWS, -1))
+    bank.row(0).drop(torch.tensor([3]))
+    return bank
+
+
+def by_hand(
+    bank: MemoryBank, row: int, queries: Tensor, name: str, top_k: int, newest: int, before: int, after: int
+) -> dict[int, float]:
+    """Places and similarities of one set (Q, E), in order of preference."""
+    entries = bank.entries(row)
+    begins, ends = entries.positions.tolist(), (entries.positions + entries.lengths).tolist()
+    allowed = [i for i in range(len(entries)) if ends[i] <= before and begins[i] >= after]
+    similar = {i: max(float(entries.embeddings[i] @ q) for q in queries) for i in allowed}
+    best = sorted(allowed, key=lambda i: -similar[i])
+    if name == "mix":
+        order = allowed[::-1][:newest]
+        order += [i for i in best if i not in order]
+    else:
+        order = []
+        for hit in best:
+            previous = [i for i in allowed if ends[i] == begins[hit]]
+            following = [i for i in allowed if begins[i] == ends[hit]]
+            order += [i for i in [hit, *previous, *following] if i not in order]
+    return {i: similar[i] for i in order[:top_k]}
+
+
+@pytest.mark.parametrize("name", ["mix", "neighbours"])
+@pytest.mark.parametrize("top_k", [1, 3, 4, 20])
+@pytest.mark.parametrize(("before", "after"), [(9, 0), (7, 2), (6, 5), (0, 0)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_chosen_as_by_hand(name: str, top_k: int, before: int, after: int, count: int) -> None:
+    torch.manual_seed(top_k + before)
+    bank, newest = ragged(), min(2, top_k)
+    queries = torch.nn.functional.normalize(torch.randn(ROWS, 3, count, SIZE), dim=3)
+    until, since = torch.full((ROWS,), before * CHUNK), torch.full((ROWS,), after * CHUNK)
+    request = Request(
+        bank, top_k, 3, until, since if after else None, newest, lambda: queries, lambda group: [0] * ROWS
+    )
+    scores, entries = load_selector(name)(request)
+    assert scores is not None and scores.shape == entries.shape and entries.shape[:2] == (ROWS, 3)
+    for row in range(ROWS):
+        for group in range(3):
+            expected = by_hand(bank, row, queries[row, group], name, top_k, newest, before * CHUNK, after * CHUNK)
+            found = entries[row, group]
+            assert found.tolist() == [*expected, *[-1] * (len(found) - len(expected))]
+            torch.testing.assert_close(scores[row, group][found >= 0], torch.tensor([*expected.values()]))
+            assert scores[row, group][found < 0].isnan().all()
+    if before == 9 and top_k == 4:
+        assert (entries[[0, 1, 3]] >= 0).all() and (entries[2] < 0).all(), "as many as wanted where there are enough"
+
+
+def test_a_neighbour_stands_right_beside_the_hit() -> None:
+    bank = ragged()
+    queries = bank.entries(0).embeddings[2].expand(ROWS, 1, 1, -1)  # beside it, an entry was dropped
+    everything = torch.full((ROWS,), 9 * CHUNK)
+    request = Request(bank, 2, 1, everything, None, 2, lambda: queries, lambda group: [0] * ROWS)
+    assert load_selector("neighbours")(request)[1][0, 0].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("selection", ["mix", "neighbours"])
+@pytest.mark.parametrize("granularity", ["window", "chunk"])
+def test_windows_and_texts_are_chosen_for_alike(selection: str, granularity: str) -> None:
+    chosen = retrieval(selection=selection, newest=1, granularity=granularity, retriever=RetrieverConfig("bm25"))
+    assert chosen.retrieve(chosen.new_bank(1), window(0)) is None
+    bank = filled(chosen)
+    found = chosen.retrieve(bank, window(6 * CHUNK))
+    asked = retrieve_for(chosen, bank, [torch.randn(1, chosen.retriever.size)] * 2)
+    for record, sets in ((found, 2 if granularity == "chunk" else 1), (asked, 2)):
+        assert record is not None and record.entries.shape == (sets, 2) and (record.entries >= 0).all()
+        assert record.scores.isfinite().all()
+        assert selection != "mix" or (record.entries == 5).any(dim=1).all(), "the newest is among them"
+
+
+# ---- encoders ---------------------------------------------------------------------------------------------
+
+
 def test_an_encoder_by_import_path_embeds() -> None:
     chosen = retrieval(retriever=RetrieverConfig("tests.unit.retrieval.test_selection.CountsOfA"))
     assert isinstance(chosen.retriever, CountsOfA)
@@ -108,49 +194,3 @@ def test_chunks_are_decoded_only_when_somebody_reads_them() -> None:
     hidden = load_retriever(RetrieverConfig("hidden"), 4)
     assert hidden.needs_hidden and torch.allclose(hidden.embed(chunks), torch.full((1, 4), 0.5)) and not asked
     assert chunks.texts == ["x"] and chunks.texts and asked == [1]
-
-
-def ragged() -> MemoryBank:
-    """Two rows of 6 and 3 entries; in row 0 the fourth chunk (positions 12 to 16) was never stored."""
-    bank = MemoryBank(2, chunk_size=CHUNK, capacity=16 * CHUNK)
-    angles = torch.tensor([[0.1, 1.5, 0.2, 0.3, 1.4, 1.3, 0.5], [1.5, 0.0, 1.4, 0, 0, 0, 0]])
-    for chunk in range(7):
-        keys = torch.randn(2, 1, CHUNK, 3)
-        lengths = torch.tensor([[0 if chunk == 3 else CHUNK], [CHUNK if chunk < 3 else 0]])
-        at = angles[:, chunk : chunk + 1]
-        embeddings = torch.stack([at.cos(), at.sin()], dim=-1)
-        bank.insert(keys, keys, embeddings, lengths, torch.full((2, 1), chunk * CHUNK))
-    return bank
-
-
-def asked(bank: MemoryBank, name: str, top_k: int, before: int = 999, newest: int = 0) -> list[list[list[int]]]:
-    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[None, :, None].expand(2, 2, 1, 2)
-    request = Request(bank, top_k, 2, torch.tensor([before, 999]), None, lambda: queries, lambda _: [0, 0], newest)
-    scores, entries = load_selector(name)(request)
-    assert scores is not None and scores.shape == entries.shape
-    return [[[e for e in group.tolist() if e >= 0] for group in row] for row in entries]
-
-
-def test_mix_takes_the_newest_and_then_the_most_similar() -> None:
-    bank = ragged()
-    # Row 0 holds angles 0.1, 1.5, 0.2, 1.4, 1.3, 0.5; the groups ask for small angles and for large ones.
-    assert asked(bank, "mix", 3, newest=1) == [[[5, 0, 2], [5, 1, 3]], [[2, 1, 0], [2, 0, 1]]]
-    assert asked(bank, "mix", 3, before=5 * CHUNK, newest=2)[0] == [[3, 2, 0], [3, 2, 1]]
-    assert asked(bank, "mix", 2) == asked(bank, "similarity", 2), "none of the newest"
-
-
-def test_neighbours_are_beside_a_hit_in_the_document_and_can_be_found() -> None:
-    bank = ragged()
-    # Entry 3 follows entry 2 in the row, not in the document: a chunk between them is missing.
-    assert asked(bank, "neighbours", 4)[0] == [[0, 1, 2, 5], [1, 0, 2, 3]]
-    assert asked(bank, "neighbours", 4)[1] == [[1, 0, 2], [0, 1, 2]]
-    assert asked(bank, "neighbours", 9, before=2 * CHUNK)[0] == [[0, 1], [1, 0]], "nothing that is not to be found"
-    both = asked(bank, "neighbours", 9)[0]
-    assert sorted(both[0]) == sorted(both[1]) == [0, 1, 2, 3, 4, 5]
-
-
-def test_more_of_the_newest_than_chunks_are_told() -> None:
-    with pytest.raises(UserError, match="memory.newest=4.*from 0 to memory.top_k=3"):
-        MemoryConfig(selection="mix", newest=4)
-    with pytest.raises(UserError, match="memory.candidates=2.*at least memory.top_k=3"):
-        MemoryConfig(candidates=2)
