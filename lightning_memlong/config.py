@@ -281,8 +281,8 @@ class ModelConfig:
     """Learn one number for each retrieval layer and head, added to its scores in memory, for fusion joint: 0 changes
     nothing, with less a head reads less of memory. Learned in every tuning mode, alone in gates_only."""
     memory_weights: str | None = "auto"
-    """These numbers, learned before: a file of conf/recipes/calibrate.yaml; auto: those shipped for the default
-    backbone, where they fit; null: begin with 0."""
+    """These numbers, learned before: a file of conf/recipes/calibrate.yaml; auto: those in the backbone's folder, if it
+    was exported with any; null: begin with 0."""
     gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
     """Recompute layers in the backward pass instead of keeping their activations."""
     attention: str = "auto"

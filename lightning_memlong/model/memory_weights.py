@@ -1,7 +1,7 @@
 """What a backbone has learned of reading memory, apart from its weights: one number for each retrieval layer and head.
 
-A file of a few kB holds the numbers, what backbone they belong to and with which settings they were learned. Those of
-the default backbone are shipped, in ``weights/``.
+A file of a few kB holds the numbers, what backbone they belong to and with which settings they were learned. A backbone
+that was exported has its own beside its weights.
 """
 
 import json
@@ -20,7 +20,6 @@ from lightning_memlong.errors import UserError
 log = logging.getLogger(__name__)
 
 MEMORY_WEIGHTS_FILE = "memory.safetensors"
-SHIPPED = Path(__file__).parent / "weights"
 KEY = "model.memory_weights"
 
 
@@ -70,7 +69,7 @@ def load_memory_weights(model: Any, chosen: str | None) -> None:
 
     Args:
         model: Gets them, and what they were learned with as ``calibrated``.
-        chosen: A file; ``auto``: those in the backbone's own folder, or shipped, where they fit; None: none.
+        chosen: A file; ``auto``: the one in the backbone's own folder, if it was exported with one; None: none.
 
     Raises:
         UserError: If a file cannot be read, or belongs to another backbone or other layers.
@@ -79,12 +78,6 @@ def load_memory_weights(model: Any, chosen: str | None) -> None:
         return
     beside = Path(model.name) / MEMORY_WEIGHTS_FILE
     if chosen == "auto" and not beside.is_file():
-        shipped = SHIPPED / f"{model.name}.safetensors"
-        if shipped.is_file():
-            numbers, facts = _read(shipped)
-            same = facts["backbone"] == recognise_backbone(model) and facts["model"] == _held(model)
-            if same and set(model.memory_bias) <= set(numbers):
-                _take(model, numbers, facts)
         return
     numbers, facts = _read(beside if chosen == "auto" else Path(chosen))
     here, there = sorted(map(int, model.memory_bias)), sorted(map(int, numbers))

@@ -10,7 +10,6 @@ from lightning_memlong.config import MemoryConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import export, exported_settings, save_memory_weights, warn_of_other_memory
-from lightning_memlong.model.memory_weights import SHIPPED, _read
 from tests.conftest import tiny_llama
 
 
@@ -63,9 +62,3 @@ def test_an_exported_folder_brings_its_own(tmp_path: Path) -> None:
     back = MemLong(folder, **settings)
     assert all(torch.equal(back.memory_bias[n], model.memory_bias[n]) for n in model.memory_bias)
     assert not any(n.any() for n in MemLong(folder, **settings, memory_weights=None).memory_bias.values())
-
-
-def test_shipped_files_can_be_read() -> None:
-    for file in SHIPPED.glob("*.safetensors"):
-        numbers, facts = _read(file)
-        assert facts["name"] == file.stem and numbers and all(n.isfinite().all() for n in numbers.values())
