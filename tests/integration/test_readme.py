@@ -65,7 +65,7 @@ def _evaluated_small(command: str, folder: Path) -> list[str]:
                 "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
     if "eval/" in command:
         return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
-                "--evaluation.documents", "1", "--evaluation.hindsight", "2"]  # fmt: skip
+                "--evaluation.documents", "1", "--evaluation.hindsight", "2", "--memory.capacity", "1024"]  # fmt: skip
     return []
 
 
