@@ -271,7 +271,7 @@ class ModelConfig:
     read by all (the paper)."""
     fusion: str = "joint"
     """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
-    position: str = "fixed"
+    position: str = "sequential"
     """fixed: every retrieved token stands at one distance from every query, so that many chunks need no more positions
     than few; sequential: running positions before the window; zero: all right before it (the paper)."""
     memory_distance: int | None = None

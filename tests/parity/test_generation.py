@@ -81,7 +81,7 @@ def test_without_memory_it_is_transformers_own(options: dict[str, Any]) -> None:
 
 
 LLAMAS: list[dict[str, Any]] = [{"source": "single"}, {"fusion": "gated"}, {"bos": 2}, {"position": "zero"},
-                                {"position": "sequential"},
+                                {"position": "fixed"},
                                 {"attention": "sdpa"}, {"attention": "flex"}]  # fmt: skip
 
 
