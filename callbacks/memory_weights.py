@@ -22,9 +22,10 @@ class MemoryWeights(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write the file, and say where it is."""
+        if not trainer.is_global_zero:
+            return  # all processes have learned the same
         memory = memory_callback(trainer)
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         settings = asdict(memory.config) if memory else None
         file = save_memory_weights(pl_module.model, self.output or folder / MEMORY_WEIGHTS_FILE, settings)
-        if trainer.is_global_zero:
-            print(f"Memory weights: {file}. Use them with --model.memory_weights {file}")
+        print(f"Memory weights: {file}. Use them with --model.memory_weights {file}")

@@ -197,8 +197,9 @@ class MemoryConfig:
             "choose another retriever, or --memory.query previous --memory.granularity window",
         )
         ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.retrieved)
-        allowed = f"0 or more, and for selection mix at most memory.top_k={self.top_k}"
-        require(ok, "memory.newest", self.newest, allowed, "change it, or raise --memory.top_k")
+        name = "top_k" if self.candidates is None else "candidates"
+        allowed = f"0 or more, and for selection mix at most memory.{name}={self.retrieved}"
+        require(ok, "memory.newest", self.newest, allowed, f"change it, or raise --memory.{name}")
         require_choice("memory.granularity", self.granularity, Granularity)
         require_choice("memory.dtype", self.dtype, BankDtype)
         require_choice("memory.storage", self.storage, Storage)
@@ -211,7 +212,6 @@ class MemoryConfig:
         allowed = f"null, or at least memory.top_k={self.top_k} chunks"
         ok = self.candidates is None or self.candidates >= self.top_k
         require(ok, "memory.candidates", self.candidates, allowed, "raise it, lower memory.top_k, or leave it out")
-        name = "top_k" if self.candidates is None else "candidates"
         tokens = self.retrieved * self.chunk_size
         require(
             tokens <= self.capacity,

@@ -149,15 +149,11 @@ def attend_with_memory(
             query, key, value, reading, memory.keys, memory.values, memory.bias, bias, mask, scores.scale, memory.choice
         )
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
-    to_memory = _attend(kernel, scores, memo, memory.choice)
+    fused = memory.gate is not None and backend != "flex" and scores.softcap is None
+    to_local = _plain(scores) if fused else _attend(kernel, scores, memo)
+    to_memory = to_local if memory.choice is None else _attend(kernel, scores, memo, memory.choice)
     if memory.gate is not None:
-        if backend == "flex" or scores.softcap is not None:
-            to_local = _attend(kernel, scores, memo)
-        else:
-            to_local = _plain(scores)
-            to_memory = to_memory if memory.choice is not None else to_local
         return _gated(to_local, to_memory, query, key, value, memory, local_mask, seen), None
-    to_local = _attend(kernel, scores, memo)
     local = to_local(query, key, value, local_mask, is_causal(query, key, local_mask))
     remembered = attend_to_memory(to_memory, reading, memory.keys, memory.values, seen, memory.bias)
     output, mass, _ = merge_attention_states(local, remembered)

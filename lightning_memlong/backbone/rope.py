@@ -119,7 +119,7 @@ class Rotary:
         """Undo :meth:`rotate`."""
         return self._by_table(keys, layers, lambda k, table: self._unturn(k, positions, table))
 
-    def at_distance(self, layer: int, distance: int, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+    def at_distance(self, layer: int, distance: int, tokens: Tensor, reach: int) -> tuple[Tensor, Tensor] | None:
         """Angles (1, T, D) that turn rotated queries to where every key at position 0 is ``distance`` away.
 
         Keys at position 0 are unrotated ones, so what a bank stores is read as it lies. A query was turned by its
@@ -131,6 +131,7 @@ class Rotary:
             layer: Whose queries.
             distance: Of all of memory [tokens].
             tokens: (T,) positions of the queries.
+            reach: The last of them, as for :meth:`rotate`; given, so that nobody waits for the device to say it.
 
         Returns:
             Cosines and sines for :meth:`turn_query`; None: a layer without positions.
@@ -138,7 +139,6 @@ class Rotary:
         table = self.table(layer)
         if table == UNTURNED:
             return None
-        reach = int(tokens[-1])
         cos, sin = self._angles(tokens[None], table, reach)
         far_cos, far_sin = self._angles(torch.full_like(tokens[:1], distance)[None], table, reach)
         scale = self._parts.scale(table)

@@ -197,10 +197,10 @@ class ContextFactory:
         known: dict[str, tuple[tuple[int, int], Any]] = {}
 
         def turn(layer: int, query: Tensor, begin: int) -> Tensor:
-            table, place = self.rotary.table(layer), (begin, query.shape[2])
+            table, place = self.rotary.table(layer), (begin, begin + query.shape[2])
             if table not in known or known[table][0] != place:
-                tokens = begin + torch.arange(query.shape[2], device=query.device)
-                known[table] = place, self.rotary.at_distance(layer, self.layout.memory_distance, tokens)
+                tokens, reach = torch.arange(*place, device=query.device), place[1] - 1
+                known[table] = place, self.rotary.at_distance(layer, self.layout.memory_distance, tokens, reach)
             angles = known[table][1]
             return query if angles is None else self.rotary.turn_query(query, angles)
 

@@ -33,11 +33,7 @@ def recognise_backbone(model: Any) -> dict[str, Any]:
 
 def _held(model: Any) -> dict[str, Any]:
     """Settings of the network that the numbers were learned with."""
-    layout = model.layout
-    return {
-        "position": layout.position, "memory_distance": layout.memory_distance, "source": layout.source,
-        "memory_layer": layout.memory_layer,
-    }  # fmt: skip
+    return {name: getattr(model.layout, name) for name in ("position", "memory_distance", "source", "memory_layer")}
 
 
 def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] | None = None) -> Path:
@@ -116,7 +112,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
             found = dict(opened.metadata() or {})
             facts = {k: v if k == "name" else json.loads(v) for k, v in found.items()}
-            numbers = {layer: opened.get_tensor(layer) for layer in opened.keys()}  # noqa: SIM118
+            numbers = {layer: opened.get_tensor(layer) for layer in opened.keys()}  # noqa: SIM118  (it is no mapping)
             if not {"name", "backbone", "model", "memory"} <= set(facts):
                 raise ValueError("it says nothing of a backbone")
         return numbers, facts

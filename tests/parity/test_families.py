@@ -114,7 +114,7 @@ def test_a_query_at_a_distance_is_as_keys_turned_back_so_far(family: str) -> Non
         size = model.backbone.get_decoder().layers[layer].self_attn.head_dim
         query, key = torch.randn(2, 1, 2, len(tokens), size, generator=generator)
         turned = model.rotary.rotate(query[None], tokens[None], [layer], 8)[0]
-        angles = model.rotary.at_distance(layer, 7, tokens)
+        angles = model.rotary.at_distance(layer, 7, tokens, 8)
         read = turned if angles is None else model.rotary.turn_query(turned, angles)
         at = model.rotary.rotate(key[None], tokens[None] - 7, [layer], 8)[0]
         torch.testing.assert_close((read * key).sum(-1), (turned * at).sum(-1), atol=1e-4, rtol=1e-4)

@@ -24,7 +24,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "BLOCK", 4)
 
 
-def inputs(groups: int, device: str = "cpu") -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+def inputs(groups: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """What attention takes, a mask (a short chunk, a missing one), a query for memory, a bias."""
     mixer = torch.Generator().manual_seed(groups)
     local = [torch.randn(ROWS, h, TOKENS, SIZE, generator=mixer) for h in (HEADS, KV_HEADS, KV_HEADS)]
