@@ -37,6 +37,7 @@ def test_parameters_are_told_by_layers(capsys: pytest.CaptureFixture[str]) -> No
     model = wrap(TuningConfig(mode="lora", lora_rank=2, norms=False))
     rows = describe(model.trainable())
     assert ("backbone.model.layers.2-3.self_attn.q_proj.lora_A.memlong.weight", "2 x 32", 2 * 2 * 32) in rows
+    assert ("memory_bias.1-3", "4", 3 * 4) in rows
     assert sum(count for _, _, count in rows) == sum(p.numel() for p in model.trainable().values())
     show_parameters(model)
     told = capsys.readouterr().out
