@@ -275,14 +275,15 @@ class ModelConfig:
     """fixed: every retrieved token stands at one distance from every query, so that many chunks need no more positions
     than few; sequential: running positions before the window; zero: all right before it (the paper)."""
     memory_distance: int | None = None
-    """That distance, for position fixed [tokens]; null: 2,048, or the longest the backbone was trained for if that is
-    less."""
+    """That distance, for position fixed [tokens]; null: 2,048, or what the backbone was trained for if that is less."""
+    memory_near: int = 512
+    """For position fixed and fusion joint: chunks that begin at most so far before the window stand where they stood,
+    as text before a longer window would [tokens]; 0: all stand at the one distance."""
     memory_bias: bool = True
-    """Learn one number for each retrieval layer and head, added to its scores in memory, for fusion joint: 0 changes
-    nothing, with less a head reads less of memory. Learned in every tuning mode, alone in gates_only."""
+    """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for
+    fusion joint: 0 changes nothing, with less a head reads less. Learned in every tuning mode, alone in gates_only."""
     memory_weights: str | None = "auto"
-    """These numbers, learned before: a file of conf/recipes/calibrate.yaml; auto: those in the backbone's folder, if it
-    was exported with any; null: begin with 0."""
+    """A file of these numbers (conf/recipes/calibrate.yaml); auto: those of the backbone; null: begin with 0."""
     gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
     """Recompute layers in the backward pass instead of keeping their activations."""
     attention: str = "auto"
@@ -295,4 +296,5 @@ class ModelConfig:
             require_choice(f"model.{name}", getattr(self, name), choices)
         ok = self.memory_distance is None or self.memory_distance >= 1
         require(ok, "model.memory_distance", self.memory_distance, "null, or 1 or more tokens", "leave it out")
+        require(self.memory_near >= 0, "model.memory_near", self.memory_near, "0 or more tokens", "leave it out")
         require_choice("model.attention", self.attention, AttentionBackend)

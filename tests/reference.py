@@ -22,12 +22,14 @@ def attention_oracle(
     memory_query: Tensor | None = None,
     memory_bias: Tensor | None = None,
     choice: tuple[int, int] | None = None,
+    near: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Retrieval causal attention in float64, one query at a time.
 
     Shapes as in ``retrieval_causal_attention``; grouped queries read key/value head ``h // (H / H_kv)``, and the
     tokens of group g read memory row ``b * G + g``. ``local_mask`` (T, T) is boolean.
     ``choice``: tokens of a chunk, and how many chunks each query reads, those with most mass.
+    ``near``: keys, values and mask of more memory, read with ``query`` and without bias.
     """
     rows, heads, tokens, size = query.shape
     group, groups = heads // key.shape[1], len(memory_key) // rows
@@ -50,6 +52,9 @@ def attention_oracle(
             best = sorted(range(len(mass)), key=lambda c: -mass[c])[: choice[1]]
             real = [m for m in real if m // choice[0] in best]
         memory = [(score(asking, keys[m]) + bias, values[m]) for m in real]
+        if near is not None:
+            beside = (t[own, h // group] for t in near[:2])
+            memory += [(score(q, k), v) for k, v, m in zip(*beside, near[2][own], strict=True) if m]
         local = [
             (score(q, key[b, h // group, s]), value[b, h // group, s])
             for s in range(t + 1)

@@ -17,6 +17,7 @@ from lightning_memlong.attention.kernels import (
     fold,
     is_causal,
     merge_attention_states,
+    merge_memory,
     seen_and_filled,
     unfold,
 )
@@ -62,13 +63,17 @@ class CPUTwoPartAttention(torch.autograd.Function):
         memory_bias: Tensor | None,
         local_bias: Tensor | None,
         memory_mask: Tensor | None,
+        near_key: Tensor | None,
+        near_value: Tensor | None,
+        near_mask: Tensor | None,
         scale: float,
         choice: Choice | None,
     ) -> tuple[Tensor, Tensor]:
         """Output and mass on memory.
 
         Arguments as for ``retrieval_causal_attention``, the local mask additive; ``memory_query`` (B, H, t, D) is that
-        of the last t tokens, those before them read no memory.
+        of the last t tokens, those before them read no memory. ``near_key`` and what follows it: more memory, read with
+        ``query``.
         """
         local = _fused(query, key, value, local_bias, is_causal(query, key, local_bias), scale)
         seen = None if memory_mask is None else seen_and_filled(memory_mask)
@@ -82,10 +87,17 @@ class CPUTwoPartAttention(torch.autograd.Function):
             return output, lse
 
         memory = attend_to_memory(attend, memory_query, memory_key, memory_value, seen, memory_bias)
+        if near_key is not None and near_value is not None:
+            seen = None if near_mask is None else seen_and_filled(near_mask)
+            reading = query[:, :, query.shape[2] - memory_query.shape[2] :]
+            own = attend_to_memory(
+                lambda q, k, v, mask, causal: _fused(q, k, v, mask, causal, scale), reading, near_key, near_value, seen
+            )
+            memory = merge_memory(memory, own)
         output, mass, lse = merge_attention_states(local, memory)
         ctx.save_for_backward(
-            query, key, value, memory_query, memory_key, memory_value, memory_bias, local_bias, memory_mask, output,
-            lse, *kept,
+            query, key, value, memory_query, memory_key, memory_value, memory_bias, local_bias, memory_mask, near_key,
+            near_value, near_mask, output, lse, *kept,
         )  # fmt: skip
         ctx.scale = scale
         ctx.mark_non_differentiable(mass)
@@ -95,22 +107,26 @@ class CPUTwoPartAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The flash backward pass, given the merged output and log-sum-exp, yields each part's exact share."""
         grad = grad_outputs[0]
-        query, key, value, reading, memory_key, memory_value, bias, local_bias, mask, output, lse, *kept = (
-            ctx.saved_tensors
-        )
+        saved = ctx.saved_tensors  # asked for once: under checkpointing it may not be again
+        query, key, value, reading, memory_key, memory_value, bias, local_bias, mask = saved[:9]
+        near_key, near_value, near_mask, output, lse = saved[9:14]
+        read = saved[14] if len(saved) > 14 else None
         local = _backward(  # type: ignore[misc]
             grad, query, key, value, output, lse, 0.0, is_causal(query, key, local_bias), attn_mask=local_bias,
             scale=ctx.scale,
         )  # fmt: skip
         groups, begin = len(memory_key) // len(query), query.shape[2] - reading.shape[2]
         delta = (grad.float() * output.float()).sum(-1)
-        lse = lse if bias is None else lse - bias[:, None]
         grad, delta, lse = (fold(t[:, :, begin:], groups) for t in (grad, delta, lse))
-        read = kept[0] if kept else None
-        of_query, of_bias = memory_gradient(
-            grad, fold(reading, groups), delta, lse, memory_key, memory_value, mask, read, ctx.scale
+        without_bias = lse if bias is None else lse - bias[:, None]
+        of_reading, of_bias = memory_gradient(
+            grad, fold(reading, groups), delta, without_bias, memory_key, memory_value, mask, read, ctx.scale
         )
-        return *local, unfold(of_query, groups), None, None, None if bias is None else of_bias, *[None] * 4
+        if near_key is not None:
+            own = fold(query[:, :, begin:], groups)
+            of_own, _ = memory_gradient(grad, own, delta, lse, near_key, near_value, near_mask, None, ctx.scale)
+            local[0][:, :, begin:] += unfold(of_own, groups)
+        return *local, unfold(of_reading, groups), None, None, None if bias is None else of_bias, *[None] * 7
 
 
 def memory_gradient(

@@ -4,8 +4,6 @@ Legend: B batch rows, G groups of tokens with a memory of their own (1 unless gr
 H_kv key/value heads, T local tokens, M retrieved tokens, D head size.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +20,7 @@ from lightning_memlong.attention.kernels import (
     blockwise,
     is_causal,
     merge_attention_states,
+    merge_memory,
     seen_and_filled,
 )
 from lightning_memlong.attention.masked import attend_masked, sdpa
@@ -138,16 +137,19 @@ def attend_with_memory(
     The share is told by all kernels of ``joint`` fusion but the masked one, which gives None; for nothing.
     """
     memo = memo or Memo()
-    memory = replace(memory, keys=memory.keys.to(query.dtype), values=memory.values.to(query.dtype))
+    memory = memory.to(query.dtype)
     kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores, memory.choice is not None)
     mask, reading = memory.mask, memory.reading(query)
     if memory.gate is None and kernel == "sdpa_masked":
         return attend_masked(query, key, value, memory, local_mask, scores, memo), None
     if memory.gate is None and kernel == "cpu_two_part":
         bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
+        part = memory.near
+        beside = (None, None, None) if part is None else (part.keys, part.values, part.mask)
         return CPUTwoPartAttention.apply(
-            query, key, value, reading, memory.keys, memory.values, memory.bias, bias, mask, scores.scale, memory.choice
-        )
+            query, key, value, reading, memory.keys, memory.values, memory.bias, bias, mask, *beside, scores.scale,
+            memory.choice,
+        )  # fmt: skip
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
     fused = memory.gate is not None and backend != "flex" and scores.softcap is None
     to_local = _plain(scores) if fused else _attend(kernel, scores, memo)
@@ -156,6 +158,10 @@ def attend_with_memory(
         return _gated(to_local, to_memory, query, key, value, memory, local_mask, seen), None
     local = to_local(query, key, value, local_mask, is_causal(query, key, local_mask))
     remembered = attend_to_memory(to_memory, reading, memory.keys, memory.values, seen, memory.bias)
+    if (near := memory.near) is not None:
+        seen = None if near.mask is None else memo("near", near.mask, lambda: seen_and_filled(near.real()))
+        own = attend_to_memory(to_local, query[:, :, memory.prefix :], near.keys, near.values, seen)
+        remembered = merge_memory(remembered, own)
     output, mass, _ = merge_attention_states(local, remembered)
     return output, mass.detach()
 

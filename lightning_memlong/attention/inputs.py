@@ -4,9 +4,10 @@ Legend: B rows, G groups of tokens with a memory of their own, H query heads, T 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_memlong.attention.choice import Choice
@@ -29,6 +30,20 @@ class RetrievedKV:
     """(H,) added to all scores of a head in memory, for ``joint``."""
     choice: Choice | None = None
     """How many chunks each token and head reads; None: all."""
+    near: "RetrievedKV | None" = None
+    """More memory, right before the window: read by all tokens with the query of the local part, without bias; for
+    ``joint``. Only its keys, values and mask count."""
+
+    def to(self, dtype: torch.dtype) -> "RetrievedKV":
+        """The same with keys and values of another type."""
+        near = None if self.near is None else self.near.to(dtype)
+        return replace(self, keys=self.keys.to(dtype), values=self.values.to(dtype), near=near)
+
+    def real(self) -> Tensor:
+        """(B * G, M) bool, which tokens are real."""
+        if self.mask is None:
+            return self.keys.new_ones(len(self.keys), self.keys.shape[2], dtype=torch.bool)
+        return self.mask
 
     def reading(self, query: Tensor) -> Tensor:
         """The query memory is read with, given that of the local part."""

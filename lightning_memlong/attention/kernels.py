@@ -83,6 +83,15 @@ def merge_attention_states(local: AttentionState, memory: AttentionState) -> tup
     return joined, mass, lse
 
 
+def merge_memory(first: AttentionState, second: AttentionState) -> AttentionState:
+    """Two parts of memory as one; where neither has a token, that counts nothing either."""
+    lse = torch.logaddexp(first[1], second[1])
+    whole = lse.masked_fill(lse == -math.inf, 0.0)  # minus infinity less itself is no number
+    first_share, second_share = ((part[1] - whole).exp()[..., None] for part in (first, second))
+    output = first[0].float() * first_share + second[0].float() * second_share
+    return output.to(first[0].dtype), lse
+
+
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], AttentionState]
 """Attention of queries to keys and values under a mask, (B, S) or (B or 1, 1, T, S), true or additive; or causally."""
 

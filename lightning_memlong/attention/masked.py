@@ -68,27 +68,32 @@ def attend_masked(
     """Output (B, H, T, D) of one softmax over [memory | local].
 
     One call has one query. Where memory is read with another, or with a bias, both parts get dimensions of their own:
-    a query is [local | memory | bias], a local key [key | 0 | 0], a retrieved one [0 | key | 1].
+    a query is [local | memory | bias], a local key [key | 0 | 0], a retrieved one [0 | key | 1]. Near memory is read
+    as local keys are.
     """
     rows, tokens = len(query), query.shape[2]
+    parts = [memory] if memory.near is None else [memory, memory.near]
 
     def mask() -> Tensor:
-        real = memory.mask
-        if real is None:
-            real = memory.keys.new_ones(len(memory.keys), memory.keys.shape[2], dtype=torch.bool)
+        real = torch.cat([part.real() for part in parts], dim=1)
         return joint_mask(real.unflatten(0, (rows, -1)), tokens, local_mask, memory.prefix, key.shape[2])
 
-    remembered, values = (
-        t.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3) for t in (memory.keys, memory.values)
-    )
+    plain = [key, *(part.keys for part in parts[1:])]
+    remembered = memory.keys
     if memory.query is not None:
         size = query.shape[-1]
         query = torch.cat([query, F.pad(memory.query, (0, 0, memory.prefix, 0))], dim=-1)
-        key, remembered = F.pad(key, (0, size)), F.pad(remembered, (size, 0))
+        plain, remembered = [F.pad(keys, (0, size)) for keys in plain], F.pad(remembered, (size, 0))
     if memory.bias is not None:
         own = (memory.bias.clamp(min=LEAST * scores.scale) / scores.scale).to(query.dtype)
         query = torch.cat([query, own[:, None, None].expand(rows, -1, tokens, 1)], dim=-1)
         query = F.pad(query, (0, 7))  # fused kernels take multiples of 8
-        key, remembered = F.pad(key, (0, 8)), F.pad(F.pad(remembered, (0, 1), value=1.0), (0, 7))
-    keys = torch.cat([remembered, key], dim=2)
-    return sdpa(query, keys, torch.cat([values, value], dim=2), memo("joint", local_mask, mask), False, scores)
+        plain = [F.pad(keys, (0, 8)) for keys in plain]
+        remembered = F.pad(F.pad(remembered, (0, 1), value=1.0), (0, 7))
+
+    def joined(local: Tensor, retrieved: list[Tensor]) -> Tensor:
+        together = torch.cat(retrieved, dim=2).unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3)
+        return torch.cat([together, local], dim=2)
+
+    keys, values = joined(plain[0], [remembered, *plain[1:]]), joined(value, [part.values for part in parts])
+    return sdpa(query, keys, values, memo("joint", local_mask, mask), False, scores)

@@ -186,7 +186,7 @@ class LocalContext:
         there = order.to(r.mask.device)
         self.retrieved = Retrieved(
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
-            r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k,
+            r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k, window_start=r.window_start,
         )  # fmt: skip
         self._attach_memory()
 

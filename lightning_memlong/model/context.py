@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_memlong.attention import Choice, Memo, RetrievedKV
-from lightning_memlong.backbone import Rotary, memory_positions
+from lightning_memlong.backbone import Rotary
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
-
-LayerKV = tuple[Tensor, Tensor]
-"""Keys and values (B, H_kv, T, D) of a layer."""
+from lightning_memlong.model.layout import MemoryLayout
+from lightning_memlong.model.placing import LayerKV, LayerMemory, Places, place
 
 
 class StopForward(Exception):
     """Ends a forward pass early: all that was asked for has been captured."""
 
 
-class LazyKV(Mapping[int, LayerKV]):
+class LazyKV(Mapping[int, LayerMemory]):
     """What retrieval layers read, got ready when the first of them asks: until then the layers below are computed.
 
     Args:
@@ -33,15 +32,15 @@ class LazyKV(Mapping[int, LayerKV]):
         prepare: Gives it, for all of them.
     """
 
-    def __init__(self, layers: Sequence[int], prepare: Callable[[], Mapping[int, LayerKV]]) -> None:
+    def __init__(self, layers: Sequence[int], prepare: Callable[[], Mapping[int, LayerMemory]]) -> None:
         self._layers, self._prepare = layers, prepare
 
     @cached_property
-    def _ready(self) -> Mapping[int, LayerKV]:
+    def _ready(self) -> Mapping[int, LayerMemory]:
         return self._prepare()
 
-    def __getitem__(self, layer: int) -> LayerKV:
-        """Keys and values of a layer."""
+    def __getitem__(self, layer: int) -> LayerMemory:
+        """What a layer reads."""
         return self._ready[layer]
 
     def __contains__(self, layer: object) -> bool:
@@ -65,10 +64,12 @@ class ForwardContext:
     The first fields ask, the last ones (``captured``, ``memory_mass``, ``hidden``) are filled during the pass.
     """
 
-    memory_kv: Mapping[int, LayerKV] = field(default_factory=dict)
-    """Layer -> keys at their positions, and values, (B * G, H_kv, M, D); retrieval layers have an entry."""
+    memory_kv: Mapping[int, LayerMemory] = field(default_factory=dict)
+    """Layer -> keys at their positions, and values; retrieval layers have an entry."""
     memory_mask: Tensor | None = None
     """(B * G, M) bool; None where every retrieved token is real."""
+    near_mask: Tensor | None = None
+    """The same for those near; None where all are real, or there are none."""
     gates: Mapping[str, nn.Parameter] = field(default_factory=dict)
     """Layer, as a string -> (H,), for fusion ``gated``."""
     biases: Mapping[str, nn.Parameter] = field(default_factory=dict)
@@ -98,14 +99,14 @@ class ForwardContext:
 
     def retrieved(self, layer: int, query: Tensor) -> RetrievedKV:
         """What a retrieval layer reads, given its rotated queries (B, H, T, D)."""
-        keys, values = self.memory_kv[layer]
+        keys, values, near = self.memory_kv[layer]
         name = str(layer)
         reading = None
         if self.turn_query is not None:
             reading = self.turn_query(layer, query[:, :, self.prefix :], self.begin + self.prefix)
         return RetrievedKV(
             keys, values, self.memory_mask, self.prefix, self.gates.get(name), reading, self.biases.get(name),
-            self.choice,
+            self.choice, None if near is None else RetrievedKV(*near, self.near_mask),
         )  # fmt: skip
 
 
@@ -113,26 +114,6 @@ def keep_hidden(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: 
     """A forward hook that leaves a layer's hidden states with what the pass carries."""
     if (context := kwargs.get("memory")) is not None:
         context.hidden = (output[0] if isinstance(output, tuple) else output).detach()
-
-
-@dataclass(frozen=True)
-class MemoryLayout:
-    """Which layers store and read memory, and how."""
-
-    memory_layer: int
-    retrieval_layers: list[int]
-    source: str
-    fusion: str
-    position: str
-    attention: str
-    memory_distance: int
-    """Of all of memory, for position ``fixed`` [tokens]."""
-    memory_bias: bool
-
-    @property
-    def stored_layers(self) -> list[int]:
-        """Layers whose K/V go into the bank, in the order of the bank's layer axis."""
-        return [self.memory_layer] if self.source == "single" else self.retrieval_layers
 
 
 class ContextFactory:
@@ -183,11 +164,15 @@ class ContextFactory:
         """
         if retrieved is None or retrieved.empty:
             return
-        mask = retrieved.mask.to(device)
-        context.memory_kv = LazyKV(self.layout.retrieval_layers, lambda: self._rotated(retrieved, mask, reach))
-        context.memory_mask = None if retrieved.full else mask
-        context.gates, context.biases = self.gates, self.biases  # type: ignore[assignment]
-        if self.layout.position == "fixed":
+        layout = self.layout
+        places = Places.of(retrieved, layout, context.prefix, device)
+        layers = layout.retrieval_layers
+        context.memory_kv = LazyKV(layers, lambda: place(retrieved, places, layout, self.rotary, reach, device))
+        context.memory_mask, context.near_mask = places.mask, places.near_mask
+        context.gates = self.gates  # type: ignore[assignment]
+        if places.far or layout.position != "fixed":
+            context.biases = self.biases  # type: ignore[assignment]
+        if places.far:
             context.turn_query = self._turning()
         if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
             context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
@@ -205,33 +190,6 @@ class ContextFactory:
             return query if angles is None else self.rotary.turn_query(query, angles)
 
         return turn
-
-    @torch.no_grad()
-    def _rotated(self, retrieved: Retrieved, mask: Tensor, reach: int) -> dict[int, LayerKV]:
-        """Of each retrieval layer, the retrieved keys at their positions, and the values."""
-        keys, values = (t.to(mask.device) for t in (retrieved.keys, retrieved.values))
-        if keys.dim() == 4:
-            keys, values = keys[None], values[None]
-        layers, stored = self.layout.retrieval_layers, self.layout.stored_layers
-        if len(keys) != len(stored):
-            raise UserError(
-                f"memory: holds K/V of {len(keys)} layers, the model stores {len(stored)} "
-                f"(model.source={self.layout.source}). Fix: use a bank filled by a model with the same settings."
-            )
-        if self.layout.position == "fixed":  # keys lie at position 0, and queries are turned
-            of_layer = range(len(layers)) if len(keys) == len(layers) else [0] * len(layers)
-            return {layer: (keys[i], values[i]) for layer, i in zip(layers, of_layer, strict=True)}
-        positions = memory_positions(mask, self.layout.position)
-        if len(keys) == len(layers):
-            rotated = self.rotary.rotate(keys, positions, layers, reach)
-            return {layer: (rotated[i], values[i]) for i, layer in enumerate(layers)}
-        # One layer's keys read by many, each with its own table; layers that share one share the result.
-        done: dict[str, Tensor] = {}
-        for layer in layers:
-            table = self.rotary.table(layer)
-            if table not in done:
-                done[table] = self.rotary.rotate(keys, positions, [layer], reach)[0]
-        return {layer: (done[self.rotary.table(layer)], values[0]) for layer in layers}
 
     def captured_kv(self, context: ForwardContext) -> LayerKV:
         """Unrotated keys and values of the window a pass has read, as in :class:`MemLongOutput`."""

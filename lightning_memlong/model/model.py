@@ -27,8 +27,9 @@ from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import ModelConfig, TuningConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.attention_interface import decode
-from lightning_memlong.model.context import ContextFactory, MemoryLayout, StopForward, keep_hidden
+from lightning_memlong.model.context import ContextFactory, StopForward, keep_hidden
 from lightning_memlong.model.export import export, load_gates
+from lightning_memlong.model.layout import MemoryLayout
 from lightning_memlong.model.memory_weights import load_memory_weights
 from lightning_memlong.model.output import MemLongOutput
 from lightning_memlong.model.probe import probe
@@ -102,6 +103,7 @@ class MemLongModel(nn.Module):
         memory_layer, retrieval_layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole)
         how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout)}
         how["memory_distance"] = self._distance(chosen)
+        how["memory_near"] = chosen.memory_near if chosen.fusion == "joint" else 0  # gates weigh memory as a whole
         how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
         return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": retrieval_layers}))
 

@@ -92,17 +92,24 @@ class Retrieval:
             found = bank.gather(entries, scores, count)
             if distractors:
                 found = with_distractors(self.select, request, found, batch["document_id"], distractors)
-        return self._limited(found)
+        return self._completed(found, batch["offset"])
 
     def gather(
-        self, bank: BankView, entries: Tensor, scores: Tensor | None = None, count: bool = True
+        self,
+        bank: BankView,
+        entries: Tensor,
+        scores: Tensor | None = None,
+        count: bool = True,
+        window_start: Tensor | None = None,
     ) -> Retrieved | None:
-        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads."""
-        return self._limited(bank.gather(entries, scores, count))
+        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads, and from where."""
+        return self._completed(bank.gather(entries, scores, count), window_start)
 
-    def _limited(self, found: Retrieved | None) -> Retrieved | None:
-        if found is not None and self.config.candidates is not None:
-            found.top_k = self.config.top_k
+    def _completed(self, found: Retrieved | None, window_start: Tensor | None) -> Retrieved | None:
+        if found is not None:
+            found.window_start = window_start
+            if self.config.candidates is not None:
+                found.top_k = self.config.top_k
         return found
 
     def choose(self, bank: BankView, batch: Batch) -> tuple[Tensor | None, Tensor]:

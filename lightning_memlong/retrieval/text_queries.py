@@ -63,4 +63,5 @@ def retrieve_for(
         newest=config.newest,
     )  # fmt: skip
     scores, entries = retrieval.select(request)
-    return retrieval.gather(bank, entries, scores, count)
+    start = torch.tensor([end if before is None else before])
+    return retrieval.gather(bank, entries, scores, count, start)

@@ -62,6 +62,14 @@ def remembered(stored: Any) -> Retrieved:
     return Retrieved(stored.keys, stored.values, mask, nothing, nothing, nothing)
 
 
+def placed(stored: Any, begins: list[list[int]], starts: list[int]) -> Retrieved:
+    """The same as chunks that begin at these places (R, k) of texts whose windows begin at ``starts`` (R,)."""
+    mask = torch.ones(len(starts), TOKENS, dtype=torch.bool)
+    places = torch.tensor(begins)
+    nothing = torch.zeros(places.shape)
+    return Retrieved(stored.keys, stored.values, mask, nothing, nothing, places, window_start=torch.tensor(starts))
+
+
 def same(family: str, a: Tensor, b: Tensor) -> None:
     """To the last bit; soft-capped attention is computed by another kernel than the plain model's."""
     if family == "Gemma 2":
@@ -92,13 +100,17 @@ def test_empty_bank_is_the_backbone_and_unwrap_gives_it_back(family: str) -> Non
     )
 
 
+@pytest.mark.parametrize("position", ["sequential", "fixed"])
 @pytest.mark.parametrize("family", MODELS)
-def test_memory_reads_as_the_text_it_was_made_of(family: str) -> None:
+def test_memory_reads_as_the_text_it_was_made_of(family: str, position: str) -> None:
+    """Whatever the position, if with fixed all of it is near."""
     first, second = windows()
     whole = build(family)(torch.cat([first, second], 1)).logits[:, TOKENS:]
-    model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 1, 2, 3], position="sequential").eval()
+    model = MemLong(
+        build(family), memory_layer=0, retrieval_layers=[0, 1, 2, 3], position=position, memory_near=12
+    ).eval()
     with torch.no_grad():
-        output = model(second, memory=remembered(model(first)))
+        output = model(second, memory=placed(model(first), [[100, 104, 108]] * ROWS, [112] * ROWS))
     torch.testing.assert_close(output.logits, whole, atol=5e-4, rtol=1e-3)
     assert set(output.attention_mass) == {0, 1, 2, 3}
     assert all(m.shape == (ROWS, 4) and 0 < m.min() and m.max() < 1 for m in output.attention_mass.values())
@@ -118,6 +130,31 @@ def test_a_query_at_a_distance_is_as_keys_turned_back_so_far(family: str) -> Non
         read = turned if angles is None else model.rotary.turn_query(turned, angles)
         at = model.rotary.rotate(key[None], tokens[None] - 7, [layer], 8)[0]
         torch.testing.assert_close((read * key).sum(-1), (turned * at).sum(-1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("source", ["single", "per_layer"])
+@pytest.mark.parametrize("family", ["Llama, YaRN", "Gemma 2", "Gemma 3 (text)", "SmolLM3"])
+@torch.no_grad()
+def test_rows_with_more_or_less_that_is_near_read_as_they_would_alone(family: str, source: str) -> None:
+    first, second = windows()
+    settings: dict[str, Any] = {"source": source, "position": "fixed", "memory_near": 8, "memory_distance": 40}
+    model = MemLong(build(family), memory_layer=1, retrieval_layers=[1, 2], **settings).eval()
+    stored = model(first)
+    begins, starts = [[3, 30, 34], [-1, 10, 20]], [38, 60]  # two near, and none
+    memory = placed(stored, begins, starts)
+    memory.mask[1, :4] = False
+    memory.full = False
+    together = model(second, memory=memory).logits
+    for row in range(ROWS):
+        one = [row]
+        own = placed(model(first[one]), [begins[row]], [starts[row]])
+        own.mask[:] = memory.mask[one]
+        own.full = bool(own.mask.all())
+        torch.testing.assert_close(together[one], model(second[one], memory=own).logits, atol=1e-4, rtol=1e-3)
+    everything_far = MemLong(build(family), memory_layer=1, retrieval_layers=[1, 2], **settings | {"memory_near": 0})
+    apart = everything_far.eval()(second, memory=memory).logits
+    torch.testing.assert_close(together[1], apart[1], atol=1e-4, rtol=1e-3)
+    assert (together[0] - apart[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("source", ["single", "per_layer"])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.attention import Choice, choice, kernels, retrieval_causal_attention
+from lightning_memlong.attention import Choice, attend_with_memory, choice, kernels, retrieval_causal_attention
 from lightning_memlong.attention.functional import choose_kernel
-from lightning_memlong.attention.inputs import Scores
+from lightning_memlong.attention.inputs import RetrievedKV, Scores
 from lightning_memlong.errors import UserError
 from tests.reference import attention_oracle
 
@@ -75,6 +75,46 @@ def test_gradients_of_the_two_parts_are_those_of_plain_operations(chosen: Choice
             *leaves[:3], *tensors[3:], memory_mask=mask, memory_query=leaves[3], memory_bias=leaves[4], choice=chosen,
             softcap=softcap,
         )  # fmt: skip
+        grads.append(torch.autograd.grad((output * torch.arange(SIZE)).sum(), leaves))
+    for fused, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
+
+
+def near(groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and mask of memory right before the window; one row has none, another neither near nor far."""
+    mixer = torch.Generator().manual_seed(7)
+    keys, values = (torch.randn(ROWS * groups, KV_HEADS, 2 * CHUNK, SIZE, generator=mixer) for _ in range(2))
+    mask = torch.ones(ROWS * groups, 2 * CHUNK, dtype=torch.bool)
+    mask[0], mask[-1, :CHUNK] = False, False
+    return keys, values, mask
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("far", [True, False], ids=["far", "none far"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_what_is_near_is_read_as_the_window_is(way: dict[str, Any], far: bool, groups: int) -> None:
+    tensors, mask, query, bias = inputs(groups)
+    beside = near(groups)
+    if not far:
+        mask[0] = False  # with nothing near either
+    memory = RetrievedKV(*tensors[3:], mask, query=query, bias=bias, near=RetrievedKV(*beside))
+    scores = Scores(SIZE**-0.5, way.get("softcap"))
+    output, mass = attend_with_memory(*tensors[:3], memory, None, scores, way["backend"])
+    expected = attention_oracle(
+        *tensors, mask, "joint", softcap=way.get("softcap"), memory_query=query, memory_bias=bias, near=beside
+    )
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
+    assert mass is None or (bool(((mass >= 0) & (mass <= 1)).all()) and far == bool((mass[0, 0] > 0).all()))
+
+
+def test_gradients_with_near_memory_are_those_of_plain_operations() -> None:
+    tensors, mask, query, bias = inputs(2)
+    bias = bias.clamp(min=-5.0)
+    grads = []
+    for softcap in (None, 1e6):
+        leaves = [t.clone().requires_grad_() for t in (*tensors[:3], query, bias)]
+        memory = RetrievedKV(*tensors[3:], mask, query=leaves[3], bias=leaves[4], near=RetrievedKV(*near(2)))
+        output, _ = attend_with_memory(*leaves[:3], memory, None, Scores(SIZE**-0.5, softcap))
         grads.append(torch.autograd.grad((output * torch.arange(SIZE)).sum(), leaves))
     for fused, plain in zip(*grads, strict=True):
         torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
