@@ -263,9 +263,9 @@ class ModelConfig:
     memory_layer: LayerIndex = DEFAULT_MEMORY_LAYER
     """Layer whose keys and values are stored [index from 0, or fraction of the depth: 0.5]; it and all below are
     frozen. Paper, section 3: 13 of 26."""
-    retrieval_layers: list[LayerIndex] | None = None
-    """Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above it, without
-    sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25."""
+    retrieval_layers: list[LayerIndex] | int | None = None
+    """Layers that attend to memory [indices from 0, or fractions]; a number: so many, which memory_weights names; null:
+    memory_layer and all above, without sliding-window layers if there are others. Paper, section 3: 13, 17, 21, 25."""
     source: str = "per_layer"
     """per_layer: each retrieval layer stores and reads its own keys and values; single: those of the memory layer are
     read by all (the paper)."""

@@ -1,6 +1,6 @@
 """Which layers: indices, or fractions of the depth, so that one setting fits backbones of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -34,7 +34,11 @@ def layer_index(key: str, value: LayerIndex, count: int, received: object = None
 
 
 def choose_layers(
-    memory_layer: LayerIndex, retrieval_layers: Sequence[LayerIndex] | None, count: int, everywhere: Sequence[int]
+    memory_layer: LayerIndex,
+    retrieval_layers: Sequence[LayerIndex] | int | None,
+    count: int,
+    everywhere: Sequence[int],
+    best: Callable[[int], list[int]] | None = None,
 ) -> tuple[int, list[int]]:
     """The memory layer and the retrieval layers, by index.
 
@@ -43,6 +47,7 @@ def choose_layers(
         retrieval_layers: As in ``model.retrieval_layers``; None: of ``everywhere``, the memory layer and all above.
         count: Layers of the backbone.
         everywhere: Layers that see the whole context.
+        best: Names so many layers by what was learned of reading memory, where anything was.
 
     Raises:
         UserError: For layers out of range, none at all, or one below the memory layer.
@@ -51,6 +56,12 @@ def choose_layers(
     key = "model.retrieval_layers"
     if retrieval_layers is None:
         layers = [layer for layer in everywhere if layer >= memory]
+    elif isinstance(retrieval_layers, int):
+        allowed = "indices of layers, or a number of them where model.memory_weights says which read most"
+        fix = "name the layers, or learn the weights with conf/recipes/calibrate.yaml and position fixed"
+        require(best is not None and retrieval_layers >= 1, key, retrieval_layers, allowed, fix)
+        assert best is not None
+        layers = best(retrieval_layers)
     else:
         layers = sorted({layer_index(key, layer, count, list(retrieval_layers)) for layer in retrieval_layers})
     require(bool(layers), key, retrieval_layers, "at least one layer that sees the whole context", "name one, or null")

@@ -99,7 +99,7 @@ def load_weights(model: MemLongModel, path: str, complete: bool, recognised: dic
         UserError: If it cannot be read, or belongs to another backbone or other settings.
     """
     checkpoint = read_checkpoint(Path(path), path)
-    check_checkpoint(model, checkpoint, recognised or recognise_backbone(model), complete)
+    check_checkpoint(model, checkpoint, recognised or recognise_backbone(model.backbone), complete)
     weights = {name.removeprefix("model."): weight for name, weight in checkpoint["state_dict"].items()}
     model.load_state_dict(weights, strict=False)
 

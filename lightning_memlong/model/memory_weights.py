@@ -7,27 +7,31 @@ that was exported has its own beside its weights.
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from lightning_memlong.config import require
+from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger(__name__)
 
 MEMORY_WEIGHTS_FILE = "memory.safetensors"
-KEY = "model.memory_weights"
+SHIPPED = Path(__file__).parent / "weights"
+"""Files that come with the project; docs/results.md has the command that made each."""
+KEY, LAYERS = "model.memory_weights", "model.retrieval_layers"
 
 
-def recognise_backbone(model: Any) -> dict[str, Any]:
-    """What a model's frozen backbone is recognised by: its shape and a sum over its embeddings, before any cast."""
-    config = model.backbone.config
+def recognise_backbone(backbone: PreTrainedModel) -> dict[str, Any]:
+    """What a frozen backbone is recognised by: its shape and a sum over its embeddings, before any cast."""
+    config = backbone.config
     facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
-    embedding: Tensor = model.backbone.get_input_embeddings().weight  # type: ignore[assignment]
+    embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[assignment]
     return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
 
 
@@ -47,8 +51,9 @@ def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] 
     Raises:
         UserError: If it cannot be written.
     """
+    backbone = recognise_backbone(model.backbone)
     facts = {
-        "name": model.name, "backbone": json.dumps(recognise_backbone(model)), "model": json.dumps(_held(model)),
+        "name": model.name, "backbone": json.dumps(backbone), "model": json.dumps(_held(model)),
         "memory": json.dumps({k: v for k, v in (memory or {}).items() if k in ("chunk_size", "top_k", "candidates")}),
     }  # fmt: skip
     numbers = {layer: number.detach().float().cpu().contiguous() for layer, number in model.memory_bias.items()}
@@ -60,31 +65,84 @@ def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] 
     return Path(file)
 
 
-def load_memory_weights(model: Any, chosen: str | None) -> None:
-    """Begin with numbers learned before.
+@dataclass(frozen=True)
+class LearnedBiases:
+    """Numbers learned before, and what they were learned with."""
+
+    source: str
+    """Where they are from, for messages."""
+    numbers: Mapping[str, Tensor]
+    """Layer, as a string -> (H,) float32."""
+    facts: Mapping[str, Any]
+    """``name`` and ``backbone`` they belong to, settings of ``model`` and ``memory`` they were learned with."""
+
+    def best_layers(self, count: int) -> list[int]:
+        """The layers whose heads read most of memory: those with the highest mean."""
+        require(count <= len(self.numbers), LAYERS, count, f"1 to {len(self.numbers)} layers", "ask for fewer")
+        order = sorted(self.numbers, key=lambda layer: -float(self.numbers[layer].mean()))
+        return sorted(map(int, order[:count]))
+
+
+def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | None:
+    """Numbers learned before, as ``model.memory_weights`` says.
 
     Args:
-        model: Gets them, and what they were learned with as ``calibrated``.
-        chosen: A file; ``auto``: the one in the backbone's own folder, if it was exported with one; None: none.
+        name: The backbone's, a folder if it lies in one.
+        backbone: The backbone, as it was loaded.
+        chosen: ``auto`` takes those in the backbone's own folder, else those that come with the project, if they were
+            learned with this position and source.
 
     Raises:
-        UserError: If a file cannot be read, or belongs to another backbone or other layers.
+        UserError: If a file cannot be read, or belongs to another backbone.
     """
-    if chosen is None or not model.layout.memory_bias:
-        return
-    beside = Path(model.name) / MEMORY_WEIGHTS_FILE
-    if chosen == "auto" and not beside.is_file():
-        return
-    numbers, facts = _read(beside if chosen == "auto" else Path(chosen))
-    here, there = sorted(map(int, model.memory_bias)), sorted(map(int, numbers))
-    own = chosen == "auto"  # exported with its backbone, whose tuned weights are not those it was recognised by
-    allowed, fix = f"a file for this backbone ({model.name})", "learn them with conf/recipes/calibrate.yaml"
-    require(own or facts["backbone"] == recognise_backbone(model), KEY, f"{chosen} ({facts['name']})", allowed, fix)
-    require(here == there, KEY, f"{chosen} (layers {there})", f"a file for model.retrieval_layers {here}", fix)
+    wanted = chosen.memory_weights
+    if wanted is None or not chosen.memory_bias or chosen.fusion != "joint":
+        return None
+    if wanted == "auto":
+        # Exported beside its backbone, whose tuned weights are not those it was recognised by.
+        beside = Path(name) / MEMORY_WEIGHTS_FILE
+        return _read(beside) if beside.is_file() else _shipped(backbone, chosen)
+    found = _read(Path(wanted))
+    allowed, fix = f"a file for this backbone ({name})", "learn them with conf/recipes/calibrate.yaml"
+    mine = found.facts["backbone"] == recognise_backbone(backbone)
+    require(mine, KEY, f"{wanted} ({found.facts['name']})", allowed, fix)
+    return found
+
+
+def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | None:
+    mine = recognise_backbone(backbone)
+    for file in sorted(SHIPPED.glob("*.safetensors")):
+        found = _read(file)
+        held = found.facts["model"]
+        if found.facts["backbone"] == mine and all(held[k] == getattr(chosen, k) for k in ("position", "source")):
+            return found
+    return None
+
+
+def take_memory_weights(model: Any, found: LearnedBiases) -> None:
+    """Begin with numbers learned before; what they were learned with is then the model's ``calibrated``.
+
+    Args:
+        model: Its layers are among those that the numbers are of.
+        found: The numbers.
+
+    Raises:
+        UserError: If they are of other layers.
+    """
+    here, there = sorted(map(int, model.memory_bias)), sorted(map(int, found.numbers))
+    fix = "learn them with conf/recipes/calibrate.yaml"
+    known = set(here) <= set(there)
+    require(known, KEY, f"{found.source} (layers {there})", f"a file for model.retrieval_layers {here}", fix)
     for name, value in _held(model).items():
-        if facts["model"].get(name) != value:
-            log.warning("%s was learned with model.%s=%s, which is %s here", KEY, name, facts["model"].get(name), value)
-    _take(model, numbers, facts)
+        if found.facts["model"].get(name) != value:
+            was = found.facts["model"].get(name)
+            log.warning("%s was learned with model.%s=%s, which is %s here", KEY, name, was, value)
+    for layer, number in model.memory_bias.items():
+        learned = found.numbers[layer]
+        ok, allowed = learned.shape == number.shape, f"{len(number)} heads in layer {layer}"
+        require(ok, KEY, f"{len(learned)} heads", allowed, "give a file for this backbone")
+        number.data.copy_(learned)
+    model.calibrated = found.facts
 
 
 def warn_of_other_memory(model: Any, memory: Any) -> None:
@@ -99,15 +157,7 @@ def warn_of_other_memory(model: Any, memory: Any) -> None:
             log.warning("%s was learned with memory.%s=%s, which is %s here", KEY, name, value, getattr(memory, name))
 
 
-def _take(model: Any, numbers: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    for layer, number in model.memory_bias.items():
-        ok, allowed = numbers[layer].shape == number.shape, f"{len(number)} heads in layer {layer}"
-        require(ok, KEY, f"{len(numbers[layer])} heads", allowed, "give a file for this backbone")
-        number.data.copy_(numbers[layer])
-    model.calibrated = facts
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(file: Path) -> LearnedBiases:
     try:
         with safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
             found = dict(opened.metadata() or {})
@@ -115,7 +165,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             numbers = {layer: opened.get_tensor(layer) for layer in opened.keys()}  # noqa: SIM118  (it is no mapping)
             if not {"name", "backbone", "model", "memory"} <= set(facts):
                 raise ValueError("it says nothing of a backbone")
-        return numbers, facts
+        return LearnedBiases(str(file), numbers, facts)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"{KEY}={str(file)!r} cannot be read ({str(error).splitlines()[0]}). Allowed: auto, null, or a file "

@@ -30,7 +30,7 @@ from lightning_memlong.model.attention_interface import decode
 from lightning_memlong.model.context import ContextFactory, StopForward, keep_hidden
 from lightning_memlong.model.export import export, load_gates
 from lightning_memlong.model.layout import MemoryLayout
-from lightning_memlong.model.memory_weights import load_memory_weights
+from lightning_memlong.model.memory_weights import LearnedBiases, find_memory_weights, take_memory_weights
 from lightning_memlong.model.output import MemLongOutput
 from lightning_memlong.model.probe import probe
 
@@ -72,7 +72,8 @@ class MemLongModel(nn.Module):
         """The decoder's own."""
         self._was_training = self.backbone.training
         self.bos = bos
-        self.layout = self._place_memory(chosen)
+        learned_before = find_memory_weights(self.name, self.backbone, chosen)
+        self.layout = self._place_memory(chosen, learned_before)
         self.rotary = Rotary(self.backbone)
         self.head = Head(self.backbone)
         self._plain_attention = attention_of(self.backbone)
@@ -89,7 +90,8 @@ class MemLongModel(nn.Module):
             load_gates(backbone, self.gates)
         self.calibrated: Mapping[str, Any] = {}
         """What the biases were learned with before, if they were."""
-        load_memory_weights(self, chosen.memory_weights)
+        if learned_before is not None:
+            take_memory_weights(self, learned_before)
         for learned in (self.gates, self.memory_bias):
             learned.requires_grad_(self.tuning.config.mode != "none")
         self._checkpointed = chosen.gradient_checkpointing
@@ -97,10 +99,11 @@ class MemLongModel(nn.Module):
             gradient_checkpointing(self.backbone, True)
         self.train(self.training)
 
-    def _place_memory(self, chosen: ModelConfig) -> MemoryLayout:
+    def _place_memory(self, chosen: ModelConfig, learned_before: LearnedBiases | None) -> MemoryLayout:
         count = self.config.num_hidden_layers
         whole = unlimited_layers(getattr(self.config, "layer_types", None), count)
-        memory_layer, retrieval_layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole)
+        best = learned_before.best_layers if learned_before else None
+        memory_layer, retrieval_layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole, best)
         how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout)}
         how["memory_distance"] = self._distance(chosen)
         how["memory_near"] = chosen.memory_near if chosen.fusion == "joint" else 0  # gates weigh memory as a whole

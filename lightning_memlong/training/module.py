@@ -68,7 +68,7 @@ class MemLongModule(L.LightningModule):
         require(memory_bias_lr > 0, "model.memory_bias_lr", memory_bias_lr, "above 0", "raise it, or memory_bias false")
         self.compare_memory_off, self.loss_weights = compare_memory_off, loss_weights
         self.memory_bias_lr = memory_bias_lr
-        self.recognised = recognise_backbone(self.model)  # before a precision plugin casts anything
+        self.recognised = recognise_backbone(self.model.backbone)  # before a precision plugin casts anything
         """What checkpoints say of the backbone they belong to."""
         self.validated_at = -1
         self._sharded = False

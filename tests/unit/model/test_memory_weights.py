@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lightning_memlong.config import MemoryConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
-from lightning_memlong.model import export, exported_settings, save_memory_weights, warn_of_other_memory
+from lightning_memlong.model import export, exported_settings, memory_weights, save_memory_weights, warn_of_other_memory
 from tests.conftest import tiny_llama
 
 
@@ -42,8 +43,41 @@ def test_another_backbone_or_other_layers_are_refused(tmp_path: Path) -> None:
     file = str(save_memory_weights(learned(), tmp_path / "memory.safetensors"))
     with pytest.raises(UserError, match="a file for this backbone"):
         MemLong(tiny_llama(vocab_size=64), memory_layer=1, memory_weights=file)
-    with pytest.raises(UserError, match=r"layers \[1, 2, 3\].*retrieval_layers \[2\]"):
-        MemLong(tiny_llama(), memory_layer=1, retrieval_layers=[2], memory_weights=file)
+    some = MemLong(tiny_llama(), memory_layer=1, retrieval_layers=[2], memory_weights=file)
+    assert torch.equal(some.memory_bias["2"], learned().memory_bias["2"]), "fewer layers take theirs"
+    with pytest.raises(UserError, match=r"layers \[1, 2, 3\].*retrieval_layers \[0, 1, 2, 3\]"):
+        MemLong(tiny_llama(), memory_layer=0, memory_weights=file)
+
+
+def test_so_many_layers_are_those_whose_heads_read_most(tmp_path: Path) -> None:
+    model = learned()
+    for layer, number in {"1": 0.5, "2": -1.0, "3": 0.2}.items():
+        model.memory_bias[layer].data.fill_(number)
+    file = str(save_memory_weights(model, tmp_path / "memory.safetensors"))
+    chosen = MemLong(tiny_llama(), memory_layer=1, retrieval_layers=2, memory_weights=file)
+    assert chosen.retrieval_layers == [1, 3] and chosen.stored_layers == [1, 3]
+    with pytest.raises(UserError, match="model.retrieval_layers=4.*1 to 3 layers"):
+        MemLong(tiny_llama(), memory_layer=1, retrieval_layers=4, memory_weights=file)
+    for settings in ({"memory_weights": None}, {"fusion": "gated"}, {"retrieval_layers": 0, "memory_weights": file}):
+        with pytest.raises(UserError, match="model.retrieval_layers=.*conf/recipes/calibrate.yaml"):
+            MemLong(tiny_llama(), memory_layer=1, **{"retrieval_layers": 2} | settings)
+
+
+def test_what_comes_with_the_project_is_taken_for_its_backbone_and_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_weights, "SHIPPED", tmp_path)
+    model = learned(position="fixed")
+    save_memory_weights(model, tmp_path / "tiny.safetensors")
+
+    def begins_with_them(backbone: PreTrainedModel, **settings: object) -> bool:
+        other = MemLong(backbone, memory_layer=1, **settings)  # type: ignore[arg-type]
+        return all(torch.equal(other.memory_bias[n], model.memory_bias[n]) for n in other.memory_bias)
+
+    assert begins_with_them(tiny_llama(), position="fixed")
+    assert not begins_with_them(tiny_llama(), position="sequential")
+    assert not begins_with_them(tiny_llama(), position="fixed", memory_weights=None)
+    assert not begins_with_them(tiny_llama(vocab_size=64), position="fixed")
 
 
 @pytest.mark.parametrize("content", [None, b"no tensors", b""])
