@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.record import Measurement
+from lightning_memlong.model import Reading
 from lightning_memlong.retrieval import Retrieval
 
 OFF, LONGER, HINDSIGHT = "off", "longer window", "hindsight"
@@ -61,6 +62,8 @@ class Grid:
     hindsight: int
     """Candidates tried; 0: the setting is left out."""
     retrievals: Mapping[str, Retrieval]
+    readings: Mapping[str, Reading | None]
+    """Of each of these settings, how the model reads what it chose; None: as configured."""
     peers: Mapping[str, Peer]
     seed: int
 

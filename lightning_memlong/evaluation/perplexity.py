@@ -14,6 +14,7 @@ from lightning_memlong.evaluation.perplexity_report import report_perplexity
 from lightning_memlong.evaluation.record import Measurement, Record
 from lightning_memlong.evaluation.scoring import read_documents
 from lightning_memlong.evaluation.window_scorer import WindowScorer
+from lightning_memlong.model import Reading, as_reading
 from lightning_memlong.retrieval import CONTROL_SELECTIONS, Retrieval
 
 ScoringProtocol = Literal["sliding", "reference"]
@@ -41,7 +42,9 @@ class PerplexityGrid(Evaluation):
         corpora: Name -> a path, or options of the data group (class_path, path, hub_id, ...) that differ; null: the
             text of the data group alone.
         lengths: Tokens of context [tokens].
-        settings: Name -> fields of the memory group that differ; {} is the memory as configured.
+        settings: Name -> fields of the memory group that differ; {} is the memory as configured. Of the model group,
+            ``model`` may hold how memory is read: position, memory_distance, memory_near, memory_weights,
+            retrieval_layers.
         protocol: sliding: every scored token has at least window - stride local tokens before it, the last stride
             tokens of each window are scored; reference: the published code's, documents cut into lengths without
             overlap, the last window of each is scored whole, mean of their losses.
@@ -95,7 +98,7 @@ class PerplexityGrid(Evaluation):
 
     def prepare(self, subject: Subject) -> None:
         """Check settings, find the documents, load encoders and peers."""
-        retrievals = self._retrievals(subject)
+        retrievals, readings = self._ways(subject)
         peers = {name: Peer(name, backbone, subject.device) for name, backbone in self.peers.items()}
         self._documents = [d for name, data in self._data(subject).items() for d in self._long_enough(name, data)]
         self._check(subject)
@@ -105,20 +108,25 @@ class PerplexityGrid(Evaluation):
             self.lengths, self.windows, data.window, data.stride, subject.memory.chunk_size,
             max((r.config.retrieved for r in retrievals.values()), default=subject.memory.retrieved),
             getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths),
-            self.longer_window, self.hindsight, retrievals, peers, self.seed,
+            self.longer_window, self.hindsight, retrievals, readings, peers, self.seed,
         )  # fmt: skip
 
-    def _retrievals(self, subject: Subject) -> dict[str, Retrieval]:
+    def _ways(self, subject: Subject) -> tuple[dict[str, Retrieval], dict[str, Reading | None]]:
         """The settings at work, by name; one whose query is what is being predicted is named so."""
         found: dict[str, Retrieval] = {}
+        ways: dict[str, Reading | None] = {}
         for name, options in self.settings.items():
+            of_model = options.get("model")
+            options = {field: value for field, value in options.items() if field != "model"}
             fixed = sorted(GOVERNED & {*options})
             key = f"evaluation.settings.{name}"
             require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
             retrieval = subject.retrieval(options, key)
             leaks = retrieval.config.query == "current" and retrieval.config.selection not in CONTROL_SELECTIONS
-            found[f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name] = retrieval
-        return found
+            title = f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name
+            found[title] = retrieval
+            ways[title] = as_reading(subject.model, of_model, f"{key}.model") if of_model else None
+        return found, ways
 
     def _check(self, subject: Subject) -> None:
         chunk, stride = subject.memory.chunk_size, subject.data.stride

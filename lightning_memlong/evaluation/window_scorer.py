@@ -16,6 +16,7 @@ from lightning_memlong.evaluation.hindsight import choose_with_hindsight
 from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.evaluation.scoring import ScoredSpans, score_windows, window_batch
+from lightning_memlong.model import reading
 
 
 class WindowScorer:
@@ -75,10 +76,12 @@ class WindowScorer:
             memory = choose_with_hindsight(self.subject, batch, candidates, ways, self.banks, limit)
         else:
             memory = self.grid.retrievals[setting].retrieve(self.banks[setting], batch, count=False)
-        # Two settings that choose the same chunks are the same pass.
-        key = "nothing" if memory is None else f"{memory.entries.tolist()} {memory.top_k}"
+        # Two settings that choose the same chunks, and read them alike, are the same pass.
+        way = self.grid.readings.get(setting)
+        key = "nothing" if memory is None else f"{memory.entries.tolist()} {memory.top_k} {id(way)}"
         if key not in self._known:
-            losses, output = score_windows(self.subject, batch, memory)
+            with reading(self.subject.model, way):
+                losses, output = score_windows(self.subject, batch, memory)
             mass = {str(layer): m.float().mean(1).cpu() for layer, m in output.attention_mass.items()}
             self._known[key] = self._scored(losses), mass
         losses, mass = self._known[key]

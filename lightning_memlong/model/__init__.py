@@ -19,6 +19,7 @@ from lightning_memlong.model.memory_weights import (
 )
 from lightning_memlong.model.model import MemLongModel
 from lightning_memlong.model.output import MemLongOutput
+from lightning_memlong.model.reading import Reading, as_reading, reading
 
 __all__ = [
     "CHECKPOINT_FORMAT",
@@ -27,6 +28,8 @@ __all__ = [
     "ForwardContext",
     "MemLongModel",
     "MemLongOutput",
+    "Reading",
+    "as_reading",
     "check_checkpoint",
     "decode",
     "export",
@@ -34,6 +37,7 @@ __all__ = [
     "exported_settings",
     "load_weights",
     "read_checkpoint",
+    "reading",
     "recognise_backbone",
     "save_memory_weights",
     "stored_settings",

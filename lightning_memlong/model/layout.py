@@ -1,6 +1,17 @@
 """Which layers store and read memory, and how."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lightning_memlong.backbone import choose_layers, unlimited_layers
+from lightning_memlong.config import ModelConfig
+from lightning_memlong.model.memory_weights import LearnedBiases
+
+log = logging.getLogger(__name__)
+
+DISTANCE = 2048
+"""Of memory, unless said otherwise [tokens]."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +29,47 @@ class MemoryLayout:
     memory_near: int
     """How far before the window a chunk may begin to stand where it stood, for position ``fixed`` [tokens]."""
     memory_bias: bool
+    stored: tuple[int, ...] | None = None
+    """Layers whose K/V a bank holds, if not those that are read."""
 
     @property
     def stored_layers(self) -> list[int]:
         """Layers whose K/V go into the bank, in the order of the bank's layer axis."""
+        if self.stored is not None:
+            return list(self.stored)
         return [self.memory_layer] if self.source == "single" else self.retrieval_layers
+
+
+def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedBiases | None) -> MemoryLayout:
+    """Where a decoder's memory is stored and read.
+
+    Args:
+        config: The decoder's own.
+        chosen: The settings.
+        learned_before: Says which layers read most, where only a number of layers is given.
+
+    Raises:
+        UserError: If there are no such layers.
+    """
+    count = config.num_hidden_layers
+    whole = unlimited_layers(getattr(config, "layer_types", None), count)
+    best = learned_before.best_layers if learned_before else None
+    memory_layer, layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole, best)
+    how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout) if hasattr(chosen, f.name)}
+    how["memory_distance"] = _distance(config, chosen)
+    how["memory_near"] = chosen.memory_near if chosen.fusion == "joint" else 0  # gates weigh memory as a whole
+    how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
+    return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": layers}))
+
+
+def _distance(config: Any, chosen: ModelConfig) -> int:
+    """Of all of memory, for position ``fixed``."""
+    trained = getattr(config, "max_position_embeddings", None) or DISTANCE + 1
+    if chosen.memory_distance is None:
+        return min(DISTANCE, trained - 1)
+    if chosen.position == "fixed" and chosen.memory_distance >= trained:
+        log.warning(
+            "model.memory_distance=%d is beyond the %d positions the backbone was trained for",
+            chosen.memory_distance, trained,
+        )  # fmt: skip
+    return chosen.memory_distance

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_memlong.backbone import text_config
 from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.errors import UserError
 
@@ -29,7 +30,7 @@ KEY, LAYERS = "model.memory_weights", "model.retrieval_layers"
 
 def recognise_backbone(backbone: PreTrainedModel) -> dict[str, Any]:
     """What a frozen backbone is recognised by: its shape and a sum over its embeddings, before any cast."""
-    config = backbone.config
+    config = text_config(backbone)
     facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
     embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[assignment]
     return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}

@@ -17,11 +17,9 @@ from lightning_memlong.backbone import (
     Rotary,
     Tuning,
     attention_of,
-    choose_layers,
     gradient_checkpointing,
     load_backbone,
     text_config,
-    unlimited_layers,
 )
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import ModelConfig, TuningConfig
@@ -29,14 +27,12 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.model.attention_interface import decode
 from lightning_memlong.model.context import ContextFactory, StopForward, keep_hidden
 from lightning_memlong.model.export import export, load_gates
-from lightning_memlong.model.layout import MemoryLayout
-from lightning_memlong.model.memory_weights import LearnedBiases, find_memory_weights, take_memory_weights
+from lightning_memlong.model.layout import MemoryLayout, lay_out
+from lightning_memlong.model.memory_weights import find_memory_weights, take_memory_weights
 from lightning_memlong.model.output import MemLongOutput
 from lightning_memlong.model.probe import probe
 
 log = logging.getLogger(__name__)
-DISTANCE = 2048
-"""Of memory, unless said otherwise or the backbone was trained for less [tokens]."""
 
 
 class MemLongModel(nn.Module):
@@ -73,7 +69,7 @@ class MemLongModel(nn.Module):
         self._was_training = self.backbone.training
         self.bos = bos
         learned_before = find_memory_weights(self.name, self.backbone, chosen)
-        self.layout = self._place_memory(chosen, learned_before)
+        self.layout = lay_out(self.config, chosen, learned_before)
         self.rotary = Rotary(self.backbone)
         self.head = Head(self.backbone)
         self._plain_attention = attention_of(self.backbone)
@@ -98,29 +94,6 @@ class MemLongModel(nn.Module):
         if self._checkpointed:
             gradient_checkpointing(self.backbone, True)
         self.train(self.training)
-
-    def _place_memory(self, chosen: ModelConfig, learned_before: LearnedBiases | None) -> MemoryLayout:
-        count = self.config.num_hidden_layers
-        whole = unlimited_layers(getattr(self.config, "layer_types", None), count)
-        best = learned_before.best_layers if learned_before else None
-        memory_layer, retrieval_layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole, best)
-        how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout)}
-        how["memory_distance"] = self._distance(chosen)
-        how["memory_near"] = chosen.memory_near if chosen.fusion == "joint" else 0  # gates weigh memory as a whole
-        how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
-        return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": retrieval_layers}))
-
-    def _distance(self, chosen: ModelConfig) -> int:
-        """Of all of memory, for position ``fixed``."""
-        trained = getattr(self.config, "max_position_embeddings", None) or DISTANCE + 1
-        if chosen.memory_distance is None:
-            return min(DISTANCE, trained - 1)
-        if chosen.position == "fixed" and chosen.memory_distance >= trained:
-            log.warning(
-                "model.memory_distance=%d is beyond the %d positions the backbone was trained for",
-                chosen.memory_distance, trained,
-            )  # fmt: skip
-        return chosen.memory_distance
 
     def _new_biases(self) -> nn.ParameterDict:
         heads, layers = self.config.num_attention_heads, self.retrieval_layers if self.layout.memory_bias else []
@@ -267,8 +240,8 @@ class MemLongModel(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """What, besides weights, the model is: options of the ``model`` group that make the same one again."""
-        stored = (f.name for f in fields(MemoryLayout) if f.name != "attention")  # kernels are a run's
-        found = {name: getattr(self.layout, name) for name in stored}
+        own = (f.name for f in fields(MemoryLayout) if f.name not in ("attention", "stored"))  # kernels are a run's
+        found = {name: getattr(self.layout, name) for name in own}
         return found | {"prepend_bos": False if self.bos is None else self.bos}
 
     def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:

@@ -109,24 +109,28 @@ def place(
     if not places.far:
         return {layer: LayerMemory(*kv) for layer, kv in rotated.items()}
     far = slice(0, places.far)
-    stored = range(len(keys)) if len(keys) > 1 else [0] * len(layout.retrieval_layers)
     return {
         layer: LayerMemory(keys[i][..., far, :], values[i][..., far, :], rotated.get(layer))
-        for layer, i in zip(layout.retrieval_layers, stored, strict=True)
+        for layer, i in _places(layout).items()
     }
+
+
+def _places(layout: MemoryLayout) -> dict[int, int]:
+    """Retrieval layer -> where among the stored ones its keys and values are."""
+    stored = layout.stored_layers
+    return {layer: 0 if layout.source == "single" else stored.index(layer) for layer in layout.retrieval_layers}
 
 
 def _rotated(
     keys: Tensor, values: Tensor, positions: Tensor, layout: MemoryLayout, rotary: Rotary, reach: int
 ) -> dict[int, LayerKV]:
-    layers = layout.retrieval_layers
-    if len(keys) == len(layers):
-        turned = rotary.rotate(keys, positions, layers, reach)
-        return {layer: (turned[i], values[i]) for i, layer in enumerate(layers)}
+    if layout.source == "per_layer":
+        turned = rotary.rotate(keys, positions, layout.stored_layers, reach)
+        return {layer: (turned[i], values[i]) for layer, i in _places(layout).items()}
     # One layer's keys read by many, each with its own table; layers that share one share the result.
     done: dict[str, Tensor] = {}
-    for layer in layers:
+    for layer in layout.retrieval_layers:
         table = rotary.table(layer)
         if table not in done:
             done[table] = rotary.rotate(keys, positions, [layer], reach)[0]
-    return {layer: (done[rotary.table(layer)], values[0]) for layer in layers}
+    return {layer: (done[rotary.table(layer)], values[0]) for layer in layout.retrieval_layers}

@@ -1,0 +1,67 @@
+"""Other ways of reading what is stored: where it stands, by which layers and with which biases it is read."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_memlong.config import ModelConfig, require
+from lightning_memlong.model.layout import MemoryLayout, lay_out
+from lightning_memlong.model.memory_weights import find_memory_weights
+from lightning_memlong.model.model import MemLongModel
+
+READING = ("position", "memory_distance", "memory_near", "memory_weights", "retrieval_layers")
+"""Fields of the model group that say nothing of what a bank holds."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A way of reading memory."""
+
+    layout: MemoryLayout
+    biases: Mapping[str, Tensor]
+    """Layer, as a string -> (H,); none: nothing is added."""
+
+
+def as_reading(model: MemLongModel, changes: Mapping[str, Any], key: str) -> Reading:
+    """The way a model reads memory, with some settings changed.
+
+    Args:
+        model: The model; its bank's keys and values are what is read.
+        changes: Fields of the model group, those of ``READING``.
+        key: The setting they come from, for messages.
+
+    Raises:
+        UserError: For another field, a value that cannot be used, or layers that are not stored.
+    """
+    other = sorted({*changes} - {*READING})
+    require(not other, key, other, f"of the model group: {', '.join(READING)}", "set it for all: --model.*")
+    own = {f.name: getattr(model.layout, f.name) for f in fields(ModelConfig) if hasattr(model.layout, f.name)}
+    weights = changes.get("memory_weights")
+    chosen = ModelConfig(**{**own, "memory_weights": None, **changes})
+    found = find_memory_weights(model.name, model.backbone, chosen)
+    layout = lay_out(model.config, chosen, found)
+    stored = model.layout.stored_layers
+    unknown = sorted({*layout.retrieval_layers} - {*stored}) if layout.source == "per_layer" else []
+    require(not unknown, key, f"retrieval_layers {unknown}", f"layers that are stored: {stored}", "leave them out")
+    biases: Mapping[str, Tensor] = {} if "memory_weights" in changes else dict(model.memory_bias)
+    if weights is not None and found is not None:
+        biases = {layer: number.to(model.device) for layer, number in found.numbers.items()}
+    return Reading(replace(layout, stored=tuple(stored)), biases)
+
+
+@contextmanager
+def reading(model: MemLongModel, way: Reading | None) -> Iterator[None]:
+    """Let a model read memory another way for a while; None: its own."""
+    if way is None:
+        yield
+        return
+    contexts = model.contexts
+    own = contexts.layout, contexts.biases
+    contexts.layout, contexts.biases = way.layout, way.biases  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        contexts.layout, contexts.biases = own
