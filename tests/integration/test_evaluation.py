@@ -185,6 +185,15 @@ def test_a_query_that_leaks_is_named_whatever_it_is_called(options: list[str]) -
     assert "not a fair number" in found_in(options, "perplexity.md").read_text()
 
 
+def test_one_bank_is_read_in_several_ways(options: list[str]) -> None:
+    ways = {"own": "{}", "far": "{model: {position: fixed, memory_near: 0}}", "same": "{model: {position: sequential}}",
+            "as before": "{model: {position: fixed, memory_near: 4096}}"}  # fmt: skip
+    settings = "{" + ", ".join(f"{name}: {fields}" for name, fields in ways.items()) + "}"
+    assert main([*options, SETTING, settings]) == 0
+    by = {name: [r["nll"] for r in rows_of(options) if r["setting"] == name] for name in ways}
+    assert by["own"] == by["same"] and len({tuple(losses) for losses in by.values()}) == 3
+
+
 @pytest.mark.parametrize("retriever", ["bm25", "hybrid"])
 def test_words_that_come_later_do_not_weigh(options: list[str], tmp_path: Path, retriever: str) -> None:
     """BM25 counts how rare words are among chunks that can be found, so text after a window changes nothing in it."""
@@ -249,6 +258,8 @@ def test_several_corpora_in_one_table(options: list[str], text_folder: Path) -> 
         ([SETTING, '{a: {retriever: {nam: bm25}}}'], "evaluation.settings.a.retriever.nam"),
         ([SETTING, '{a: {capacity: 64}}'], "evaluation.settings.a=.*capacity"),
         ([SETTING, '{off: {}}'], "names of their own"),
+        ([SETTING, '{a: {model: {source: single}}}'], "evaluation.settings.a.model=.*source.*memory_near"),
+        ([SETTING, '{a: {model: {memory_weights: /nowhere}}}'], "model.memory_weights='/nowhere' cannot be read"),
         (["--evaluation.peers", '{other: /nowhere}'], "evaluation.peers.other='/nowhere' cannot be loaded"),
         (["--evaluation.corpora", '{a: {class_path: Nothing}}'], "evaluation.corpora.a.class_path"),
         (["--evaluation.corpora", '{a: {pth: x}}'], "evaluation.corpora.a.pth"),
