@@ -1,92 +1,15 @@
-"""Settings as validated dataclasses. The text under each field is its ``--help``."""
+"""Settings of the memory bank, and of the encoder that it is searched with."""
 
-import importlib.util
-import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from lightning_memlong.errors import UserError
+from lightning_memlong.config.checks import require, require_choice
 
 QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
 Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Storage = Literal["device", "host", "disk"]
-TuningMode = Literal["full", "lora", "gates_only", "none"]
-Source = Literal["single", "per_layer"]
-Fusion = Literal["joint", "gated"]
-Position = Literal["fixed", "sequential", "zero"]
-AttentionBackend = Literal["auto", "sdpa", "flex"]
-SOURCES: tuple[str, ...] = get_args(Source)
-LayerIndex = int | float
-"""A layer: its index from 0, or a fraction of the depth from 0.0 up to but not including 1.0."""
-DEFAULT_MEMORY_LAYER = 0.375
-"""Where memory is kept unless said otherwise: layer 11 of the default backbone's 30, a little below the middle."""
-
-
-def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
-    """Raise a :class:`UserError` in the project's one format unless ``ok``."""
-    if not ok:
-        raise UserError(f"{key}={value!r} cannot be used. Allowed: {allowed}. Fix: {fix}.")
-
-
-def require_choice(key: str, value: object, choices: object) -> None:
-    """Raise unless ``value`` is one of the choices of a ``Literal`` type or a collection."""
-    names = get_args(choices) or tuple(choices)  # type: ignore[arg-type]
-    require(value in names, key, value, "one of " + ", ".join(map(str, names)), f"set --{key} to one of them")
-
-
-def is_import_path(name: str) -> bool:
-    """Whether a name is a dotted path into a module that is there, and no file."""
-    dotted = all(part.isidentifier() for part in name.split(".")) and "." in name
-    return dotted and not Path(name).exists() and importlib.util.find_spec(name.partition(".")[0]) is not None
-
-
-def named_or_imported(key: str, name: str, known: Mapping[str, Any], what: str = "a function") -> Any:
-    """What a setting names: one of ours, or an import path.
-
-    Raises:
-        UserError: If there is no such thing, or it cannot be called.
-    """
-    if name in known:
-        return known[name]
-    try:
-        found = pkgutil.resolve_name(name)
-        if "." not in name or not callable(found):
-            raise ImportError(f"{name} is not {what}")
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        names = "".join(f"{n}, " for n in known)
-        raise UserError(
-            f"{key}={name!r} is unknown. Allowed: {names}or the import path of {what}. "
-            "Fix: correct the name, or the path (module.function)."
-        ) from error
-    return found
-
-
-def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
-    """A copy of a settings dataclass with some fields changed, checked anew."""
-    known = type(config).__dataclass_fields__
-    for name in options:
-        require(name in known, f"{key}.{name}", options[name], "one of " + ", ".join(known), "correct the name")
-    values = {name: _changed_to(getattr(config, name), value, f"{key}.{name}") for name, value in options.items()}
-    return replace(config, **values)
-
-
-def _changed_to(before: Any, value: Any, key: str) -> Any:
-    if not hasattr(before, "__dataclass_fields__") or isinstance(value, type(before)):
-        return value
-    allowed = "options of it by name: " + ", ".join(type(before).__dataclass_fields__)
-    require(isinstance(value, Mapping), key, value, allowed, "give {name: ...}, for instance")
-    return changed(before, value, key)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
 
 
 @dataclass
@@ -225,76 +148,3 @@ class MemoryConfig:
     def retrieved(self) -> int:
         """Chunks retrieved for a window: the candidates, or those that are read."""
         return self.candidates or self.top_k
-
-
-@dataclass
-class TuningConfig:
-    """Which weights above the memory layer are trained (paper, section 3)."""
-
-    mode: TuningMode = "full"
-    """full: every weight of the layers above the memory layer; lora: low-rank adapters on them (the paper);
-    gates_only: nothing but the gates of fusion 'gated', or the biases of 'joint'; none: nothing (evaluation)."""
-    norms: bool = True
-    """Train the norms of the tuned layers and the final norm as well; only for full and lora."""
-    head: bool = False
-    """Train the output head as well; only for full and lora. A head that shares its weights with the frozen embeddings
-    gets weights of its own."""
-    lora_rank: int = 64
-    """Rank of the adapters. Reference recipe: 64."""
-    lora_alpha: float = 8.0
-    """Scale of the adapters. Reference recipe: 8."""
-    lora_dropout: float = 0.05
-    """Dropout on the adapters' input [probability]. Reference recipe: 0.05."""
-    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    """Names of the linear layers that get adapters. Paper, section 3: q, k, v and o projections."""
-
-    def __post_init__(self) -> None:
-        """Check each value."""
-        require_choice("model.tuning.mode", self.mode, TuningMode)
-        require(self.lora_rank >= 1, "model.tuning.lora_rank", self.lora_rank, "1 or more", "raise it")
-        ok, allowed = 0 <= self.lora_dropout < 1, "from 0 up to but not including 1"
-        require(ok, "model.tuning.lora_dropout", self.lora_dropout, allowed, "use 0.05")
-
-
-@dataclass
-class ModelConfig:
-    """What the network is: which layers store and read memory, and how (the ``model`` group's settings)."""
-
-    memory_layer: LayerIndex = DEFAULT_MEMORY_LAYER
-    """Layer whose keys and values are stored [index from 0, or fraction of the depth: 0.5]; it and all below are
-    frozen. Paper, section 3: 13 of 26."""
-    retrieval_layers: list[LayerIndex] | None = None
-    """Layers that attend to memory [indices from 0, or fractions]; null: memory_layer and all above it, without
-    sliding-window layers where there are others. Paper, section 3: 13, 17, 21, 25."""
-    source: str = "per_layer"
-    """per_layer: each retrieval layer stores and reads its own keys and values; single: those of the memory layer are
-    read by all (the paper)."""
-    fusion: str = "joint"
-    """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
-    position: str = "sequential"
-    """fixed: every retrieved token stands at one distance from every query, so that many chunks need no more positions
-    than few; sequential: running positions before the window; zero: all right before it (the paper)."""
-    memory_distance: int | None = None
-    """That distance, for position fixed [tokens]; null: 2,048, or what the backbone was trained for if that is less."""
-    memory_near: int = 512
-    """For position fixed and fusion joint: chunks that begin at most so far before the window stand where they stood,
-    as text before a longer window would [tokens]; 0: all stand at the one distance."""
-    memory_bias: bool = True
-    """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for
-    fusion joint: 0 changes nothing, with less a head reads less. Learned in every tuning mode, alone in gates_only."""
-    memory_weights: str | None = "auto"
-    """A file of these numbers (conf/recipes/calibrate.yaml); auto: those of the backbone; null: begin with 0."""
-    gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
-    """Recompute layers in the backward pass instead of keeping their activations."""
-    attention: str = "auto"
-    """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
-    CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA)."""
-
-    def __post_init__(self) -> None:
-        """Check each value."""
-        for name, choices in (("source", Source), ("fusion", Fusion), ("position", Position)):
-            require_choice(f"model.{name}", getattr(self, name), choices)
-        ok = self.memory_distance is None or self.memory_distance >= 1
-        require(ok, "model.memory_distance", self.memory_distance, "null, or 1 or more tokens", "leave it out")
-        require(self.memory_near >= 0, "model.memory_near", self.memory_near, "0 or more tokens", "leave it out")
-        require_choice("model.attention", self.attention, AttentionBackend)
