@@ -16,6 +16,7 @@ from lightning_memlong.config.memory import (
     QueryPooling,
     RetrieverConfig,
     Storage,
+    Use,
 )
 from lightning_memlong.config.model import (
     DEFAULT_MEMORY_LAYER,
@@ -48,6 +49,7 @@ __all__ = [
     "Storage",
     "TuningConfig",
     "TuningMode",
+    "Use",
     "changed",
     "flat",
     "is_import_path",

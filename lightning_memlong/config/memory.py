@@ -10,6 +10,16 @@ Query = Literal["previous", "current"]
 Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Storage = Literal["device", "host", "disk"]
+Use = Literal["retrieved", "attention"]
+CHOICES = {
+    "use": Use,
+    "query": Query,
+    "query_pooling": QueryPooling,
+    "granularity": Granularity,
+    "dtype": BankDtype,
+    "storage": Storage,
+}
+"""What is allowed for options of a few names."""
 
 
 @dataclass
@@ -60,6 +70,10 @@ class MemoryConfig:
     the import path of a function of your own, such as my_package.my_policy."""
     policy_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the policy, for instance {keep_newest: 0.1, drop_oldest: 0.1, target_fill: 0.5}."""
+    use: Use = "retrieved"
+    """What counts as use of an entry, for its counter and the policies that look at use. retrieved: 1 each time it is
+    retrieved (the paper); attention: the share it got of the attention its window paid to all that was retrieved, times
+    their number, so that windows count the same in both."""
     half_life: float | None = None
     """Insertions into a row after which a retrieval counts for half in its entry's counter [chunks]; null: it counts
     for ever (the paper)."""
@@ -108,9 +122,11 @@ class MemoryConfig:
         for name in ("chunk_size", "top_k", "query_chunks"):
             value = getattr(self, name)
             require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")
-        require_choice("memory.query", self.query, Query)
-        require_choice("memory.query_pooling", self.query_pooling, QueryPooling)
+        for name, choices in CHOICES.items():
+            require_choice(f"memory.{name}", getattr(self, name), choices)
         require(self.distractors >= 0, "memory.distractors", self.distractors, "0 or more", "use 0, or raise it")
+        ok = self.half_life is None or self.half_life > 0
+        require(ok, "memory.half_life", self.half_life, "null, or above 0 chunks", "leave it out, or raise it")
         beforehand = self.query == "current" or self.granularity == "chunk"
         require(
             self.retriever.name != "hidden" or not beforehand,
@@ -119,15 +135,14 @@ class MemoryConfig:
             "an encoder of texts, for query current or granularity chunk: hidden states of a window come after it",
             "choose another retriever, or --memory.query previous --memory.granularity window",
         )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Check numbers of chunks and tokens against each other."""
         ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.retrieved)
         name = "top_k" if self.candidates is None else "candidates"
         allowed = f"0 or more, and for selection mix at most memory.{name}={self.retrieved}"
         require(ok, "memory.newest", self.newest, allowed, f"change it, or raise --memory.{name}")
-        require_choice("memory.granularity", self.granularity, Granularity)
-        require_choice("memory.dtype", self.dtype, BankDtype)
-        require_choice("memory.storage", self.storage, Storage)
-        ok = self.half_life is None or self.half_life > 0
-        require(ok, "memory.half_life", self.half_life, "null, or above 0 chunks", "leave it out, or raise it")
         ok = self.capacity >= 2 * self.chunk_size and self.capacity % self.chunk_size == 0
         allowed = f"a multiple of memory.chunk_size={self.chunk_size}, at least two chunks"
         fix = f"use {max(2, round(self.capacity / self.chunk_size)) * self.chunk_size}"
