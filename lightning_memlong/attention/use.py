@@ -55,7 +55,7 @@ def chunk_use(
     scores: Scores,
     readers: Readers,
 ) -> Tensor:
-    """Share of attention that each chunk gets (R, k) float32, mean over sampled tokens and heads.
+    """Share of attention that each chunk gets (R, k) float32, mean over sampled tokens and heads; without dropout.
 
     A row sums to the share that goes to memory; 0 where nothing was retrieved, or a group has nothing but padding. For
     fusion ``gated``, what goes to memory is the magnitude of the gate.
@@ -75,7 +75,7 @@ def chunk_use(
         own = _at(query[:, :, prefix:], places)
         reading = own if memory.query is None else _at(memory.query, places)
         parts = _memory_scores(fold(reading, groups), fold(own, groups), memory, scores)
-        lse = torch.cat(parts, dim=-1).logsumexp(-1)  # (R, H, n)
+        lse = torch.stack([part.logsumexp(-1) for part in parts]).logsumexp(0)  # (R, H, n)
         if memory.gate is not None:
             share = memory.gate.detach().float().abs()[:, None].expand_as(lse)
         elif mass is not None:

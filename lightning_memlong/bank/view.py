@@ -220,13 +220,8 @@ class BankView:
             slots[i, real] = number * store.slots + facts.slots[chosen]
             lengths[i, real], positions[i, real] = facts.lengths[chosen], facts.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1)
-        known: dict[str, Any] = {
-            "mask": mask.to(store.storage.device),
-            "scores": scores,
-            "entries": entries,
-            "positions": positions,
-        }
-        full = bool(mask.all())
+        known: dict[str, Any] = {"scores": scores, "entries": entries, "positions": positions}
+        known["mask"], full = mask.to(store.storage.device), bool(mask.all())
         if store.where == "device":
             keys, values = store.read(slots, lengths > 0)
             return Retrieved(keys, values, **known, empty=False, full=full)
