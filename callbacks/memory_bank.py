@@ -28,7 +28,8 @@ class MemoryBankCallback(L.Callback):
     """Keeps one bank a stage, resets its rows at document starts, and saves the training bank in checkpoints.
 
     Before a step it puts ``batch["memory"]``, a :class:`Retrieved` or None, into the batch; after it, it stores the
-    window's chunks, which it finds in the step's output under ``keys`` and ``values``.
+    window's chunks, which it finds in the step's output under ``keys`` and ``values``. For ``memory.use`` attention it
+    needs ``chunk_use`` there as well.
 
     Args:
         config: All settings; or give them as keywords.
@@ -187,8 +188,13 @@ class MemoryBankCallback(L.Callback):
         batch["memory"] = retrieval.retrieve(bank, batch, distractors=distractors)
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
-        """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full."""
-        self.retrieval(pl_module).store(self.banks[stage], outputs, batch)
+        """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full.
+
+        Before that, what the window attended to is counted, with ``memory.use`` attention.
+        """
+        retrieval, bank = self.retrieval(pl_module), self.banks[stage]
+        retrieval.count_use(bank, batch.get("memory"), outputs.get("chunk_use"))
+        retrieval.store(bank, outputs, batch)
 
     def retrieval(self, pl_module: Any) -> Retrieval:
         """The settings at work; the encoder is loaded once, and its texts come from the module's tokenizer."""

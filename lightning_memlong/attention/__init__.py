@@ -10,14 +10,17 @@ from lightning_memlong.attention.functional import (
 )
 from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
 from lightning_memlong.attention.kernels import compute_dtype
+from lightning_memlong.attention.use import Readers, chunk_use
 
 __all__ = [
     "BACKENDS",
     "Choice",
     "Memo",
+    "Readers",
     "RetrievedKV",
     "Scores",
     "attend_with_memory",
+    "chunk_use",
     "compute_dtype",
     "local_attention",
     "require_gradients",

@@ -7,10 +7,13 @@ int64, without repetition, at least one.
 |---|---|
 | ``counters`` | (N,) times retrieved; where ``memory.half_life`` is set, old retrievals count for less |
 | ``ages`` | (N,) insertions since the entry was stored; 0 is the newest |
-| ``idle`` | (N,) insertions since the entry was retrieved or stored |
+| ``idle`` | (N,) insertions since the entry was used or stored |
 | ``scores`` | (N,) sum of the similarities it was retrieved with; decays like the counters |
 | ``lengths`` | (N,) real tokens of the entry |
 | ``capacity`` | size of the row [tokens] |
+
+With ``memory.use`` attention, a retrieval counts by its share of the attention paid to all that was retrieved with it:
+1 on average, and nothing where nothing looked at the entry, which was not used then either.
 
 Keyword-only arguments are ``memory.policy_args``. To add a policy, write such a function and give its import path as
 ``--memory.policy my_package.my_policy``, or add it to :data:`POLICIES` here.

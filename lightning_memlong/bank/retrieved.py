@@ -39,6 +39,10 @@ class Retrieved:
     """Chunks of these that each token and head reads, by its own scores; None: all."""
     window_start: Tensor | None = None
     """(B,) where the window that reads begins in its document [tokens]; None: nobody said."""
+    length: Tensor | None = None
+    """(B,) real tokens of the window that reads; None: all."""
+    count_attention: bool = False
+    """Whether its chunks are yet to be counted as used, by the attention they get: the pass is to tell it."""
 
     def __post_init__(self) -> None:
         """Look up what was not given."""

@@ -15,13 +15,14 @@ class Entries:
     """Facts about N entries, oldest first. One container, so that nothing can get out of step."""
 
     counters: Tensor
-    """(N,) times retrieved, float64; with a half-life, each time fades."""
+    """(N,) times retrieved, float64, or what counts as that by the attention it got; with a half-life, each time
+    fades."""
     scores: Tensor
-    """(N,) sum of the similarities it was retrieved with, float64; fades likewise."""
+    """(N,) sum of the similarities it was retrieved with, each as much as it counts, float64; fades likewise."""
     born: Tensor
     """(N,) serial number of the insertion in this row."""
     used: Tensor
-    """(N,) serial number of the newest insertion when it was last retrieved; ``born`` if it never was."""
+    """(N,) serial number of the newest insertion when it was last used; ``born`` if it never was."""
     positions: Tensor
     """(N,) place of the chunk's first token in its document [tokens]."""
     lengths: Tensor
@@ -133,12 +134,12 @@ class BankRow:
         keep = eligible[places]
         return scores[keep][:top_k], places[keep][:top_k]
 
-    def count_retrieval(self, which: Tensor, scores: Tensor) -> None:
-        """Note that entries were retrieved, with these similarities (NaN: none)."""
+    def count_use(self, which: Tensor, use: Tensor, scores: Tensor) -> None:
+        """Note how much entries were used, 1 for a retrieval, and the similarities they were found with (NaN: none)."""
         entries = self.entries
-        entries.counters[which] += 1
-        entries.scores[which] += scores.double().nan_to_num(0.0)
-        entries.used[which] = self.serial - 1
+        entries.counters[which] += use.double()
+        entries.scores[which] += use.double() * scores.double().nan_to_num(0.0)
+        entries.used[which[use > 0]] = self.serial - 1
 
     def append(self, embeddings: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """Add n entries for which there are free slots and return those (n,)."""

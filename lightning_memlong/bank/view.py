@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.bank.checks import check_embedding_size
+from lightning_memlong.bank.padding import padded, padded_stack
 from lightning_memlong.bank.retrieved import PendingRetrieved, Retrieved
 from lightning_memlong.bank.row import BankRow, Entries
 from lightning_memlong.bank.state import state_of
@@ -159,12 +159,12 @@ class BankView:
         """
         if query.dim() == 3:
             each = [self.search(query[:, g], top_k, before, after) for g in range(query.shape[1])]
-            return _padded_stack([s for s, _ in each], float("nan")), _padded_stack([e for _, e in each], -1)
+            return padded_stack([s for s, _ in each], float("nan")), padded_stack([e for _, e in each], -1)
         check_embedding_size(query, self._store.embedding_size)
         query = query.detach().float().cpu()
         eligible = self._eligible(before, after)
         found = [row.search(query[i], top_k, eligible[i]) for i, row in enumerate(self._rows)]
-        return _padded([scores for scores, _ in found], float("nan")), _padded([places for _, places in found], -1)
+        return padded([scores for scores, _ in found], float("nan")), padded([places for _, places in found], -1)
 
     def recent(self, top_k: int, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
         """Entries (R, k) stored last, newest first: a control for retrieval."""
@@ -183,7 +183,7 @@ class BankView:
         for row, eligible in enumerate(self._eligible(before, after)):
             places = eligible.nonzero().flatten()
             chosen.append(places[order(len(places), row)][:top_k])
-        return _padded(chosen, -1)
+        return padded(chosen, -1)
 
     def _eligible(self, before: Tensor | None, after: Tensor | None) -> list[Tensor]:
         until, since = ([None] * self.rows if t is None else t.tolist() for t in (before, after))
@@ -216,21 +216,35 @@ class BankView:
             row, chosen = store.rows[number], entries[i][real]
             facts = row.entries
             if count:
-                row.count_retrieval(chosen, scores[i][real])
+                row.count_use(chosen, torch.ones(len(chosen)), scores[i][real])
             slots[i, real] = number * store.slots + facts.slots[chosen]
             lengths[i, real], positions[i, real] = facts.lengths[chosen], facts.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1)
-        known: dict[str, Any] = {
-            "mask": mask.to(store.storage.device),
-            "scores": scores,
-            "entries": entries,
-            "positions": positions,
-        }
-        full = bool(mask.all())
+        known: dict[str, Any] = {"scores": scores, "entries": entries, "positions": positions}
+        known["mask"], full = mask.to(store.storage.device), bool(mask.all())
         if store.where == "device":
             keys, values = store.read(slots, lengths > 0)
             return Retrieved(keys, values, **known, empty=False, full=full)
         return PendingRetrieved(store.read_ahead(slots, lengths > 0), **known, empty=False, full=full)
+
+    def count_use(self, entries: Tensor, use: Tensor, scores: Tensor) -> None:
+        """Let the counters of a record's entries go up by their shares of its use, instead of 1 each.
+
+        What a row uses of its own, whatever that is, is shared out: the counters of its n entries go up by n in all.
+        One that was not used at all counts nothing.
+
+        Args:
+            entries: (R * G, k) as in :class:`Retrieved`; -1 counts nothing.
+            use: (R * G, k) how much each was used, in any unit.
+            scores: (R * G, k) similarities; NaN: none.
+        """
+        use, groups = use.detach().double().cpu(), len(entries) // self.rows
+        for i, places in enumerate(entries):
+            real = places >= 0
+            own = use[i][real]
+            if float(own.sum()) > 0:
+                row = self._store.rows[self._numbers[i // groups]]
+                row.count_use(places[real], own * len(own) / own.sum(), scores[i][real])
 
     # ---- what is known of entries -------------------------------------------------------------------------
 
@@ -279,14 +293,3 @@ class BankView:
             "evictions": self.evictions,
             "never_retrieved": sum(int((e.counters == 0).sum()) for e in held),
         }
-
-
-def _padded(found: list[Tensor], missing: float) -> Tensor:
-    """R tensors (k_r,) as (R, max k)."""
-    return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=missing)
-
-
-def _padded_stack(tensors: Sequence[Tensor], fill: float) -> Tensor:
-    """G tensors (R, k_g) as (R, G, max k): approximate indexes do not always find as many."""
-    widest = max(t.shape[1] for t in tensors)
-    return torch.stack([F.pad(t, (0, widest - t.shape[1]), value=fill) for t in tensors], dim=1)

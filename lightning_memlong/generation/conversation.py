@@ -128,7 +128,9 @@ class Conversation:
             with evaluating(model), deferred_interrupt() as pressed:
                 self.context.retrieve_for_prompt(self._long_context.embed_texts([query])[0])
                 adapter = GenerateAdapter(model.backbone, self.context)
-                return adapter.generate(ids, **self._generate_options(options, pressed)), pressed()
+                found = adapter.generate(ids, **self._generate_options(options, pressed))
+                self.context.count_use()
+                return found, pressed()
         except BaseException as error:
             nothing_read = self.context.ids.shape[1] <= len(self._written)
             if not isinstance(error, ValueError | TypeError) or not nothing_read:

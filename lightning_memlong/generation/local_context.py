@@ -51,6 +51,8 @@ class LocalContext:
         self._embedded: list[Tensor] = []  # of each chunk of the text (B, E)
         self._hidden: list[Tensor] = []  # states of the tokens of the unfinished chunk, for retriever hidden
         self._context = ForwardContext()
+        self._use: Tensor | None = None  # (B, k) of what was retrieved, summed over tokens
+        self._sets = 0  # how many sets were retrieved: all sequences may share one
         self._asked = False
 
     @property
@@ -78,10 +80,25 @@ class LocalContext:
 
     def retrieve(self, asking: list[Tensor]) -> None:
         """Let the tokens that come next attend to what the chunks (n, E) of each sequence retrieve."""
+        self.count_use()
         there = self._memory.insertions > 0
+        self._sets = len(asking)
         self.retrieved = retrieve_for(self._retrieval, self._bank, asking, count=True) if there else None
         self._attach_memory()
         self._record_found()
+
+    def count_use(self) -> None:
+        """Let the bank know, with ``memory.use`` attention, how what was retrieved has been used since it was."""
+        found, use, self._use = self.retrieved, self._use, None
+        if found is not None and use is not None:
+            if self._sets == 1:  # and several sequences have read it
+                use = use.sum(0, keepdim=True)
+            self._bank.count_use(found.entries[: len(use)], use, found.scores[: len(use)])
+
+    def _note_use(self, tokens: int) -> None:
+        """Add what the pass of so many tokens says."""
+        if (use := self._context.chunk_use) is not None:
+            self._use = tokens * use if self._use is None else self._use + tokens * use
 
     def _attach_memory(self) -> None:
         """Let the passes that come carry what was retrieved; it is rotated once."""
@@ -187,7 +204,9 @@ class LocalContext:
         self.retrieved = Retrieved(
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
             r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k, window_start=r.window_start,
+            count_attention=r.count_attention,
         )  # fmt: skip
+        self._use = None if self._use is None else self._use[there]
         self._attach_memory()
 
     def _decode_step(self, tokens: Tensor) -> Tensor:
@@ -197,8 +216,10 @@ class LocalContext:
         fed = F.pad(tokens, (1, 0), value=model.bos) if prefix else tokens
         context = self._context
         context.prefix, context.hidden, context.memo = prefix, None, Memo()  # masks are those of a pass
+        context.layer_use = {}
         with self._autocast():
             hidden = decode(model.backbone, fed, context, self._cache.of_backbone)
+        self._note_use(tokens.shape[1])
         self.ids = torch.cat([self.ids, tokens], dim=1)
         if self._retrieval.retriever.needs_hidden:
             assert context.hidden is not None

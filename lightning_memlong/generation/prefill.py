@@ -88,6 +88,7 @@ def read_windows(
         memory = retrieval.retrieve(bank, batch) if retrieve else None
         with autocast():
             found = model.capture(batch["input_ids"], memory, sink, hidden_wanted)
+        retrieval.count_use(bank, memory, found.get("chunk_use"))
         embeddings = None if embed is None else embed(batch, found.get("hidden"))
         retrieval.store(bank, found, batch, embeddings)
         new = (batch["length"] - batch["overlap"]).clamp(min=0).tolist()

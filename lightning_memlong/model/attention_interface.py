@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 
-from lightning_memlong.attention import Scores, attend_with_memory, compute_dtype, local_attention
+from lightning_memlong.attention import Scores, attend_with_memory, chunk_use, compute_dtype, local_attention
 from lightning_memlong.model.context import ForwardContext, StopForward
 
 ATTENTION_NAME = "memlong"
@@ -62,6 +62,9 @@ def memory_attention_forward(
     )
     if mass is not None:
         context.memory_mass[layer] = mass.mean(-1)
+    if context.readers is not None and layer not in context.layer_use:  # checkpointing runs a layer again
+        use = chunk_use(query, key, retrieved, mass, attention_mask, scores, context.readers)
+        context.layer_use[layer] = use
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_memlong.attention import Choice, Memo, RetrievedKV
+from lightning_memlong.attention import Choice, Memo, Readers, RetrievedKV
 from lightning_memlong.backbone import Rotary
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
@@ -61,7 +61,8 @@ class ForwardContext:
     """What one forward pass carries, as the keyword argument ``memory``, down to every attention layer.
 
     It is an argument and not state on a module, so gradient checkpointing re-runs a layer with the same memory.
-    The first fields ask, the last ones (``captured``, ``memory_mass``, ``hidden``) are filled during the pass.
+    The first fields ask, the last ones (``captured``, ``memory_mass``, ``layer_use``, ``hidden``) are filled during the
+    pass.
     """
 
     memory_kv: Mapping[int, LayerMemory] = field(default_factory=dict)
@@ -81,6 +82,8 @@ class ForwardContext:
     """Position of the pass's first token: those before it lie in a cache."""
     choice: Choice | None = None
     """How many of the retrieved chunks each token and head reads; None: all."""
+    readers: Readers | None = None
+    """Whose attention says how much each chunk is used; None: nobody wants to know."""
     prefix: int = 0
     """Tokens before the window that do not read memory."""
     backend: str = "auto"
@@ -93,9 +96,16 @@ class ForwardContext:
     """Layer -> rotated keys and values (B, H_kv, T, D), detached."""
     memory_mass: dict[int, Tensor] = field(default_factory=dict)
     """Layer -> share of attention on memory (B, H), mean over tokens, where it is known."""
+    layer_use: dict[int, Tensor] = field(default_factory=dict)
+    """Layer -> share of attention that each chunk gets (B * G, k), mean over heads and a sample of tokens."""
     hidden: Tensor | None = None
     """(B, T, E), hidden states that leave the memory layer, detached."""
     memo: Memo = field(default_factory=Memo)
+
+    @property
+    def chunk_use(self) -> Tensor | None:
+        """(B * G, k) float32, the share of attention that each chunk got, mean over layers; None: it was not asked."""
+        return torch.stack([*self.layer_use.values()]).mean(0) if self.layer_use else None
 
     def retrieved(self, layer: int, query: Tensor) -> RetrievedKV:
         """What a retrieval layer reads, given its rotated queries (B, H, T, D)."""
@@ -176,6 +186,9 @@ class ContextFactory:
             context.turn_query = self._turning()
         if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
             context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
+        if retrieved.count_attention:
+            lengths = None if retrieved.length is None else retrieved.length.to(device)
+            context.readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths)
 
     def _turning(self) -> Callable[[int, Tensor, int], Tensor]:
         """What turns queries to memory's distance in one pass; layers that share a table share its angles."""

@@ -184,20 +184,21 @@ class MemLongModel(nn.Module):
             :, -logits_to_keep:
         ]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
-        if loss is not None and not context.memory_kv:
-            # They take no part in a window without memory; where only they are trained there must still be a graph.
+        if loss is not None and not (context.gates or context.biases):
+            # They take no part in a window without memory, or with none but near; where only they are trained there must still be a graph.
             loss = loss + sum(0.0 * n.sum() for n in (*self.gates.values(), *self.memory_bias.values()))
         assert context.hidden is not None
         states = context.hidden[:, context.prefix :]
         return MemLongOutput(
-            loss, hidden, self.head.logits, lambda: self.contexts.captured_kv(context), context.memory_mass, states
-        )
+            loss, hidden, self.head.logits, lambda: self.contexts.captured_kv(context), context.memory_mass, states,
+            context.chunk_use,
+        )  # fmt: skip
 
     @torch.no_grad()
     def capture(
         self, input_ids: Tensor, memory: Retrieved | None = None, bos: int | None = None, hidden: bool = False
     ) -> dict[str, Tensor]:
-        """What a bank stores of a window, without gradients; layers above what is stored are not computed.
+        """What a bank stores of a window, without gradients; layers above what is wanted are not computed.
 
         Args:
             input_ids: (B, T), as for :meth:`forward`.
@@ -206,21 +207,26 @@ class MemLongModel(nn.Module):
             hidden: Whether the memory layer's hidden states are wanted.
 
         Returns:
-            ``keys`` and ``values`` as in :class:`MemLongOutput`, and ``hidden`` (B, T, E) if wanted.
+            ``keys`` and ``values`` as in :class:`MemLongOutput`, ``hidden`` (B, T, E) if wanted, and ``chunk_use`` as
+            there where the memory asks for it.
         """
         bos = self.bos if bos is None else bos
         context = self.contexts.new_context(memory, input_ids, bos)
         last = max(self.stored_layers[-1], self.memory_layer + 1 if hidden else 0)
+        if context.readers is not None:  # all layers that read are asked
+            last = max(last, self.retrieval_layers[-1] + 1)
         context.stop_at_layer = last if last < self.config.num_hidden_layers else None
         try:
             decode(self.backbone, _prefixed(input_ids, bos), context)
         except StopForward:
             pass
-        keys, values = self.contexts.captured_kv(context)
-        if not hidden:
-            return {"keys": keys, "values": values}
-        assert context.hidden is not None
-        return {"keys": keys, "values": values, "hidden": context.hidden[:, context.prefix :]}
+        found = dict(zip(("keys", "values"), self.contexts.captured_kv(context), strict=True))
+        if hidden:
+            assert context.hidden is not None
+            found["hidden"] = context.hidden[:, context.prefix :]
+        if (use := context.chunk_use) is not None:
+            found["chunk_use"] = use
+        return found
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name: the tuned part of the backbone, the gates and the biases."""

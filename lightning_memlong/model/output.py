@@ -19,6 +19,8 @@ class MemLongOutput:
         attention_mass: Layer -> share of its attention that went to memory, (B, H), mean over tokens, float32; only
             layers whose kernel told it.
         memory_hidden: (B, T, E), the memory layer's hidden states, detached.
+        chunk_use: (R, k), share of attention that each retrieved chunk got, mean over retrieval layers, heads and a
+            sample of the tokens, float32; None where nobody asked or nothing was retrieved.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class MemLongOutput:
         to_store: Callable[[], tuple[Tensor, Tensor]],
         attention_mass: Mapping[int, Tensor],
         memory_hidden: Tensor,
+        chunk_use: Tensor | None = None,
     ) -> None:
-        self.memory_hidden = memory_hidden
+        self.memory_hidden, self.chunk_use = memory_hidden, chunk_use
         self.loss, self.hidden, self.attention_mass = loss, hidden, attention_mass
         self._to_logits = to_logits
         self._to_store: Callable[[], tuple[Tensor, Tensor]] | None = to_store

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.bank import BankView, MemoryBank, Retrieved
-from lightning_memlong.config import MemoryConfig
+from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.retrieval.chunks import Chunks
 from lightning_memlong.retrieval.distractors import with_distractors
 from lightning_memlong.retrieval.queries import Candidates, QueryBuilder, chunk_queries, window_queries
@@ -79,6 +79,8 @@ class Retrieval:
     def retrieve(self, bank: BankView, batch: Batch, count: bool = True, distractors: int = 0) -> Retrieved | None:
         """What the bank gives for a window; None: nothing yet. Unless ``count`` is false, the counters go up.
 
+        With ``memory.use`` attention they go up by :meth:`count_use`, once the window was read.
+
         Only chunks that end where the window begins, or before, are looked at; with ``batch["memory_start"]`` (R,),
         those that begin there or after it. ``distractors``: as many other rows give theirs too.
         """
@@ -89,10 +91,10 @@ class Retrieval:
         with self._profile("memory.search"):
             scores, entries = self.select(request)
         with self._profile("memory.gather"):
-            found = bank.gather(entries, scores, count)
+            found = bank.gather(entries, scores, count and not self._by_attention)
             if distractors:
                 found = with_distractors(self.select, request, found, batch["document_id"], distractors)
-        return self._completed(found, batch["offset"])
+        return self._completed(found, count, batch["offset"], batch["length"])
 
     def gather(
         self,
@@ -102,12 +104,23 @@ class Retrieval:
         count: bool = True,
         window_start: Tensor | None = None,
     ) -> Retrieved | None:
-        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads, and from where."""
-        return self._completed(bank.gather(entries, scores, count), window_start)
+        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads, and from where.
 
-    def _completed(self, found: Retrieved | None, window_start: Tensor | None) -> Retrieved | None:
+        It counts as :meth:`retrieve` does.
+        """
+        found = bank.gather(entries, scores, count and not self._by_attention)
+        return self._completed(found, count, window_start)
+
+    @property
+    def _by_attention(self) -> bool:
+        return self.config.use == "attention"
+
+    def _completed(
+        self, found: Retrieved | None, count: bool, window_start: Tensor | None, length: Tensor | None = None
+    ) -> Retrieved | None:
         if found is not None:
-            found.window_start = window_start
+            found.window_start, found.length = window_start, length
+            found.count_attention = count and self._by_attention
             if self.config.candidates is not None:
                 found.top_k = self.config.top_k
         return found
@@ -151,6 +164,24 @@ class Retrieval:
         return window_queries(bank, before + overlap, build, candidates)
 
     # ---- after it was read --------------------------------------------------------------------------------
+
+    def count_use(self, bank: BankView, memory: Retrieved | None, use: Tensor | None) -> None:
+        """Let the counters of what was retrieved go up, where that waits for the attention it gets; before storing.
+
+        Args:
+            bank: Where it is from.
+            memory: What :meth:`retrieve` gave.
+            use: (R, k) share of attention that each chunk got, as the model tells it.
+
+        Raises:
+            UserError: If nobody told it.
+        """
+        if memory is None or memory.empty or not memory.count_attention:
+            return
+        allowed = "retrieved, where the step's output lacks chunk_use (MemLongOutput.chunk_use)"
+        require(use is not None, "memory.use", self.config.use, allowed, "give it out, or set --memory.use retrieved")
+        assert use is not None
+        bank.count_use(memory.entries, use, memory.scores)
 
     def store(self, bank: BankView, outputs: Mapping[str, Any], batch: Batch, embeddings: Tensor | None = None) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full.

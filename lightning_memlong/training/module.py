@@ -245,7 +245,8 @@ class MemLongModule(L.LightningModule):
 
 
 def _to_store(output: MemLongOutput, batch: Batch) -> dict[str, Tensor]:
-    """What the bank stores of the window; nothing where there is no bank."""
+    """What the bank stores of the window, and how it was used, if asked; nothing where there is no bank."""
     if "memory" not in batch:
         return {}
-    return {"keys": output.keys, "values": output.values, "hidden": output.memory_hidden}
+    used = {} if output.chunk_use is None else {"chunk_use": output.chunk_use}
+    return {"keys": output.keys, "values": output.values, "hidden": output.memory_hidden, **used}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_memlong import attention
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.errors import UserError
@@ -45,9 +46,11 @@ def words(ids: list[int]) -> str:
     return " ".join(map(str, ids))
 
 
-def model_of(backbone: Any, retriever: str = "hashing", top_k: int = 2, **settings: Any) -> MemLong:
+def model_of(
+    backbone: Any, retriever: str = "hashing", top_k: int = 2, use: Any = "retrieved", **settings: Any
+) -> MemLong:
     model = MemLong(backbone, **({"memory_layer": 1} | settings)).eval()
-    config = MemoryConfig(chunk_size=CHUNK, capacity=256, top_k=top_k, retriever=RetrieverConfig(retriever))
+    config = MemoryConfig(chunk_size=CHUNK, capacity=256, top_k=top_k, use=use, retriever=RetrieverConfig(retriever))
     model.use_memory(config, Numbers())
     return model
 
@@ -202,3 +205,42 @@ def test_another_beginning_is_read_from_the_start_while_it_is_there() -> None:
     context.logits(torch.tensor([other + text(40, 3)]))
     with pytest.raises(UserError, match="does not go on"):
         context.logits(torch.tensor([one]))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+def test_each_set_counts_once_by_the_attention_of_the_tokens_that_read_it(options: dict[str, Any]) -> None:
+    """As many windows' worth as retrievals would count, however many tokens read a set; but in other shares."""
+    length = {"max_new_tokens": 20, "min_new_tokens": 20, "window": WINDOW}
+    counted = {}
+    for use in ("retrieved", "attention"):
+        model = model_of(tiny_llama(), use=use)
+        bank = model.read(words(text(100, 2)), window=24, progress=False)
+        torch.manual_seed(0)
+        written = model.generate(words(text(6, 3)), memory=bank, **length, **options)
+        counted[use] = written, bank.entries(0).counters.clone()
+        torch.manual_seed(0)
+        model.generate(words(text(6, 4)), memory=bank, **length, **options)
+        assert bank.entries(0).counters.sum() == pytest.approx(2 * float(counted[use][1].sum()))
+    assert counted["retrieved"][0] == counted["attention"][0], "it changes no word"
+    one, other = counted["retrieved"][1], counted["attention"][1]
+    assert float(other.sum()) == pytest.approx(float(one.sum())) and one.sum() > 2
+    assert not torch.equal(one, other) and bool((one[other > 0] > 0).all()), "sets of beams that were left do not count"
+
+
+def test_what_a_set_counts_is_the_mean_over_all_tokens_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention.use, "EVERY", 1)
+    model = model_of(tiny_llama(), use="attention")
+    bank = model.read(words(text(96, 2)), window=24, progress=False)
+    prompt, written = text(11, 3), text(4, 4)
+    _, sets = follow(model, bank, prompt, written)
+    context = LocalContext(model.long_context, bank, 0, WINDOW)
+    context.retrieve_for_prompt(model.retrieval.retriever.encode([words(prompt)])[0])
+    for end in range(11, 16):
+        context.logits(torch.tensor([(prompt + written)[:end]]))
+    before = bank.entries(0).counters.clone()
+    context.count_use()
+    found = (bank.entries(0).counters - before)[sets[0].entries[0]]
+    with torch.no_grad():
+        whole = model(torch.tensor([prompt + written]), memory=sets[0]).chunk_use
+    assert sets[0].count_attention and whole is not None
+    torch.testing.assert_close(found, (2 * whole / whole.sum())[0].double(), atol=1e-4, rtol=1e-3)
