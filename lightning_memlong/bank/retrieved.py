@@ -37,8 +37,6 @@ class Retrieved:
 
     top_k: int | None = None
     """Chunks of these that each token and head reads, by its own scores; None: all."""
-    window_start: Tensor | None = None
-    """(B,) where the window that reads begins in its document [tokens]; None: nobody said."""
     length: Tensor | None = None
     """(B,) real tokens of the window that reads; None: all."""
     count_attention: bool = False
@@ -50,13 +48,6 @@ class Retrieved:
             self.empty = self.mask.shape[1] == 0 or not bool(self.mask.any())
         if self.full is None:
             self.full = bool(self.mask.all())
-
-    def near(self, tokens: int) -> Tensor:
-        """(R, k) bool: chunks of the document that begin at most so many tokens before the window."""
-        if self.window_start is None:
-            return torch.zeros_like(self.positions, dtype=torch.bool)
-        start = self.window_start.repeat_interleave(len(self.positions) // len(self.window_start))
-        return (self.positions >= 0) & (start[:, None] - self.positions <= tokens)
 
     @property
     def chunk_size(self) -> int:

@@ -66,9 +66,9 @@ class ModelConfig:
     than few; sequential: running positions before the window; zero: all right before it (the paper)."""
     memory_distance: int | None = None
     """That distance, for position fixed [tokens]; null: 2,048, or what the backbone was trained for if that is less."""
-    memory_near: int = 512
-    """For position fixed and fusion joint: chunks that begin at most so far before the window stand where they stood,
-    as text before a longer window would [tokens]; 0: all stand at the one distance."""
+    memory_near: int = 1024
+    """For position fixed and fusion joint: the last so many retrieved tokens stand at running positions right before
+    the window, and only those before them at the one distance [tokens]; 0: all do."""
     memory_bias: bool = True
     """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for
     fusion joint: 0 changes nothing, with less a head reads less. Learned in every tuning mode, alone in gates_only."""

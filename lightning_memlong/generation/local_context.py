@@ -203,7 +203,7 @@ class LocalContext:
         there = order.to(r.mask.device)
         self.retrieved = Retrieved(
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
-            r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k, window_start=r.window_start,
+            r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k,
             count_attention=r.count_attention,
         )  # fmt: skip
         self._use = None if self._use is None else self._use[there]

@@ -175,7 +175,7 @@ class ContextFactory:
         if retrieved is None or retrieved.empty:
             return
         layout = self.layout
-        places = Places.of(retrieved, layout, context.prefix, device)
+        places = Places.of(retrieved, layout, device)
         layers = layout.retrieval_layers
         context.memory_kv = LazyKV(layers, lambda: place(retrieved, places, layout, self.rotary, reach, device))
         context.memory_mask, context.near_mask = places.mask, places.near_mask

@@ -27,7 +27,7 @@ class MemoryLayout:
     memory_distance: int
     """Of all of memory but what is near, for position ``fixed`` [tokens]."""
     memory_near: int
-    """How far before the window a chunk may begin to stand where it stood, for position ``fixed`` [tokens]."""
+    """The last so many retrieved tokens stand right before the window, for position ``fixed`` [tokens]."""
     memory_bias: bool
     stored: tuple[int, ...] | None = None
     """Layers whose K/V a bank holds, if not those that are read."""

@@ -185,7 +185,8 @@ class MemLongModel(nn.Module):
         ]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
         if loss is not None and not (context.gates or context.biases):
-            # They take no part in a window without memory, or with none but near; where only they are trained there must still be a graph.
+            # They take no part in a window without memory, or with none but near; where only they are trained there
+            # must still be a graph.
             loss = loss + sum(0.0 * n.sum() for n in (*self.gates.values(), *self.memory_bias.values()))
         assert context.hidden is not None
         states = context.hidden[:, context.prefix :]

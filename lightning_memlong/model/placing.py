@@ -30,51 +30,35 @@ class LayerMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Places:
-    """Which tokens of a record stand far, all at one distance, and which before the window, at places of their own.
+    """Which tokens of a record stand far, all at one distance, and which near, at running positions before the window.
 
-    Chunks lie in document order, so the near ones are the last of their rows. Rows may have different numbers of them:
-    the far part is then the whole record, under a mask.
+    Chunks lie in document order, missing ones first, so the near ones are the last of their rows.
     """
 
     positions: Tensor | None
-    """(R, n) of the last n tokens, those that may be near, for the backbone's table; None: none is."""
+    """(R, n) of the last n tokens, which are near; None: none is."""
     far: int
-    """The first so many tokens may be far."""
+    """The first so many tokens are far."""
     mask: Tensor | None
-    """(R, far) bool, which tokens are far; if none may be, (R, n), which are near. None: all."""
+    """(R, far) bool, which of those far are real; if none is far, (R, n), which of those near. None: all."""
     near_mask: Tensor | None = None
-    """(R, n) bool, which are near, where others are far; None: all."""
+    """(R, n) bool, which of those near are real, where others are far; None: all."""
 
     @classmethod
-    def of(cls, retrieved: Retrieved, layout: MemoryLayout, prefix: int, device: torch.device) -> "Places":
-        """Where the tokens of a record stand before a window that begins at position ``prefix``.
-
-        What is near is looked up on the CPU, where records say where their chunks come from: no device is waited for.
-        """
+    def of(cls, retrieved: Retrieved, layout: MemoryLayout, device: torch.device) -> "Places":
+        """Where the tokens of a record stand."""
         real = retrieved.mask.to(device)
-        mask = None if retrieved.full else real
+        mask, tokens = None if retrieved.full else real, real.shape[1]
         if layout.position != "fixed":
             return cls(memory_positions(real, layout.position), 0, mask)
-        near, size = retrieved.near(layout.memory_near).cpu(), retrieved.chunk_size
-        count, tokens = int(near.sum(1).max()), real.shape[1]
-        if count == 0:
-            return cls(None, tokens, mask)
-        last, begins = near[:, -count:], retrieved.positions.cpu()[:, -count:]
-        distance = torch.where(last, _starts(retrieved, len(near)) - begins, 0)
-        positions = prefix - distance[:, :, None] + torch.arange(size)
-        mixed = bool((~last & (begins >= 0)).any())  # a row with fewer has far ones where others have near ones
-        is_near = near.repeat_interleave(size, 1).to(device)
-        far = tokens if mixed else tokens - count * size
-        far_mask = mask if mask is None and not mixed else (real & ~is_near)[:, :far]
-        near_mask = None if retrieved.full and bool(last.all()) else (real & is_near)[:, -count * size :]
-        moved = positions.flatten(1).to(device)
-        return cls(moved, far, far_mask, near_mask) if far else cls(moved, 0, near_mask)
-
-
-def _starts(retrieved: Retrieved, rows: int) -> Tensor:
-    """(R, 1) where the window of each row of a record begins."""
-    assert retrieved.window_start is not None, "nothing is near a window that begins nobody knows where"
-    return retrieved.window_start.cpu().repeat_interleave(rows // len(retrieved.window_start))[:, None]
+        near = min(tokens, layout.memory_near // retrieved.chunk_size * retrieved.chunk_size)
+        far = tokens - near
+        if near == 0:
+            return cls(None, far, mask)
+        positions = memory_positions(real[:, far:], "sequential")
+        if far == 0:
+            return cls(positions, 0, mask)
+        return cls(positions, far, None if mask is None else mask[:, :far], None if mask is None else mask[:, far:])
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ class Retrieval:
             found = bank.gather(entries, scores, count and not self._by_attention)
             if distractors:
                 found = with_distractors(self.select, request, found, batch["document_id"], distractors)
-        return self._completed(found, count, batch["offset"], batch["length"])
+        return self._completed(found, count, batch["length"])
 
     def gather(
         self,
@@ -102,24 +102,21 @@ class Retrieval:
         entries: Tensor,
         scores: Tensor | None = None,
         count: bool = True,
-        window_start: Tensor | None = None,
     ) -> Retrieved | None:
-        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads, and from where.
+        """As :meth:`BankView.gather`; the record says how many of its chunks each token reads.
 
         It counts as :meth:`retrieve` does.
         """
         found = bank.gather(entries, scores, count and not self._by_attention)
-        return self._completed(found, count, window_start)
+        return self._completed(found, count)
 
     @property
     def _by_attention(self) -> bool:
         return self.config.use == "attention"
 
-    def _completed(
-        self, found: Retrieved | None, count: bool, window_start: Tensor | None, length: Tensor | None = None
-    ) -> Retrieved | None:
+    def _completed(self, found: Retrieved | None, count: bool, length: Tensor | None = None) -> Retrieved | None:
         if found is not None:
-            found.window_start, found.length = window_start, length
+            found.length = length
             found.count_attention = count and self._by_attention
             if self.config.candidates is not None:
                 found.top_k = self.config.top_k

@@ -63,5 +63,4 @@ def retrieve_for(
         newest=config.newest,
     )  # fmt: skip
     scores, entries = retrieval.select(request)
-    start = torch.tensor([end if before is None else before])
-    return retrieval.gather(bank, entries, scores, count, start)
+    return retrieval.gather(bank, entries, scores, count)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lightning_memlong.attention import Scores, attend_with_memory
 from lightning_memlong.backbone import FAMILIES
 from lightning_memlong.backbone.rope import UNTURNED
 from lightning_memlong.bank import Retrieved
@@ -56,18 +57,10 @@ def windows() -> tuple[Tensor, Tensor]:
     return ids[:, :TOKENS], ids[:, TOKENS:]
 
 
-def remembered(stored: Any) -> Retrieved:
-    nothing = torch.zeros(ROWS, 1)
+def remembered(stored: Any, chunks: int = 1) -> Retrieved:
+    nothing = torch.zeros(ROWS, chunks)
     mask = torch.ones(ROWS, TOKENS, dtype=torch.bool)
     return Retrieved(stored.keys, stored.values, mask, nothing, nothing, nothing)
-
-
-def placed(stored: Any, begins: list[list[int]], starts: list[int]) -> Retrieved:
-    """The same as chunks that begin at these places (R, k) of texts whose windows begin at ``starts`` (R,)."""
-    mask = torch.ones(len(starts), TOKENS, dtype=torch.bool)
-    places = torch.tensor(begins)
-    nothing = torch.zeros(places.shape)
-    return Retrieved(stored.keys, stored.values, mask, nothing, nothing, places, window_start=torch.tensor(starts))
 
 
 def same(family: str, a: Tensor, b: Tensor) -> None:
@@ -110,7 +103,7 @@ def test_memory_reads_as_the_text_it_was_made_of(family: str, position: str) -> 
         build(family), memory_layer=0, retrieval_layers=[0, 1, 2, 3], position=position, memory_near=12
     ).eval()
     with torch.no_grad():
-        output = model(second, memory=placed(model(first), [[100, 104, 108]] * ROWS, [112] * ROWS))
+        output = model(second, memory=remembered(model(first), chunks=3))
     torch.testing.assert_close(output.logits, whole, atol=5e-4, rtol=1e-3)
     assert set(output.attention_mass) == {0, 1, 2, 3}
     assert all(m.shape == (ROWS, 4) and 0 < m.min() and m.max() < 1 for m in output.attention_mass.values())
@@ -132,29 +125,37 @@ def test_a_query_at_a_distance_is_as_keys_turned_back_so_far(family: str) -> Non
         torch.testing.assert_close((read * key).sum(-1), (turned * at).sum(-1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("source", ["single", "per_layer"])
 @pytest.mark.parametrize("family", ["Llama, YaRN", "Gemma 2", "Gemma 3 (text)", "SmolLM3"])
 @torch.no_grad()
-def test_rows_with_more_or_less_that_is_near_read_as_they_would_alone(family: str, source: str) -> None:
+def test_what_stands_near_and_far_at_once_is_read_as_keys_turned_there(family: str) -> None:
+    """The same as keys turned by hand: near ones to running positions, far ones for each token to t - distance."""
     first, second = windows()
-    settings: dict[str, Any] = {"source": source, "position": "fixed", "memory_near": 8, "memory_distance": 40}
-    model = MemLong(build(family), memory_layer=1, retrieval_layers=[1, 2], **settings).eval()
-    stored = model(first)
-    begins, starts = [[3, 30, 34], [-1, 10, 20]], [38, 60]  # two near, and none
-    memory = placed(stored, begins, starts)
-    memory.mask[1, :4] = False
+    settings: dict[str, Any] = {"position": "fixed", "memory_near": 4, "memory_distance": 40}
+    model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 2], **settings).eval()
+    memory = remembered(model(first), chunks=3)
+    memory.mask[1, 8:10] = False  # row 1 has two near tokens less
     memory.full = False
-    together = model(second, memory=memory).logits
-    for row in range(ROWS):
-        one = [row]
-        own = placed(model(first[one]), [begins[row]], [starts[row]])
-        own.mask[:] = memory.mask[one]
-        own.full = bool(own.mask.all())
-        torch.testing.assert_close(together[one], model(second[one], memory=own).logits, atol=1e-4, rtol=1e-3)
-    everything_far = MemLong(build(family), memory_layer=1, retrieval_layers=[1, 2], **settings | {"memory_near": 0})
-    apart = everything_far.eval()(second, memory=memory).logits
-    torch.testing.assert_close(together[1], apart[1], atol=1e-4, rtol=1e-3)
-    assert (together[0] - apart[0]).abs().max() > 1e-3
+    context = model.contexts.new_context(memory, second, None)
+    query = torch.randn(ROWS, 4, TOKENS, memory.keys.shape[-1], generator=torch.Generator().manual_seed(2))
+    value = torch.randn(ROWS, 2, TOKENS, memory.keys.shape[-1], generator=torch.Generator().manual_seed(3))
+    tokens = torch.arange(TOKENS)
+    for place, layer in enumerate(model.retrieval_layers):
+        turn = model.rotary.rotate
+        rotated = turn(query[None], tokens[None], [layer], TOKENS - 1)[0]
+        key = turn(value[None], tokens[None], [layer], TOKENS - 1)[0]
+        read = context.retrieved(layer, rotated)
+        output = attend_with_memory(rotated, key, value, read, None, Scores(0.3))[0]
+        near_at = torch.stack([torch.arange(-4, 0), torch.tensor([-2, -2, -2, -1])])
+        near = turn(memory.keys[place][:, :, 8:][None], near_at, [layer], TOKENS - 1)[0]
+        for t in range(TOKENS):
+            far = turn(memory.keys[place][:, :, :8][None], tokens[t : t + 1][None] - 40, [layer], TOKENS - 1)[0]
+            keys = torch.cat([far, near, key[:, :, : t + 1]], dim=2)
+            values = torch.cat([memory.values[place], value[:, :, : t + 1]], dim=2)
+            seen = torch.cat([memory.mask, torch.ones(ROWS, t + 1, dtype=torch.bool)], dim=1)[:, None, None]
+            expected = torch.nn.functional.scaled_dot_product_attention(
+                rotated[:, :, t : t + 1], keys, values, attn_mask=seen, scale=0.3, enable_gqa=True
+            )
+            torch.testing.assert_close(output[:, :, t : t + 1], expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("source", ["single", "per_layer"])

@@ -28,7 +28,7 @@ def windows() -> tuple[Tensor, Tensor]:
 def memory_of(model: MemLong) -> Retrieved:
     stored, mask = model(windows()[0]), torch.ones(1, TOKENS, dtype=torch.bool)
     nothing, places = torch.zeros(1, 2), torch.tensor([[0, 96]])
-    return Retrieved(stored.keys, stored.values, mask, nothing, nothing, places, window_start=torch.tensor([100]))
+    return Retrieved(stored.keys, stored.values, mask, nothing, nothing, places)
 
 
 @pytest.mark.parametrize("source", ["single", "per_layer"])
@@ -43,7 +43,7 @@ def test_it_reads_as_a_model_of_these_settings(source: str, tmp_path: Path) -> N
     for changes in (
         {"position": "zero"},
         {"position": "fixed", "memory_near": 0, "memory_distance": 30},
-        {"position": "fixed", "memory_near": 8},
+        {"position": "fixed", "memory_near": 4},
         {"memory_weights": file},
         {"memory_weights": None},
     ):
