@@ -23,7 +23,7 @@ from lightning_memlong.attention.kernels import (
     merge_memory,
     seen_and_filled,
 )
-from lightning_memlong.attention.masked import attend_masked, sdpa
+from lightning_memlong.attention.masked import attend_masked, sdpa, side_by_side
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
@@ -138,6 +138,8 @@ def attend_with_memory(
     """
     memo = memo or Memo()
     memory = memory.to(query.dtype)
+    if memory.gate is not None and memory.near is not None:  # their softmax is one, whose parts nobody needs
+        memory = side_by_side(memory, query)
     kernel = choose_kernel(backend, query, len(memory.keys) // len(query), scores, memory.choice is not None)
     mask, reading = memory.mask, memory.reading(query)
     if memory.gate is None and kernel == "sdpa_masked":

@@ -31,8 +31,8 @@ class RetrievedKV:
     choice: Choice | None = None
     """How many chunks each token and head reads; None: all."""
     near: "RetrievedKV | None" = None
-    """More memory, right before the window: read by all tokens with the query of the local part, without bias; for
-    ``joint``. Only its keys, values and mask count."""
+    """More memory, right before the window: read by all tokens with the query of the local part, without bias.
+    Only its keys, values and mask count."""
 
     def to(self, dtype: torch.dtype) -> "RetrievedKV":
         """The same with keys and values of another type."""

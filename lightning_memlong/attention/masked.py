@@ -4,6 +4,8 @@ Legend: B rows, G groups, H query heads, H_kv key/value heads, T local tokens, S
 size.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,6 +56,22 @@ def sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causa
         dropout_p=scores.dropout,
         enable_gqa=query.shape[1] != keys.shape[1],
     )
+
+
+def side_by_side(memory: RetrievedKV, query: Tensor) -> RetrievedKV:
+    """Far and near memory as one, each with dimensions of its own: a query is [local | far].
+
+    Args:
+        memory: Far and near.
+        query: (B, H, T, D), that of the local part.
+    """
+    near, size = memory.near, query.shape[-1]
+    assert near is not None
+    keys = torch.cat([F.pad(memory.keys, (size, 0)), F.pad(near.keys, (0, size))], dim=2)
+    values = torch.cat([memory.values, near.values], dim=2)
+    both = torch.cat([query[:, :, memory.prefix :], memory.reading(query)], dim=-1)
+    mask = torch.cat([memory.real(), near.real()], dim=1)
+    return replace(memory, keys=keys, values=values, mask=mask, query=both, near=None)
 
 
 def attend_masked(

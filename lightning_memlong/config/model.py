@@ -61,13 +61,13 @@ class ModelConfig:
     read by all (the paper)."""
     fusion: str = "joint"
     """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
-    position: str = "sequential"
-    """fixed: every retrieved token stands at one distance from every query, so that many chunks need no more positions
-    than few; sequential: running positions before the window; zero: all right before it (the paper)."""
+    position: str = "fixed"
+    """fixed: retrieved tokens but the last memory_near stand at one distance from every query, so that many chunks need
+    no more positions than few; sequential: all at running positions; zero: all right before the window (the paper)."""
     memory_distance: int | None = None
     """That distance, for position fixed [tokens]; null: 2,048, or what the backbone was trained for if that is less."""
     memory_near: int = 1024
-    """For position fixed and fusion joint: the last so many retrieved tokens stand at running positions right before
+    """For position fixed: the last so many retrieved tokens stand at running positions right before
     the window, and only those before them at the one distance [tokens]; 0: all do."""
     memory_bias: bool = True
     """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for

@@ -57,7 +57,6 @@ def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedBiases | No
     memory_layer, layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole, best)
     how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout) if hasattr(chosen, f.name)}
     how["memory_distance"] = _distance(config, chosen)
-    how["memory_near"] = chosen.memory_near if chosen.fusion == "joint" else 0  # gates weigh memory as a whole
     how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
     return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": layers}))
 

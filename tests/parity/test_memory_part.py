@@ -107,6 +107,20 @@ def test_what_is_near_is_read_as_the_window_is(way: dict[str, Any], far: bool, g
     assert mass is None or (bool(((mass >= 0) & (mass <= 1)).all()) and far == bool((mass[0, 0] > 0).all()))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_gates_weigh_near_and_far_together(way: dict[str, Any], groups: int) -> None:
+    tensors, mask, query, _ = inputs(groups)
+    beside, gate = near(groups), torch.tensor([0.0, 0.5, -1.0, 2.0])
+    memory = RetrievedKV(*tensors[3:], mask, gate=gate, query=query, near=RetrievedKV(*beside))
+    scores = Scores(SIZE**-0.5, way.get("softcap"))
+    output, _ = attend_with_memory(*tensors[:3], memory, None, scores, way["backend"])
+    expected = attention_oracle(
+        *tensors, mask, "gated", gate, softcap=way.get("softcap"), memory_query=query, near=beside
+    )
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_gradients_with_near_memory_are_those_of_plain_operations() -> None:
     tensors, mask, query, bias = inputs(2)
     bias = bias.clamp(min=-5.0)

@@ -169,7 +169,7 @@ def test_where_nothing_else_is_trained_biases_are() -> None:
 
 
 def test_a_bias_of_minus_infinity_reads_no_memory() -> None:
-    model = wrap(retrieval_layers=[2]).eval()
+    model = wrap(retrieval_layers=[2], memory_near=0).eval()
     memory, plain = memory_for(model), model(window()).logits
     assert (model(window(), memory=memory).logits - plain).abs().max() > 1e-4
     model.memory_bias["2"].data.fill_(float("-inf"))

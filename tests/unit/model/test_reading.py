@@ -17,7 +17,7 @@ TOKENS = 8
 
 
 def model_of(**settings: Any) -> MemLong:
-    return MemLong(tiny_llama(), memory_layer=1, **settings).eval()
+    return MemLong(tiny_llama(), memory_layer=1, **{"memory_near": 0} | settings).eval()
 
 
 def windows() -> tuple[Tensor, Tensor]:
@@ -42,7 +42,8 @@ def test_it_reads_as_a_model_of_these_settings(source: str, tmp_path: Path) -> N
     own = model(window, memory=memory).logits
     for changes in (
         {"position": "zero"},
-        {"position": "fixed", "memory_near": 0, "memory_distance": 30},
+        {"position": "sequential"},
+        {"memory_distance": 30},
         {"position": "fixed", "memory_near": 4},
         {"memory_weights": file},
         {"memory_weights": None},
