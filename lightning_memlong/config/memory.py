@@ -89,8 +89,8 @@ class MemoryConfig:
     """How chunks are chosen: similarity (retrieval), mix (the newest, and the most similar of the others), neighbours
     (the most similar, each with those beside it in the document), the controls recent and random, or the import path of
     a function of your own, such as my_package.my_selector."""
-    newest: int = 2
-    """Of the top_k, how many selection 'mix' takes for being the newest [chunks]."""
+    newest: float = 0.25
+    """Of the chunks retrieved, the share that selection mix takes for being the newest."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;
@@ -139,10 +139,7 @@ class MemoryConfig:
 
     def _check_sizes(self) -> None:
         """Check numbers of chunks and tokens against each other."""
-        ok = 0 <= self.newest and (self.selection != "mix" or self.newest <= self.retrieved)
-        name = "top_k" if self.candidates is None else "candidates"
-        allowed = f"0 or more, and for selection mix at most memory.{name}={self.retrieved}"
-        require(ok, "memory.newest", self.newest, allowed, f"change it, or raise --memory.{name}")
+        require(0 <= self.newest <= 1, "memory.newest", self.newest, "a share from 0 to 1", "use 0.25")
         ok = self.capacity >= 2 * self.chunk_size and self.capacity % self.chunk_size == 0
         allowed = f"a multiple of memory.chunk_size={self.chunk_size}, at least two chunks"
         fix = f"use {max(2, round(self.capacity / self.chunk_size)) * self.chunk_size}"
@@ -150,6 +147,7 @@ class MemoryConfig:
         allowed = f"null, or at least memory.top_k={self.top_k} chunks"
         ok = self.candidates is None or self.candidates >= self.top_k
         require(ok, "memory.candidates", self.candidates, allowed, "raise it, lower memory.top_k, or leave it out")
+        name = "top_k" if self.candidates is None else "candidates"
         tokens = self.retrieved * self.chunk_size
         require(
             tokens <= self.capacity,
@@ -158,6 +156,11 @@ class MemoryConfig:
             f"{name} x chunk_size (= {tokens} tokens) at most memory.capacity={self.capacity} tokens",
             f"lower --memory.{name} to {self.capacity // self.chunk_size} or raise --memory.capacity",
         )
+
+    @property
+    def newest_chunks(self) -> int:
+        """Chunks that selection mix takes for being the newest."""
+        return round(self.newest * self.retrieved)
 
     @property
     def retrieved(self) -> int:

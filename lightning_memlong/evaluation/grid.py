@@ -69,11 +69,11 @@ class Grid:
 
     def wide(self, length: int) -> int:
         """Tokens of the longer plain window."""
-        return min(length, self.local + self.top_k * self.chunk_size)
+        return min(length, max(self.local, min(self.local + self.top_k * self.chunk_size, self.longest)))
 
     def settings_at(self, length: int) -> list[str]:
         """Where the whole context is local there is nothing to retrieve."""
-        longer = [LONGER] if self.longer_window and self.wide(length) <= self.longest else []
+        longer = [LONGER] if self.longer_window and self.wide(length) > self.local else []
         best = [HINDSIGHT] if self.hindsight and length == max(self.lengths) else []
         beyond = [*longer, *self.retrievals, *best] if length > self.local else []
         return [OFF, *beyond, *(name for name, peer in self.peers.items() if peer.takes(length))]

@@ -51,7 +51,8 @@ class PerplexityGrid(Evaluation):
         documents: Documents of a corpus, the first that are long enough [documents].
         windows: Windows scored of a document, spread evenly over what lies beyond the longest length [windows]; for
             reference: the most pieces of a document.
-        longer_window: Also score the backbone with a window of as many tokens as window and retrieved chunks together.
+        longer_window: Also score the backbone with a window of as many tokens as window and retrieved chunks together,
+            or as many as it was made for if that is less.
         peers: Name -> another causal language model (name, folder or hub id), given the whole length as plain context
             as far as it was made for; scored on the same bytes.
         hindsight: Candidates tried one by one by what they do to the scored tokens themselves: an upper bound for

@@ -37,8 +37,8 @@ def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report
         if grid.protocol == "sliding"
         else "Lengths have pieces, and scored tokens, of their own: compare within a column.",
         "against the controls: perplexity by that of the control on the same tokens, paired; below 1: choosing pays.",
-        f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together, where the "
-        "backbone was made for so many.",
+        f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together, at most the "
+        f"{grid.longest:,} that the backbone was made for.",
     ]
     if any("LEAKS" in name for name in grid.retrievals):
         notes.append(

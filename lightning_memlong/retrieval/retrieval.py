@@ -140,7 +140,7 @@ class Retrieval:
             bank, config.retrieved, groups, before, batch.get("memory_start"),
             queries=cache(lambda: self._queries(bank, batch)),
             seeds=lambda group: [seed_of(config.seed, *place, group) for place in places],
-            newest=config.newest,
+            newest=config.newest_chunks,
         )  # fmt: skip
 
     def _queries(self, bank: BankView, batch: Batch) -> Tensor:

@@ -60,7 +60,7 @@ def retrieve_for(
         bank, config.retrieved, len(asking), limit, None,
         queries=lambda: torch.stack([build(embeddings, candidates) for embeddings in asking])[None],
         seeds=lambda group: [seed_of(config.seed, end, group)],
-        newest=config.newest,
+        newest=config.newest_chunks,
     )  # fmt: skip
     scores, entries = retrieval.select(request)
     return retrieval.gather(bank, entries, scores, count)

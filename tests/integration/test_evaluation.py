@@ -78,7 +78,8 @@ def test_every_cell_scores_the_same_tokens_and_each_of_them_once(options: list[s
     for (document, end), (other, after) in zip(places, places[1:], strict=False):
         assert document != other or after - end >= 32, "scored stretches of 32 tokens do not overlap"
     assert {s for s, length in cells if length == 512} == {
-        "off", "longer window", "retrieved", "nearest of last 4", "recent", "random", "current (LEAKS)"}  # fmt: skip
+        "off", "longer window", "retrieved", "the most similar alone", "without learned biases", "nearest of last 4",
+        "recent", "random", "current (LEAKS)"}  # fmt: skip
     assert {s for s, length in cells if length == 64} == {"off"}
 
 

@@ -176,7 +176,7 @@ def test_causality_where_each_chunk_retrieves_for_itself(options: list[str]) -> 
 @pytest.mark.parametrize("granularity", ["window", "chunk"])
 @pytest.mark.parametrize("way", [["selection", "mix"], ["selection", "neighbours"], ["retriever.name", "hybrid"]])
 def test_causality_of_each_way_of_choosing(options: list[str], way: list[str], granularity: str) -> None:
-    chosen = [f"--memory.{way[0]}", way[1], "--memory.top_k", "2", "--memory.newest", "1"]
+    chosen = [f"--memory.{way[0]}", way[1], "--memory.top_k", "2", "--memory.newest", "0.5"]
     assert_causal(options, *chosen, "--memory.granularity", granularity)
 
 

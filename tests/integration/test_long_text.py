@@ -254,7 +254,7 @@ def test_messages_are_written_by_the_chat_template(byte_backbone: Path) -> None:
 @pytest.mark.parametrize("retriever", ["hidden", "bm25", "hashing", "hybrid"])
 @pytest.mark.parametrize("selection", ["similarity", "recent", "random", "mix", "neighbours"])
 def test_any_way_of_choosing(byte_backbone: Path, book: str, retriever: str, selection: str) -> None:
-    memory = MemoryConfig(chunk_size=16, top_k=2, newest=1, retriever=RetrieverConfig(retriever), selection=selection)
+    memory = MemoryConfig(chunk_size=16, top_k=2, newest=0.5, retriever=RetrieverConfig(retriever), selection=selection)
     model = MemLong.from_pretrained(byte_backbone, memory, memory_layer=1)
     bank = model.read(book[:1600], window=64, progress=False)
     talk = model.converse(bank, window=48)

@@ -158,7 +158,7 @@ def test_a_neighbour_stands_right_beside_the_hit() -> None:
 @pytest.mark.parametrize("selection", ["mix", "neighbours"])
 @pytest.mark.parametrize("granularity", ["window", "chunk"])
 def test_windows_and_texts_are_chosen_for_alike(selection: str, granularity: str) -> None:
-    chosen = retrieval(selection=selection, newest=1, granularity=granularity, retriever=RetrieverConfig("bm25"))
+    chosen = retrieval(selection=selection, newest=0.5, granularity=granularity, retriever=RetrieverConfig("bm25"))
     assert chosen.retrieve(chosen.new_bank(1), window(0)) is None
     bank = filled(chosen)
     found = chosen.retrieve(bank, window(6 * CHUNK))

@@ -14,8 +14,7 @@ from lightning_memlong.retrieval import load_selector
         (lambda: MemoryConfig(capacity=1000), ["memory.capacity=1000", "multiple", "chunk_size=128", "1024"]),
         (lambda: MemoryConfig(chunk_size=0), ["memory.chunk_size=0", "1 or more"]),
         (lambda: MemoryConfig(query="next"), ["memory.query='next'", "previous, current"]),  # type: ignore[arg-type]
-        (lambda: MemoryConfig(newest=-1), ["memory.newest=-1", "0 or more"]),
-        (lambda: MemoryConfig(selection="mix", newest=4), ["memory.newest=4", "memory.top_k=3"]),
+        (lambda: MemoryConfig(newest=-1), ["memory.newest=-1", "share from 0 to 1"]),
         (lambda: load_selector("best"), ["memory.selection='best'", "recent"]),
         (lambda: MemoryConfig(dtype="int4"), ["memory.dtype='int4'", "bfloat16"]),  # type: ignore[arg-type]
         (lambda: RetrieverConfig(batch_size=0), ["memory.retriever.batch_size=0"]),
