@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.model.layout import MemoryLayout, lay_out
-from lightning_memlong.model.memory_weights import find_memory_weights
+from lightning_memlong.model.memory_weights import LearnedBiases, find_memory_weights
 from lightning_memlong.model.model import MemLongModel
 
 READING = ("position", "memory_distance", "memory_near", "memory_weights", "retrieval_layers")
@@ -42,7 +42,9 @@ def as_reading(model: MemLongModel, changes: Mapping[str, Any], key: str) -> Rea
     weights = changes.get("memory_weights")
     chosen = ModelConfig(**{**own, "memory_weights": None, **changes})
     found = find_memory_weights(model.name, model.backbone, chosen)
-    layout = lay_out(model.config, chosen, found)
+    own_biases = {layer: number.detach() for layer, number in model.memory_bias.items()}
+    known = found or (LearnedBiases("model", own_biases, {}) if own_biases else None)
+    layout = lay_out(model.config, chosen, known)
     stored = model.layout.stored_layers
     unknown = sorted({*layout.retrieval_layers} - {*stored}) if layout.source == "per_layer" else []
     require(not unknown, key, f"retrieval_layers {unknown}", f"layers that are stored: {stored}", "leave them out")

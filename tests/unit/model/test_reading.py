@@ -58,12 +58,16 @@ def test_it_reads_as_a_model_of_these_settings(source: str, tmp_path: Path) -> N
     assert torch.equal(model(window, memory=memory).logits, own), "then its own way again"
 
 
+@pytest.mark.parametrize("layers", [[1, 3], 2])
 @torch.no_grad()
-def test_fewer_layers_read_their_own_keys_and_values() -> None:
+def test_fewer_layers_read_their_own_keys_and_values(layers: Any) -> None:
     model, window = model_of(), windows()[1]
     memory = memory_of(model)
+    for layer, number in {"1": 0.2, "2": -1.0, "3": 0.1}.items():
+        model.memory_bias[layer].data.fill_(number)
     fewer = model_of(retrieval_layers=[1, 3])
-    with reading(model, as_reading(model, {"retrieval_layers": [1, 3]}, "key")):
+    fewer.memory_bias.load_state_dict({n: model.memory_bias[n].data for n in ("1", "3")})
+    with reading(model, as_reading(model, {"retrieval_layers": layers}, "key")):
         logits = model(window, memory=memory).logits
     torch.testing.assert_close(logits, fewer(window, memory=memory_of(fewer)).logits, atol=1e-5, rtol=1e-5)
 
