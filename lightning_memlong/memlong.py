@@ -29,6 +29,7 @@ from lightning_memlong.model import (
     load_weights,
     read_checkpoint,
     stored_settings,
+    warn_of_other_memory,
 )
 from lightning_memlong.retrieval import Retrieval, Retriever
 
@@ -62,6 +63,7 @@ class MemLong(MemLongModel):
             UserError: For a query that needs text which is not written yet.
         """
         self._long_context = LongContext(self, config, tokenizer, retriever, autocast)
+        warn_of_other_memory(self, config)
 
     @property
     def long_context(self) -> LongContext:

@@ -7,7 +7,7 @@ that was exported has its own beside its weights.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def recognise_backbone(backbone: PreTrainedModel) -> dict[str, Any]:
 
 def _held(model: Any) -> dict[str, Any]:
     """Settings of the network that the numbers were learned with."""
-    return {name: getattr(model.layout, name) for name in ("position", "memory_distance", "source", "memory_layer")}
+    names = ("position", "memory_distance", "memory_near", "source", "memory_layer")
+    return {name: getattr(model.layout, name) for name in names}
 
 
 def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] | None = None) -> Path:
@@ -76,6 +77,8 @@ class LearnedBiases:
     """Layer, as a string -> (H,) float32."""
     facts: Mapping[str, Any]
     """``name`` and ``backbone`` they belong to, settings of ``model`` and ``memory`` they were learned with."""
+    asked_for: bool = False
+    """Whether somebody named the file; then it is told where settings differ."""
 
     def best_layers(self, count: int) -> list[int]:
         """The layers whose heads read most of memory: those with the highest mean."""
@@ -103,7 +106,7 @@ def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfi
         # Exported beside its backbone, whose tuned weights are not those it was recognised by.
         beside = Path(name) / MEMORY_WEIGHTS_FILE
         return _read(beside) if beside.is_file() else _shipped(backbone, chosen)
-    found = _read(Path(wanted))
+    found = replace(_read(Path(wanted)), asked_for=True)
     allowed, fix = f"a file for this backbone ({name})", "learn them with conf/recipes/calibrate.yaml"
     mine = found.facts["backbone"] == recognise_backbone(backbone)
     require(mine, KEY, f"{wanted} ({found.facts['name']})", allowed, fix)
@@ -121,7 +124,7 @@ def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | 
 
 
 def take_memory_weights(model: Any, found: LearnedBiases) -> None:
-    """Begin with numbers learned before; what they were learned with is then the model's ``calibrated``.
+    """Begin with numbers learned before; if somebody asked for them, the model's ``calibrated`` says how they were.
 
     Args:
         model: Its layers are among those that the numbers are of.
@@ -135,7 +138,7 @@ def take_memory_weights(model: Any, found: LearnedBiases) -> None:
     known = set(here) <= set(there)
     require(known, KEY, f"{found.source} (layers {there})", f"a file for model.retrieval_layers {here}", fix)
     for name, value in _held(model).items():
-        if found.facts["model"].get(name) != value:
+        if found.asked_for and found.facts["model"].get(name) != value:
             was = found.facts["model"].get(name)
             log.warning("%s was learned with model.%s=%s, which is %s here", KEY, name, was, value)
     for layer, number in model.memory_bias.items():
@@ -143,7 +146,7 @@ def take_memory_weights(model: Any, found: LearnedBiases) -> None:
         ok, allowed = learned.shape == number.shape, f"{len(number)} heads in layer {layer}"
         require(ok, KEY, f"{len(learned)} heads", allowed, "give a file for this backbone")
         number.data.copy_(learned)
-    model.calibrated = found.facts
+    model.calibrated = found.facts if found.asked_for else {}
 
 
 def warn_of_other_memory(model: Any, memory: Any) -> None:

@@ -85,7 +85,7 @@ class MemLongModel(nn.Module):
         if isinstance(backbone, str):
             load_gates(backbone, self.gates)
         self.calibrated: Mapping[str, Any] = {}
-        """What the biases were learned with before, if they were."""
+        """What the biases that somebody asked for were learned with."""
         if learned_before is not None:
             take_memory_weights(self, learned_before)
         for learned in (self.gates, self.memory_bias):
