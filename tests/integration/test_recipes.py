@@ -103,3 +103,5 @@ def test_calibration_learns_biases_alone_and_they_can_be_used(
     assert f"--model.memory_weights {file}" in capsys.readouterr().out
     used = MemLongCLI(["validate", *options, "--model.memory_weights", str(file)])
     assert all(torch.equal(used.model.model.memory_bias[n], biases[n].cpu()) for n in biases)
+    few = MemLongCLI(["validate", *options, "--model.memory_weights", str(file), "--model.retrieval_layers", "2"])
+    assert len(few.model.model.retrieval_layers) == 2 and {*few.model.model.memory_bias} < {*biases}
