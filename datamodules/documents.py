@@ -47,9 +47,9 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         train_split: What the source calls its training split.
         validation_split: What the source calls its validation split.
         test_split: What the source calls its test split.
-        split: ``folders``: files or top folders named after the splits, or the hub's own splits; ``hash``: by a stable
-            hash of documents' names; ``all``: every document in validation and test (evaluation only); ``auto``:
-            the source's own if it has train and another one, else the hash.
+        split: ``folders``: folders and files named after the splits, at one level of folders, or the hub's own splits;
+            ``hash``: by a stable hash of documents' names; ``all``: every document in validation and test (evaluation
+            only); ``auto``: the source's own if it has two of them, else the hash.
         validation_fraction: Share of documents the hash gives to validation, and the same again to test.
         window: Tokens a step sees [tokens]. Paper, section 3: 1,024.
         stride: Tokens a step advances and is scored on [tokens]; null: the window (disjoint windows, the paper).
@@ -168,6 +168,8 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             self._tokenizer = load_tokenizer(self.settings.tokenizer)
         source = self._find_source()
         for part in splits.needed(stage):
+            source.shards_of(part, self.settings.split)  # a split that is missing is told before any is tokenised
+        for part in splits.needed(stage):
             if part not in self.streams:
                 self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
 
@@ -238,12 +240,14 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         return None if None in lengths else max(lengths, default=0)  # type: ignore[type-var]
 
     def teardown(self, stage: str) -> None:
-        """Say what was left out, in each process of its own documents."""
+        """Say what was read while streaming, and what was left out, in each process of its own documents."""
         rank, world = rank_and_world()
         of = f" (process {rank + 1} of {world})" if world > 1 else ""
         for part in splits.needed(stage):
-            if part in self.streams and (words := self.streams[part].left_out()):
-                print(f"Data: {self.name}, {part}{of}: {words}", flush=True)
+            stream = self.streams.get(part)
+            for words in (stream.was_read(), stream.left_out()) if stream is not None else ():
+                if words:
+                    print(f"Data: {self.name}, {part}{of}: {words}", flush=True)
 
     # ---- resuming -----------------------------------------------------------------------------------------
 

@@ -94,8 +94,11 @@ def _open_cached(
     cache = _build_cache(settings, corpus, source, tokenizer, part)
     usable, told = _usable(settings, source, cache)
     members = _divide(settings, source, [cache.ids[i] for i in usable], part, stage)
-    counts = ", ".join(f"{name} {len(places)}" for name, places in members.items())
-    say(f"Data: {corpus.name}, {sum(cache.lengths):,} tokens; documents: {counts}{told}", flush=True)
+    counts = ", ".join(
+        f"{name} {len(places):,} ({sum(cache.lengths[usable[i]] for i in places):,} tokens)"
+        for name, places in members.items()
+    )
+    say(f"Data: {corpus.name}; documents: {counts}{told}", flush=True)
     windows, workers = settings.windows(tokenizer.pad_token_id), settings.num_workers or 0
     return {
         name: CachedStream(cache, [usable[i] for i in places], windows, settings.shuffle_seed(name), workers)

@@ -94,6 +94,12 @@ class LiveStream:
         parts += [f"{c['bad']} that could not be used"] if c["bad"] else []
         return f"{c['read']} documents read; left out: {', '.join(parts)}" if parts else ""
 
+    def was_read(self) -> str:
+        """How much was read in an epoch (the last that was finished, if one was), in words."""
+        c = self._finished or self._counts
+        used = c["read"] - c["short"] - c["bad"]
+        return f"{used:,} documents of {c['tokens']:,} tokens in {'an epoch' if self._finished else 'this run'}"
+
     def whole_documents(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and tokens of each document, in order."""
         for sample, tokens in self._samples(EpochPosition()):
@@ -205,6 +211,7 @@ class LiveStream:
         if len(tokens) < self.shortest:
             self._counts["short"] += 1
             return None
+        self._counts["tokens"] += len(tokens[: self.longest])
         return _Reading(document, tokens[: self.longest], 0)
 
     def _reopen_rows(self, rows: list[list[int] | None]) -> list[_Reading | None]:
