@@ -20,6 +20,7 @@ from datamodules.hub import Hub
 from datamodules.open_split import Stream, is_bad, open_split
 from datamodules.resolve_source import Source, resolve_source
 from datamodules.resume import order_facts, saved_position
+from datamodules.same_text import tell_equal_texts
 from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
 from datamodules.splits import ROLES, Split
 from lightning_memlong.backbone import load_tokenizer
@@ -172,6 +173,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         for part in splits.needed(stage):
             if part not in self.streams:
                 self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
+        tell_equal_texts({part: self.streams[part] for part in splits.needed(stage)})
 
     def _find_source(self) -> Source:
         if self._source is None:

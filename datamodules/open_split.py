@@ -11,6 +11,7 @@ from datamodules.cached import CachedStream
 from datamodules.corpus import Corpus
 from datamodules.records import Document, Shard
 from datamodules.resolve_source import Source
+from datamodules.same_text import divide_equal_texts
 from datamodules.settings import DataSettings
 from datamodules.shuffle import SplitDocuments
 from datamodules.streaming import LiveStream
@@ -93,7 +94,7 @@ def _open_cached(
 ) -> dict[str, Stream]:
     cache = _build_cache(settings, corpus, source, tokenizer, part)
     usable, told = _usable(settings, source, cache)
-    members = _divide(settings, source, [cache.ids[i] for i in usable], part, stage)
+    members = _divide(settings, source, cache, usable, part, stage)
     counts = ", ".join(
         f"{name} {len(places):,} ({sum(cache.lengths[usable[i]] for i in places):,} tokens)"
         for name, places in members.items()
@@ -110,6 +111,7 @@ def _build_cache(
     settings: DataSettings, corpus: Corpus, source: Source, tokenizer: PreTrainedTokenizerBase, part: str
 ) -> TokenCache:
     shards = source.shards_of(part, settings.split)
+    before = _identities(shards, content=False)
 
     def documents() -> Iterable[Document]:
         for index in range(len(shards)):
@@ -117,23 +119,35 @@ def _build_cache(
                 if document.problem is not None:  # told now, not when all others have been tokenised
                     is_bad(settings, source, document, 0)
                 yield document
+        _check_unchanged(source, shards, before)
 
     key = repr((corpus.recipe(), _identities(shards, content=True)))
     return TokenCache.build(corpus.name, key, documents, tokenizer)
 
 
+def _check_unchanged(source: Source, shards: Sequence[Shard], before: Sequence[str]) -> None:
+    """Raise if a shard is no longer what its digest was made of: other tokens would be found by that digest."""
+    pairs = zip(shards, before, _identities(shards, content=False), strict=True)
+    if changed := [shard.name for shard, old, new in pairs if old != new]:
+        raise UserError(
+            f"data: {splits.some(changed)} of {source.where} changed while being read. Allowed: text that stays as it "
+            "is while it is tokenised. Fix: run again when nothing writes there any more."
+        )
+
+
 def _divide(
-    settings: DataSettings, source: Source, names: Sequence[str], part: str, stage: str
+    settings: DataSettings, source: Source, cache: TokenCache, usable: Sequence[int], part: str, stage: str
 ) -> dict[str, list[int]]:
-    """Places of documents by split: of one split if the source has its own, else of all of them."""
-    everything = list(range(len(names)))
+    """Places of usable documents by split: of one split if the source has its own, else of all of them."""
+    everything = list(range(len(usable)))
     if not source.undivided:
         return {part: everything}
     if settings.split == "all":
         members: dict[str, list[int]] = {"train": [], "validation": everything, "test": everything}
     else:
-        members = splits.by_hash(names, settings.validation_fraction)
-    splits.require_parts(members, stage, settings.split, len(names))
+        names, marks = ([column[i] for i in usable] for column in (cache.ids, cache.marks))
+        members = divide_equal_texts(names, marks, settings.validation_fraction)
+    splits.require_parts(members, stage, settings.split, len(usable))
     return members
 
 

@@ -8,9 +8,11 @@ from datamodules.corpus import Corpus
 from datamodules.files import find_files
 from datamodules.hub import hub_shards
 from datamodules.records import Shard
+from datamodules.same_text import each_file_once
 from datamodules.settings import DataSettings
 from datamodules.sources import FileShard
 from datamodules.splits import by_name, some, split_words
+from datamodules.walk import PassedOver
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
@@ -74,8 +76,7 @@ def resolve_source(settings: DataSettings, corpus: Corpus) -> Source:
 
 
 def _resolve_files(settings: DataSettings, corpus: Corpus, paths: list[str]) -> Source:
-    files = [file for p in paths for file in _corpus_files(settings, corpus, p)]
-    where = ", ".join(paths)
+    files, where = _corpus_files(settings, corpus, paths), ", ".join(paths)
     names = [file.name for file in files]
     divided, unused = by_name(names, settings.split_names, ask=settings.split == "folders")
     _name_apart(files)
@@ -111,8 +112,14 @@ def _name_apart(files: Sequence[FileShard]) -> None:
             file.name = file.url
 
 
-def _corpus_files(settings: DataSettings, corpus: Corpus, path: str) -> list[FileShard]:
-    return [f for f in find_files(path, settings.extensions, corpus.columns, settings.retries) if corpus.wanted(f.name)]
+def _corpus_files(settings: DataSettings, corpus: Corpus, paths: Sequence[str]) -> list[FileShard]:
+    """The corpus's files behind some paths, each of them once; says what is passed over."""
+    passed = PassedOver()
+    found = [f for p in paths for f in find_files(p, settings.extensions, corpus.columns, settings.retries, passed)]
+    files = each_file_once([file for file in found if corpus.wanted(file.name)], passed)
+    if settings.path is not None and (words := passed.words()):
+        say(f"Data: not read of {', '.join(paths)}: {words}", flush=True)
+    return files
 
 
 def _resolve_by_split(settings: DataSettings, corpus: Corpus, path: dict[str, str | list[str]]) -> Source:
@@ -122,10 +129,10 @@ def _resolve_by_split(settings: DataSettings, corpus: Corpus, path: dict[str, st
         raise UserError(f"data.path: {', '.join(unknown)} is no split. Allowed: {allowed}. Fix: correct the name.")
     named = {role: path.get(name) for role, name in settings.split_names.items()}
     listed = {role: [paths] if isinstance(paths, str) else paths for role, paths in named.items() if paths}
-    shards = {role: [f for p in paths for f in _corpus_files(settings, corpus, p)] for role, paths in listed.items()}
+    shards = {role: _corpus_files(settings, corpus, paths) for role, paths in listed.items()}
     where = "; ".join(f"{role}: {', '.join(paths)}" for role, paths in listed.items())
     if settings.split in ("hash", "all") or (settings.split == "auto" and list(listed) == ["train"]):
-        files = [file for role in shards for file in shards[role]]
+        files = each_file_once([file for role in shards for file in shards[role]], PassedOver())
         _tell_unused(settings, where, list(listed) if len(listed) > 1 else [])
         _name_apart(files)
         return Source(where, {"all": files})

@@ -27,6 +27,9 @@ log = logging.getLogger("lightning_memlong")
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+VALIDATORS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated",
+              "mtime")  # fmt: skip
+"""What file systems call that by which one content is told from another."""
 PARQUET_BATCH_BYTES = 8_000_000
 
 
@@ -70,18 +73,22 @@ class FileShard:
         yield from read_with_retries(read, start, self.url, self.retries)
 
     def identity(self, content: bool) -> str:
-        """What changes with the file: a digest of its content, or its size; of an address, what the server says.
+        """What changes with the file: a digest of its content, or its size and time.
+
+        Of an address it is what the server says of the content (a date, a digest), if it says anything.
 
         Raises:
             UserError: If it is not there, or the network fails again and again.
         """
         try:
             if "://" in self.url:
-                facts = retry(lambda: _remote_facts(self.url), self.url, self.retries)
+                facts = retry(lambda: _remote_facts(self.url, content), self.url, self.retries)
             elif content:
-                facts = _digest(self.url)
+                with open(self.url, "rb") as file:
+                    facts = _digest(file)
             else:
-                facts = str(Path(self.url).stat().st_size)
+                status = Path(self.url).stat()
+                facts = f"{status.st_size} {status.st_mtime_ns}"
         except OSError as error:
             raise not_there(self.url, error) from error
         return f"{self.name} {facts}"
@@ -89,18 +96,18 @@ class FileShard:
     def _whole(self, start: int) -> Iterator[Record]:
         if start == 0:
             with ExitStack() as stack:
-                yield text_record(0, self._open(stack).read())
+                yield text_record(0, self.open(stack).read())
 
     def _lines(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            for number, line in enumerate(self._open(stack)):
+            for number, line in enumerate(self.open(stack)):
                 if number >= start:
                     yield text_record(number, line)
 
     def _json(self, start: int) -> Iterator[Record]:
         columns: tuple[str, str | None] | None = None
         with ExitStack() as stack:
-            for number, line in enumerate(self._open(stack)):
+            for number, line in enumerate(self.open(stack)):
                 if not line.strip() or (number < start and columns is not None):
                     continue
                 try:
@@ -117,7 +124,7 @@ class FileShard:
 
     def _parquet(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            file = pq.ParquetFile(self._open(stack, seek=True))
+            file = pq.ParquetFile(self.open(stack, seek=True))
             text, book = self.columns.choose(file.schema_arrow.names, self.url)
             first = 0
             for group in range(file.num_row_groups):
@@ -131,7 +138,8 @@ class FileShard:
                         number += batch.num_rows
                 first += facts.num_rows
 
-    def _open(self, stack: ExitStack, seek: bool = False) -> Any:
+    def open(self, stack: ExitStack, seek: bool = False) -> Any:
+        """Its bytes, unpacked, for as long as a stack is open; ``seek``: they are read at any place."""
         raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack)  # noqa: SIM115
         stack.enter_context(raw)
         if self.compression is None:
@@ -142,18 +150,25 @@ class FileShard:
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression), 1 << 16)
 
 
-def _digest(path: str) -> str:
+def _digest(file: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    while part := file.read(1 << 20):
+        digest.update(part)
     return digest.hexdigest()
 
 
-def _remote_facts(url: str) -> str:
+def _remote_facts(url: str, content: bool) -> str:
+    """What tells contents of an address apart; a length does not."""
     fs, path = file_system(url)
     info = fs.info(path)
-    return repr([info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "blob_id")])
+    known = {key: str(info[key]) for key in VALIDATORS if info.get(key) is not None}
+    if known:
+        # What a cache is found by holds the whole address, a place in the text does not: signed ones change daily.
+        return repr((url if content else "", info.get("size"), known))
+    if not content:
+        return repr((url, info.get("size")))
+    with ExitStack() as stack:
+        return _digest(_remote(url, False, stack))
 
 
 def _remote(url: str, seek: bool, stack: ExitStack) -> Any:

@@ -221,8 +221,15 @@ class LiveStream:
             if row is None:
                 reopened.append(None)
                 continue
-            document = next(self.source.read(row[0], row[1]))
-            tokens = tokenise(self.tokenizer, [document.text])[0][: self.longest]
+            document = next(self.source.read(row[0], row[1]), None)
+            text = "" if document is None else document.text
+            tokens = tokenise(self.tokenizer, [text])[0][: self.longest]
+            if document is None or len(tokens) == 0 or row[2] not in self.windows.offsets(len(tokens)):
+                raise UserError(
+                    f"data: {self.source.shards[row[0]]}:{row[1] + 1} has {len(tokens)} tokens, and the checkpoint is "
+                    f"at {row[2]} of it. Allowed: the text that the checkpoint was made with. Fix: give it as it was, "
+                    "or start a new run without --ckpt_path."
+                )
             reopened.append(_Reading(document, tokens, row[2]))
         return reopened
 

@@ -20,7 +20,7 @@ from lightning_memlong.text import tokenise, tokenizer_digest
 
 log = logging.getLogger("lightning_memlong")
 
-FORMAT = 2
+FORMAT = 3
 BATCH_CHARACTERS = 4_000_000  # enough for all cores, little enough to hold
 
 
@@ -41,6 +41,7 @@ class TokenCache:
             facts = json.loads((folder / "documents.json").read_text())
             self.ids: list[str] = facts["ids"]
             self.lengths: list[int] = facts["lengths"]
+            self.marks: list[str] = facts["marks"]
             self.problems: list[tuple[str, str]] = [(name, why) for name, why in facts["problems"]]
             self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
             size = int(self._starts[-1])
@@ -143,7 +144,8 @@ def _write_cache(
     target: Path, name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, mark: str
 ) -> None:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    facts: dict[str, Any] = {"tokenizer": mark, "dtype": np.dtype(dtype).name, "problems": [], "ids": [], "lengths": []}
+    facts: dict[str, Any] = {"tokenizer": mark, "dtype": np.dtype(dtype).name, "problems": []}
+    facts |= {"ids": [], "lengths": [], "marks": []}
     columns = (SpinnerColumn(), TextColumn(f"Tokenising {name}"), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns) as progress, open(target / "tokens.bin", "wb") as file:
         task = progress.add_task("")
@@ -154,6 +156,7 @@ def _write_cache(
                 tokens.astype(dtype).tofile(file)
                 facts["ids"].append(document.id)
                 facts["lengths"].append(len(tokens))
+                facts["marks"].append(hashlib.blake2b(document.text.encode(), digest_size=16).hexdigest())
             total = sum(facts["lengths"])
             speed = total / max(progress.tasks[0].elapsed or 0, 1e-9)
             text = f"{len(facts['ids']):,} documents, {total:,} tokens, {speed:,.0f} tokens/s"

@@ -2,19 +2,24 @@
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from datamodules import PG19, DocumentDataModule
+from datamodules.sources import FileShard
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.errors import UserError
+from lightning_memlong.text import Windows, WindowSpec
 from tests.conftest import WORDS
+from tests.server import Server
 
 Written = dict[str, list[str]]
 """Of each file, its documents."""
@@ -211,3 +216,197 @@ def test_every_run_says_how_much_is_in_each_split(
     live.teardown("fit")
     told = capsys.readouterr().out
     assert "train: 2 documents of 60 tokens in an epoch" in told and "validation: 1 documents of 30 tokens" in told
+
+
+# ---- which text a cache or a checkpoint is of ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_cache_takes_no_text_for_another(silent: bool, tmp_path: Path, tiny_backbone: Path, server: Server) -> None:
+    bodies: dict[str, bytes] = {}
+
+    texts = {
+        "/data.txt?v=1": "kan los",
+        "/data.txt?v=2": "los kan",
+        "/en/data.txt": "kan kan",
+        "/de/data.txt": "los los",
+    }
+    bodies |= {at: (t + " ").encode() * 20 for at, t in texts.items()}
+    for at in ("/en/data.txt", "/de/data.txt"):
+        write(tmp_path, at[1:], [bodies[at].decode()])
+        os.utime(tmp_path / at[1:], (1, 1))  # the same date too
+    root = server.serve_bodies(bodies) if silent else server.serve(tmp_path)
+    for at in texts if silent else ("/en/data.txt", "/de/data.txt"):
+        data = opened(root + at, tiny_backbone, split="all")
+        assert splits_of(data, "validate")["validation"] == tokens(tiny_backbone, [bodies[at].decode()]), at
+    if silent:
+        bodies["/en/data.txt"] = b"los kan " * 20  # as long, and nothing says that it has changed
+        data = opened(f"{root}/en/data.txt", tiny_backbone, split="all")
+        assert splits_of(data, "validate")["validation"] == tokens(tiny_backbone, ["los kan " * 20])
+
+
+def test_a_text_that_changes_while_it_is_read_leaves_no_cache(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = "kan los " * 20, "los kan " * 20
+    write(tmp_path, "a.txt", [first])
+    rows = FileShard.rows
+
+    def changed(shard: FileShard, *args: Any, **more: Any) -> Any:
+        write(tmp_path, "a.txt", [second])  # after its digest was made
+        return rows(shard, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileShard, "rows", changed)
+        with pytest.raises(UserError, match=r"1 \(a.txt\).*changed while being read"):
+            splits_of(opened(tmp_path, tiny_backbone, split="all"), "validate")
+    for content in (first, second):
+        write(tmp_path, "a.txt", [content])
+        found = splits_of(opened(tmp_path, tiny_backbone, split="all"), "validate")
+        assert found["validation"] == tokens(tiny_backbone, [content])
+
+
+def test_an_edit_of_equal_size_is_another_text_while_streaming(tmp_path: Path, tiny_backbone: Path) -> None:
+    def digest() -> str:
+        data = opened(tmp_path, tiny_backbone, cache=False)
+        data.setup("fit")
+        return data.streams["train"].digest()
+
+    for name in ("train/a.txt", "valid/b.txt"):
+        write(tmp_path, name, ["kan los " * 20])
+    before = digest()
+    assert digest() == before
+    write(tmp_path, "train/a.txt", ["los kan " * 20])
+    assert digest() != before
+
+
+@pytest.mark.parametrize("text_then", ["kan " * 40, "", None])
+def test_a_place_past_the_end_of_a_text_is_an_error(text_then: str | None, tmp_path: Path, tiny_backbone: Path) -> None:
+    for name in ("train/a.txt", "valid/b.txt"):
+        write(tmp_path, name, ["kan los " * 100])
+    data = opened(tmp_path, tiny_backbone, cache=False)
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    for _ in range(4):
+        next(batches)
+    position = data.streams["train"].position(0, 3)
+    if text_then is None:
+        (tmp_path / "train/a.txt").write_bytes(b"\xff" * 40)
+    else:
+        write(tmp_path, "train/a.txt", [text_then])
+    again = opened(tmp_path, tiny_backbone, cache=False)
+    again.setup("fit")
+    again.streams["train"].resume(position)
+    with pytest.raises(UserError, match="train/a.txt.*tokens, and the checkpoint is at 96 of it.*--ckpt_path"):
+        list(again.train_dataloader())
+
+
+def test_an_empty_window_reaches_no_loss() -> None:
+    with pytest.raises(AssertionError, match="empty"):
+        Windows(8, 8, 1).batch([WindowSpec(0, 8, np.zeros(0, np.int32))])
+
+
+# ---- links, names, and the same text twice ------------------------------------------------------------------
+
+
+def link(at: Path, target: Path) -> None:
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.symlink_to(target, target_is_directory=target.is_dir())
+
+
+def read_all(path: object, backbone: Path, **more: Any) -> list[tuple[int, ...]]:
+    return splits_of(opened(path, backbone, split="all", **more), "validate")["validation"]
+
+
+def test_links_are_followed_and_what_is_passed_over_is_told_once(
+    tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, apart = tmp_path / "root", tmp_path / "apart"
+    written = write_all(root, ["1.txt", "in/2.txt", "z/3.jsonl"]) | write_all(apart, ["4.txt", "deep/5.txt"])
+    link(root / "linked", apart)
+    link(root / "linked.txt", apart / "4.txt")  # twice
+    link(apart / "back", root)  # round in a circle
+    link(root / "a", root / "in")  # before its target in the order of names
+    link(root / "1-again.txt", root / "1.txt")
+    link(root / "annexed.txt", tmp_path / "nowhere")
+    write_all(root, [".hidden.txt", ".git/config.txt", "table.bin", "picture.png"])
+    expected = tokens(tiny_backbone, sum(written.values(), []))
+    assert read_all(root, tiny_backbone) == expected
+    told = capsys.readouterr().out
+    assert told.count("not read of") == 1
+    for words in ("1 (annexed.txt) links to nothing", "2 (.git/, .hidden.txt) hidden", "2 of other endings",
+                  "4 (a/, linked/back/, 1-again.txt, linked/4.txt) the same as others"):  # fmt: skip
+        assert words in told, words
+    link(tmp_path / "whole", root)
+    assert read_all(tmp_path / "whole", tiny_backbone) == expected
+    with pytest.raises(UserError, match="annexed.txt' is a link to nothing"):
+        read_all(root / "annexed.txt", tiny_backbone)
+    with pytest.raises(UserError, match=r"holds no text \(not read: 1 .x.txt. links to nothing"):
+        link(tmp_path / "annex" / "x.txt", tmp_path / "nowhere")
+        read_all(tmp_path / "annex", tiny_backbone)
+
+
+@pytest.mark.parametrize("name", ["books [1900]", "what?", "a*b", "[train]"])
+def test_a_folder_that_is_there_is_no_glob(name: str, tmp_path: Path, tiny_backbone: Path, server: Server) -> None:
+    written = write_all(tmp_path / name, ["1.txt", "sub/2.txt"])
+    write_all(tmp_path / name, ["metadata.bin"])
+    expected = tokens(tiny_backbone, sum(written.values(), []))
+    assert read_all(tmp_path / name, tiny_backbone) == expected
+    assert read_all(tmp_path / name / "1.txt", tiny_backbone) == tokens(tiny_backbone, written["1.txt"])
+
+
+def test_what_is_hidden_on_a_server_is_passed_over_too(
+    tmp_path: Path, tiny_backbone: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = write_all(tmp_path, ["1.txt", "a/2.txt"])
+    write_all(tmp_path, [".git/x.txt", ".y.txt"])
+    assert read_all(server.serve(tmp_path), tiny_backbone) == tokens(tiny_backbone, sum(written.values(), []))
+    assert "2 (.git/x.txt, .y.txt) hidden" in capsys.readouterr().out
+
+
+def test_a_file_is_read_once(tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write_all(tmp_path, ["x.txt", "y.jsonl", "z.txt"])
+    for name in ("x.txt.gz", "y.jsonl.zst"):
+        write(tmp_path, name, written[name.rpartition(".")[0]])
+    other = [text(999)]
+    write(tmp_path, "z.txt.gz", other)  # of the same name, with another text
+    everything = tokens(tiny_backbone, [*sum(written.values(), []), *other])
+    paths = [str(tmp_path), f"{tmp_path}/../{tmp_path.name}", str(tmp_path / "x.txt")]
+    assert read_all(paths, tiny_backbone) == read_all(tmp_path, tiny_backbone) == everything
+    assert "2 (x.txt.gz, y.jsonl.zst) the same as others" in capsys.readouterr().out
+    path = {"train": str(tmp_path), "validation": str(tmp_path / "x.txt")}
+    found = splits_of(opened(path, tiny_backbone, split="hash", validation_fraction=0.3), "fit", "test")
+    assert sorted(sum(found.values(), [])) == everything
+
+
+def test_a_link_between_splits_is_on_one_side(tmp_path: Path, tiny_backbone: Path) -> None:
+    written = write_all(tmp_path, ["train/a.txt", "test/b.txt", "valid/c.txt"])
+    link(tmp_path / "train" / "b.txt", tmp_path / "test" / "b.txt")
+    assert splits_of(opened(tmp_path, tiny_backbone), "fit", "test") == {
+        "train": tokens(tiny_backbone, written["train/a.txt"]),
+        "validation": tokens(tiny_backbone, written["valid/c.txt"]),
+        "test": tokens(tiny_backbone, written["test/b.txt"]),
+    }
+
+
+@pytest.mark.parametrize("salt", range(10))
+def test_equal_texts_are_told_and_on_one_side_of_a_hash(
+    salt: int, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(9):
+        for copy in range(3):
+            write(tmp_path, f"{salt}/{copy}/{i}.txt", [text(i)])
+    found = splits_of(opened(tmp_path, tiny_backbone, validation_fraction=0.3), "fit", "test")
+    sides = [set(documents) for documents in found.values()]
+    assert all(sides) and sum(map(len, sides)) == len(set.union(*sides)) == 9
+    assert sum(map(len, found.values())) == 27 and "equal to other documents of it" in capsys.readouterr().out
+
+
+def test_equal_texts_in_two_splits_are_told(
+    tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("raw/train-0.parquet", "raw/test-0.parquet", "small/train-0.parquet", "small/test-0.parquet"):
+        write(tmp_path, name, [text(len(name))])
+    write(tmp_path, "small/validation-0.parquet", [text(len("raw/train-0.parquet"))])
+    splits_of(opened(tmp_path, tiny_backbone))
+    assert "WARNING: 1 (raw/train-0.parquet:1) of train are also in validation" in capsys.readouterr().out
