@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from datamodules.formats import COMPRESSION, ROWS
 from datamodules.network import file_system, not_there, retry
 from datamodules.records import Columns
-from datamodules.sources import COMPRESSION, FileShard
+from datamodules.sources import FileShard
 from datamodules.walk import PassedOver, walk
 from lightning_memlong.errors import UserError
 
@@ -83,7 +84,7 @@ def _find_local(path: str, endings: tuple[str, ...], passed: PassedOver) -> list
 
 def _find_remote(path: str, endings: tuple[str, ...], retries: int, passed: PassedOver) -> list[tuple[str, str]]:
     plain = re.sub(r"[?#].*", "", path)
-    known = (*endings, ".parquet", ".jsonl", ".json", ".txt", *COMPRESSION)
+    known = (*endings, *ROWS, ".txt", *COMPRESSION)
     if not has_magic(path) and plain.lower().endswith(known):
         return [(unquote(plain.rpartition("/")[2]), path)]
     fs, root = file_system(path)

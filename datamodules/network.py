@@ -6,6 +6,7 @@ waiting (:func:`_wait`, 8 lines); which faults are worth another try, and what a
 """
 
 import asyncio
+import csv
 import logging
 import time
 import zlib
@@ -16,12 +17,13 @@ import aiohttp
 import fsspec
 import pyarrow as pa
 
+from datamodules.formats import NotTextError
 from datamodules.records import Record
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger("lightning_memlong")
 
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException)
 FIRST_WAIT_S = 0.5
 
 T = TypeVar("T")
@@ -60,7 +62,12 @@ def read_with_retries(
                     raise not_there(where, error) from error
                 if not isinstance(error, UNREADABLE):
                     raise
-                yield Record(number, problem=f"the rest of the file cannot be read ({error})")
+                what = (
+                    f"it is {error}"
+                    if isinstance(error, NotTextError)
+                    else f"the rest of the file cannot be read ({error})"
+                )
+                yield Record(number, problem=what)
                 return
             failures += 1
             _wait(where, error, failures, retries)

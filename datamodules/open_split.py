@@ -184,9 +184,9 @@ def is_bad(settings: DataSettings, source: Source, document: Document, length: i
         why = f"it has {length} tokens, fewer than one chunk ({settings.chunk_size})"
     if why is not None and settings.on_bad_document == "raise":
         raise UserError(
-            f"data: {document.id} (in {source.where}) cannot be used: {why}. Allowed: readable UTF-8 text. Fix: repair "
-            "or remove it; or --data.on_bad_document skip, which leaves such documents out and counts them; for short "
-            "ones, --data.min_document_tokens."
+            f"data: {document.id} (in {source.where}) cannot be used: {why}. Allowed: readable UTF-8 text. Fix: "
+            "repair, convert or remove it; or --data.on_bad_document skip, which leaves such documents out and counts "
+            "them; for short ones, --data.min_document_tokens."
         )
     return why is not None
 

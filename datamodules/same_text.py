@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import Any
 
-from datamodules.sources import COMPRESSION, FileShard
+from datamodules.formats import COMPRESSION
+from datamodules.sources import FileShard
 from datamodules.splits import by_hash, some
 from datamodules.walk import PassedOver
 from lightning_memlong.distributed import say

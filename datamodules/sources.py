@@ -5,28 +5,29 @@ does not say which one that was. Here such a row is a record with its number and
 and begins at any row, so that a run is resumed in the middle of a file.
 """
 
+import csv
 import hashlib
 import io
 import json
 import logging
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.formats import DELIMITERS, HEAD_BYTES, MAGIC, check_beginning, kind_of
 from datamodules.network import file_system, not_there, read_with_retries, retry
 from datamodules.records import Columns, Record, column_record, text_record
 
 log = logging.getLogger("lightning_memlong")
 
-COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 VALIDATORS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated",
               "mtime")  # fmt: skip
 """What file systems call that by which one content is told from another."""
@@ -34,7 +35,7 @@ PARQUET_BATCH_BYTES = 8_000_000
 
 
 class FileShard:
-    """One file: plain text, JSON lines or parquet; the first two may be compressed (.gz, .zst).
+    """One file: plain text, JSON lines, a table (.csv, .tsv) or parquet; all but the last may be compressed.
 
     Args:
         name: Path relative to the source; what documents are called by.
@@ -45,10 +46,8 @@ class FileShard:
 
     def __init__(self, name: str, url: str, columns: Columns, retries: int = 5) -> None:
         self.name, self.url, self.columns, self.retries = name, url, columns, retries
-        suffixes = PurePosixPath(re.sub(r"[?#].*", "", url) if "://" in url else url).suffixes
-        self.compression = COMPRESSION.get(suffixes[-1].lower()) if suffixes else None
-        kind = suffixes[:-1] if self.compression else suffixes
-        self.kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(kind[-1].lower() if kind else "")
+        self.path = re.sub(r"[?#].*", "", url) if "://" in url else url
+        self.kind, self.compression = kind_of(self.path)
 
     @property
     def is_text(self) -> bool:
@@ -67,6 +66,8 @@ class FileShard:
                 yield from self._parquet(first)
             elif self.kind == "json":
                 yield from self._json(first)
+            elif self.kind is not None:
+                yield from self._table(first, DELIMITERS[self.kind])
             else:
                 yield from self._lines(first) if by_line else self._whole(first)
 
@@ -96,18 +97,18 @@ class FileShard:
     def _whole(self, start: int) -> Iterator[Record]:
         if start == 0:
             with ExitStack() as stack:
-                yield text_record(0, self.open(stack).read())
+                yield text_record(0, self._begin(stack).read())
 
     def _lines(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            for number, line in enumerate(self.open(stack)):
+            for number, line in enumerate(self._begin(stack)):
                 if number >= start:
                     yield text_record(number, line)
 
     def _json(self, start: int) -> Iterator[Record]:
         columns: tuple[str, str | None] | None = None
         with ExitStack() as stack:
-            for number, line in enumerate(self.open(stack)):
+            for number, line in enumerate(self._begin(stack)):
                 if not line.strip() or (number < start and columns is not None):
                     continue
                 try:
@@ -122,9 +123,23 @@ class FileShard:
                 if number >= start:
                     yield column_record(number, value, *columns)
 
+    def _table(self, start: int, delimiter: str) -> Iterator[Record]:
+        # Not by pandas, as datasets reads tables: it takes the text 007 for a number and NA for nothing.
+        csv.field_size_limit(sys.maxsize)  # a book is longer than the 131,072 characters that it allows otherwise
+        with ExitStack() as stack:
+            # What is no UTF-8 becomes surrogates, which spoil their own row only.
+            lines = io.TextIOWrapper(self._begin(stack), "utf-8-sig", errors="surrogateescape", newline="")
+            rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+            columns = self.columns.choose(list(rows.fieldnames or ()), self.url)
+            for number, value in enumerate(rows):
+                if number >= start and None in value:
+                    yield Record(number, problem=f"it has more fields than the {len(rows.fieldnames or ())} columns")
+                elif number >= start:
+                    yield column_record(number, value, *columns)
+
     def _parquet(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            file = pq.ParquetFile(self.open(stack, seek=True))
+            file = self._open_parquet(stack)
             text, book = self.columns.choose(file.schema_arrow.names, self.url)
             first = 0
             for group in range(file.num_row_groups):
@@ -137,6 +152,21 @@ class FileShard:
                             yield _parquet_row(batch, i, number + i, text, book)
                         number += batch.num_rows
                 first += facts.num_rows
+
+    def _open_parquet(self, stack: ExitStack) -> pq.ParquetFile:
+        raw = self.open(stack, seek=True)
+        try:
+            return pq.ParquetFile(raw, page_checksum_verification=True)
+        except pa.ArrowInvalid:
+            raw.seek(0)
+            check_beginning(self.path, self.kind, raw.read(HEAD_BYTES))
+            raise
+
+    def _begin(self, stack: ExitStack) -> Any:
+        """Its bytes, once its beginning was found to be text."""
+        stream = self.open(stack)
+        check_beginning(self.path, self.kind, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+        return stream
 
     def open(self, stack: ExitStack, seek: bool = False) -> Any:
         """Its bytes, unpacked, for as long as a stack is open; ``seek``: they are read at any place."""

@@ -1,9 +1,15 @@
 """Text as people have it: each layout is written, read, and compared document by document with what was written."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import os
 import random
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from datamodules import PG19, DocumentDataModule
+from datamodules import PG19, BookCorpus, DocumentDataModule, WikiText103
 from datamodules.sources import FileShard
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.errors import UserError
@@ -410,3 +416,109 @@ def test_equal_texts_in_two_splits_are_told(
     write(tmp_path, "small/validation-0.parquet", [text(len("raw/train-0.parquet"))])
     splits_of(opened(tmp_path, tiny_backbone))
     assert "WARNING: 1 (raw/train-0.parquet:1) of train are also in validation" in capsys.readouterr().out
+
+
+# ---- what a file is -----------------------------------------------------------------------------------------
+
+
+def zipped() -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        archive.writestr("a.txt", "kan los")
+    return body.getvalue()
+
+
+def tarred() -> bytes:
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    return body.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+NOT_TEXT: dict[str, tuple[str, bytes, str]] = {
+    "html by name": ("a.html", b"<p>kan los</p>", "HTML"),
+    "html by content": ("a.txt", b"\n<!DOCTYPE HTML><html>kan los", "HTML"),
+    "notebook": ("a.ipynb", b'{"cells": [], "nbformat": 4}', "a notebook"),
+    "notebook by content": ("a.txt", b'{\n "cells": [\n ]}', "a notebook"),
+    "rtf": ("a.txt", b"{\\rtf1 kan los}", "RTF"),
+    "pdf": ("a.txt", b"%PDF-1.4 kan los", "PDF.*pdftotext"),
+    "lfs text": ("a.txt", POINTER, "Git LFS pointer.*git lfs pull"),
+    "lfs rows": ("a.jsonl", POINTER, "Git LFS pointer.*git lfs pull"),
+    "lfs packed": ("a.jsonl.gz", POINTER, "Git LFS pointer.*git lfs pull"),
+    "lfs table": ("a.csv", POINTER, "Git LFS pointer.*git lfs pull"),
+    "lfs parquet": ("a.parquet", POINTER, "Git LFS pointer.*git lfs pull"),
+    "annex": ("a.txt", b"/annex/objects/SHA256E-s1--00.txt\n", "git annex get"),
+    "list of files": ("a.txt", b"train/1.txt\ntrain/2.txt\n", "a list of file names"),
+    "zip": ("a.txt", zipped(), "zip archive.*unpack"),
+    "tar": ("a.txt", tarred(), "tar archive.*unpack"),
+    "gzip without a name": ("a.txt", gzip.compress(b"kan los"), "compressed by gzip.*ends in .gz"),
+    "bzip2": ("a.txt", bz2.compress(b"kan los"), "bzip2"),
+    "xz": ("a.txt", lzma.compress(b"kan los"), "xz"),
+    "array": ("a.jsonl", b'[\n{"text": "kan"}]', "jq -c"),
+    "utf-16": ("a.txt", "kan los".encode("utf-16"), "UTF-16, not UTF-8.*iconv"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TEXT)
+def test_what_is_no_text_is_refused_by_what_it_is(case: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    name, data, words = NOT_TEXT[case]
+    (tmp_path / name).write_bytes(data)
+    for kind in (PG19, WikiText103, BookCorpus):
+        with pytest.raises(UserError, match=f"{name}.*cannot be used: (row 1: )?it is .*{words}"):
+            read_all(tmp_path / name, tiny_backbone, kind=kind, min_document_tokens=1)
+    good = write_all(tmp_path, ["b.txt"])
+    found = read_all([str(tmp_path / name), str(tmp_path / "b.txt")], tiny_backbone, on_bad_document="skip")
+    assert found == tokens(tiny_backbone, good["b.txt"])
+
+
+def test_text_about_mark_up_and_files_is_text(tmp_path: Path, tiny_backbone: Path) -> None:
+    texts = ["kan <html> los " * 9, "see kan.txt " * 9, "kan.txt los\n" * 9, "{ kan }" * 9, "% PDF kan " * 9]
+    for i, content in enumerate(texts):
+        write(tmp_path, f"{i}.txt", [content])
+    assert read_all(tmp_path, tiny_backbone) == tokens(tiny_backbone, texts)
+
+
+def test_tables_are_read_as_tables(tmp_path: Path, tiny_backbone: Path) -> None:
+    long = text(3, 40_000)  # longer than a field may be by itself
+    rows = [["id", "text"], ["1", text(1)], ["2", f'{text(2)}, "kan"\nlos'], ["3", long], ["4", "007 " * 20]]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with (tmp_path / "b.TSV").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
+    expected = tokens(tiny_backbone, [row[1] for row in rows[1:]])
+    for name in ("a.csv", "b.TSV"):
+        assert read_all(tmp_path / name, tiny_backbone) == read_all(
+            tmp_path, tiny_backbone, extensions=[name[1:].lower()]
+        )
+        assert read_all(tmp_path / name, tiny_backbone) == expected
+    with (tmp_path / "a.csv").open("ab") as file:
+        file.write(b'5,"\xff"\n6,a,b\n7\n')
+        file.write(f"8,{text(8)}\n".encode())
+    with pytest.raises(UserError, match="a.csv:5 .*not Unicode"):
+        read_all(tmp_path / "a.csv", tiny_backbone)
+    found = read_all(tmp_path / "a.csv", tiny_backbone, on_bad_document="skip")
+    assert found == sorted([*expected, *tokens(tiny_backbone, [text(8)])])
+
+
+def test_damaged_pages_of_parquet_are_told(tmp_path: Path, tiny_backbone: Path) -> None:
+    file = tmp_path / "a.parquet"
+    texts = [text(i, 200) for i in range(5)]
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"text": texts}), file, write_page_checksum=True, **options)
+    assert read_all(file, tiny_backbone) == tokens(tiny_backbone, texts)
+    data = file.read_bytes()
+    place = data.index(texts[2].encode())
+    file.write_bytes(data[:place] + b"X" * 50 + data[place + 50 :])
+    with pytest.raises(UserError, match="cannot be read.*CRC"):
+        read_all(file, tiny_backbone)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, byte_backbone: Path) -> None:
+    for name in ("a.txt", "a.jsonl", "a.csv"):
+        content = {"a.txt": "x" * 40, "a.jsonl": json.dumps({"text": "x" * 40}), "a.csv": f"text\n{'x' * 40}"}[name]
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        for kind in (PG19, WikiText103, BookCorpus):
+            if kind is PG19 or name == "a.txt":
+                (found,) = read_all(tmp_path / name, byte_backbone, kind=kind)
+                assert found[:40] == tokens(byte_backbone, ["x" * 40])[0] and len(found) <= 41
