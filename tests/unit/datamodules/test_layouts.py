@@ -502,7 +502,8 @@ def test_tables_are_read_as_tables(tmp_path: Path, tiny_backbone: Path) -> None:
 
 
 def test_damaged_pages_of_parquet_are_told(tmp_path: Path, tiny_backbone: Path) -> None:
-    file = tmp_path / "a.parquet"
+    file = tmp_path / "data" / "train.parquet"
+    file.parent.mkdir()
     texts = [text(i, 200) for i in range(5)]
     options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     pq.write_table(pa.table({"text": texts}), file, write_page_checksum=True, **options)
@@ -510,8 +511,9 @@ def test_damaged_pages_of_parquet_are_told(tmp_path: Path, tiny_backbone: Path) 
     data = file.read_bytes()
     place = data.index(texts[2].encode())
     file.write_bytes(data[:place] + b"X" * 50 + data[place + 50 :])
-    with pytest.raises(UserError, match="cannot be read.*CRC"):
-        read_all(file, tiny_backbone)
+    for path, hub in ((file, None), (None, str(tmp_path))):
+        with pytest.raises(UserError, match="cannot be read.*CRC"):
+            read_all(path, tiny_backbone, hub_id=hub)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, byte_backbone: Path) -> None:
