@@ -37,7 +37,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
     Args:
         tokenizer: Backbone whose tokenizer is used (set by ``model.backbone``).
         chunk_size: Tokens of a bank entry (set by ``memory.chunk_size``).
-        path: A file, folder, glob or http:// address (.txt, .jsonl, .parquet; .gz and .zst of the first two); or a
+        path: A file, folder, glob or http:// address (.txt, .jsonl, .csv, .parquet; .gz and .zst of these); or a
             list of these; or one or a list for each split, as {train: ..., validation: ...}; null: the hub.
         extensions: Endings of files that are read from a folder; null: the corpus's own.
         hub_id: Data set of the Hugging Face hub, streamed; null: the corpus's own.
@@ -66,6 +66,8 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             depend on it. null: 2 while streaming, none from the cache.
         on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
         retries: How often a network fault is followed by another try, waiting twice as long each time.
+        control_tokens: What a document spells like a special token of the tokenizer (``<|endoftext|>``) becomes that
+            token; false: it is text like any other.
         seed: Seed of the order of documents (set by ``seed_everything``).
     """
 
@@ -103,6 +105,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         num_workers: int | None = None,
         on_bad_document: OnBad = "raise",
         retries: int = 5,
+        control_tokens: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -113,7 +116,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             validation_fraction=validation_fraction, window=window, stride=window if stride is None else stride,
             batch_size=batch_size, min_document_tokens=min_document_tokens, max_document_tokens=max_document_tokens,
             shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers,
-            on_bad_document=on_bad_document, retries=retries, seed=seed,
+            on_bad_document=on_bad_document, retries=retries, control_tokens=control_tokens, seed=seed,
         )  # fmt: skip
         if text_column:
             self.columns = replace(self.columns, text=text_column)

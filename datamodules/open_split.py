@@ -70,7 +70,7 @@ def _open_live(
 
     next(corpus.documents(shards, 0), None)  # a source that cannot be read at all is told before a run begins
     divided = (part, settings.split, fraction) if source.undivided else (part,)
-    facts = (corpus.recipe(), divided, _identities(shards, content=False))
+    facts = (corpus.recipe(), divided, settings.control_tokens, _identities(shards, content=False))
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     seed = settings.shuffle_seed(part)
     return LiveStream(
@@ -83,6 +83,7 @@ def _open_live(
         settings.shortest,
         settings.max_document_tokens,
         lambda document, length: is_bad(settings, source, document, length),
+        settings.control_tokens,
     )
 
 
@@ -122,7 +123,7 @@ def _build_cache(
         _check_unchanged(source, shards, before)
 
     key = repr((corpus.recipe(), _identities(shards, content=True)))
-    return TokenCache.build(corpus.name, key, documents, tokenizer)
+    return TokenCache.build(corpus.name, key, documents, tokenizer, settings.control_tokens)
 
 
 def _check_unchanged(source: Source, shards: Sequence[Shard], before: Sequence[str]) -> None:

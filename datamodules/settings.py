@@ -42,6 +42,7 @@ class DataSettings:
     num_workers: int | None
     on_bad_document: OnBad
     retries: int
+    control_tokens: bool
     seed: int
 
     def __post_init__(self) -> None:

@@ -49,6 +49,7 @@ class LiveStream:
         shortest: Documents with fewer tokens are left out, and counted.
         longest: Documents are read up to here; None: whole.
         is_bad: Whether a document of so many tokens is to be counted and left out; or raises for one.
+        control: Whether what is spelled like a special token becomes one.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class LiveStream:
         shortest: int,
         longest: int | None,
         is_bad: Callable[[Document, int], bool],
+        control: bool = False,
     ) -> None:
         self.source, self.tokenizer, self.windows, self.seed = source, tokenizer, windows, seed
         self.buffer, self.workers, self.shortest, self.longest = buffer, workers, shortest, longest
-        self.is_bad = is_bad
+        self.is_bad, self.control = is_bad, control
         self.epoch = 0
         self._begun = False
         self._resume: dict[str, Any] | None = None
@@ -189,7 +191,7 @@ class LiveStream:
         rank, world = rank_and_world()
         drawn = draw_samples(self.source, self.epoch, self.seed, self.buffer, start)
         mine = (sample for sample in drawn if (sample.after.drawn - 1) % world == rank)
-        return tokenise_ahead(mine, self.tokenizer, self.workers)
+        return tokenise_ahead(mine, self.tokenizer, self.workers, self.control)
 
     def _fill_rows(
         self, rows: list[_Reading | None], samples: Iterator[tuple[Sample, np.ndarray]]
@@ -223,7 +225,7 @@ class LiveStream:
                 continue
             document = next(self.source.read(row[0], row[1]), None)
             text = "" if document is None else document.text
-            tokens = tokenise(self.tokenizer, [text])[0][: self.longest]
+            tokens = tokenise(self.tokenizer, [text], self.control)[0][: self.longest]
             if document is None or len(tokens) == 0 or row[2] not in self.windows.offsets(len(tokens)):
                 raise UserError(
                     f"data: {self.source.shards[row[0]]}:{row[1] + 1} has {len(tokens)} tokens, and the checkpoint is "

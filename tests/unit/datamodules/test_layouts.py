@@ -524,3 +524,28 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, byte_backbone: Path) -> No
             if kind is PG19 or name == "a.txt":
                 (found,) = read_all(tmp_path / name, byte_backbone, kind=kind)
                 assert found[:40] == tokens(byte_backbone, ["x" * 40])[0] and len(found) <= 41
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_what_is_spelled_like_a_control_token_is_text_unless_asked_otherwise(
+    cache: bool, tmp_path: Path, byte_backbone: Path
+) -> None:
+    content = f"{'x' * 40}<pad>{'y' * 40}"
+    for name in ("train/a.txt", "valid/b.txt"):
+        write(tmp_path, name, [content])
+    tokenizer = load_tokenizer(str(byte_backbone))
+    literal = tokenizer([content], add_special_tokens=False, split_special_tokens=True)["input_ids"][0]
+    tokenizer.backend_tokenizer.encode_special_tokens = False  # which the line before has left set
+    (special,) = tokens(byte_backbone, [content])
+    assert 0 in special and 0 not in literal and len(literal) == 85
+    digests = set()
+    for control, expected in ((False, literal), (True, special), (False, literal)):
+        data = opened(tmp_path, byte_backbone, cache=cache, control_tokens=control, window=32, chunk_size=16)
+        assert splits_of(data)["validation"] == [tuple(expected)]
+        assert tokenizer("<pad>")["input_ids"] == [0], "the tokenizer is as it was"
+        digests.add(data.streams["train"].digest())
+        position = {"rows": [[0, 0, 32]]}
+        if not cache:
+            (windows,) = data.streams["validation"].replay_windows(position)
+            assert windows[0].tolist() == list(expected)[:32]
+    assert len(digests) == 2, "a run does not go on with the other"
