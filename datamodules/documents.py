@@ -16,6 +16,7 @@ import torch
 
 from datamodules import splits
 from datamodules.corpus import Corpus
+from datamodules.formats import as_endings
 from datamodules.hub import Hub
 from datamodules.open_split import Stream, is_bad, open_split
 from datamodules.resolve_source import Source, resolve_source
@@ -110,7 +111,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.settings = DataSettings(
-            tokenizer=tokenizer, chunk_size=chunk_size, path=path, extensions=tuple(extensions or self.endings),
+            tokenizer=tokenizer, chunk_size=chunk_size, path=path, extensions=as_endings(extensions or self.endings),
             hub=choose_hub(self.hub, hub_id, hub_config, hub_revision, hub_files),
             split_names=dict(zip(ROLES, (train_split, validation_split, test_split), strict=True)), split=split,
             validation_fraction=validation_fraction, window=window, stride=window if stride is None else stride,

@@ -33,6 +33,7 @@ def find_files(
         UserError: If there is nothing, or nothing with one of the extensions.
     """
     endings, passed = tuple(extensions), PassedOver() if passed is None else passed
+    path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", lambda scheme: scheme[0].lower(), path)
     found = _find_remote(path, endings, retries, passed) if "://" in path else _find_local(path, endings, passed)
     named = (len(found) == 1 and found[0][1] == path) or is_glob(path)  # what is named is read whatever its ending
     chosen = []
@@ -74,6 +75,7 @@ def _find_local(path: str, endings: tuple[str, ...], passed: PassedOver) -> list
     passed.broken += [str(f) for f in found if not f.exists()]
     if not files:
         what = "is a link to nothing" if root.is_symlink() else "does not exist"
+        what = "is a pipe, and text is read more than once: write it to a file" if root.exists() else what
         raise UserError(
             f"data.path={path!r} {what}. Allowed: a file, a folder, a glob that matches files, or an http:// "
             "address. Fix: correct it."
@@ -90,6 +92,8 @@ def _find_remote(path: str, endings: tuple[str, ...], retries: int, passed: Pass
     fs, root = file_system(path)
     try:
         names = retry(lambda: fs.glob(root) if has_magic(path) else fs.find(root), path, retries)
+        if not names:
+            retry(lambda: fs.info(root), path, retries)  # a listing that is empty does not say why
     except UserError:
         raise
     except Exception as error:
@@ -98,6 +102,8 @@ def _find_remote(path: str, endings: tuple[str, ...], retries: int, passed: Pass
         raise not_there(path, FileNotFoundError())
     urls = [name if "://" in name else fs.unstrip_protocol(name) for name in names]
     start = re.split(r"[*\[]", plain)[0].rpartition("/")[0] if has_magic(path) else plain.rstrip("/")
+    if urls == [plain]:
+        return [(unquote(plain.rpartition("/")[2]), path)]  # a file, whatever its ending
     found = [(unquote(url.removeprefix(start).lstrip("/")), url) for url in urls]
     passed.hidden += [name for name, _ in found if _is_hidden(name)]
     return [(name, url) for name, url in found if not _is_hidden(name)]

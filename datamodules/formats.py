@@ -1,6 +1,7 @@
 """What a file is, by its name and by how it begins: text, rows, or something that must not be taken for text."""
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
@@ -35,6 +36,21 @@ HEAD_BYTES = 4096
 
 class NotTextError(ValueError):
     """A file is something else than text or rows; the message says what, and what to do."""
+
+
+def printable(name: str) -> str:
+    """A name of a file as it can be printed and digested, also where it is no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_endings(extensions: Iterable[str]) -> tuple[str, ...]:
+    """Endings as names are compared with: .TXT, *.txt and txt mean .txt."""
+    return tuple(f".{one.lower().lstrip('*').removeprefix('.')}" for one in extensions)
+
+
+def is_compressed(compression: str, head: bytes) -> bool:
+    """Whether a file begins as one that is compressed; ``pzstd`` begins with a frame that is to be skipped."""
+    return head.startswith(MAGIC[compression]) or (compression == "zstd" and head[1:4] == b"\x2a\x4d\x18")
 
 
 def kind_of(name: str) -> tuple[str | None, str | None]:

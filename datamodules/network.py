@@ -32,7 +32,14 @@ T = TypeVar("T")
 def file_system(url: str) -> tuple[Any, str]:
     """The file system behind an address, and the path in it."""
     if not url.startswith("http"):
-        return fsspec.url_to_fs(url)
+        try:
+            return fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:  # a package that is missing; a protocol that nobody knows
+            raise UserError(
+                f"data.path: {url} cannot be opened ({error}). Allowed: http://, https://, hf://, and what fsspec "
+                "knows once its package is installed (gs:// gcsfs, s3:// s3fs). Fix: pip install that package, or give "
+                "a local copy."
+            ) from error
     # A body is read as fast as training needs it: what must not take long is each answer, not the whole.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
     return fsspec.url_to_fs(url, client_kwargs={"timeout": timeout})
@@ -92,7 +99,8 @@ def retry(action: Callable[[], T], where: str, retries: int) -> T:
 
 def _wait(where: str, error: BaseException, failures: int, retries: int) -> None:
     """Sleep before another try, twice as long each time; raise after the last."""
-    reason = f"{type(error).__name__}: {error}"
+    cause = _chain(error)[-1]  # file systems say that a file is not there where a server was not
+    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     if failures > retries:
         raise UserError(
             f"{where} could not be read: {reason}; tried {failures} times. Allowed: a server that answers. Fix: try "

@@ -164,6 +164,12 @@ def _usable(settings: DataSettings, source: Source, cache: TokenCache) -> tuple[
     short = f"; {len(good) - len(usable)} shorter than {least} tokens left out" if len(usable) < len(good) else ""
     told = short + (f"; {bad} that cannot be used left out" if bad else "")
     if not usable:
+        if cache.problems:
+            name, why = cache.problems[0]
+            raise UserError(
+                f"data: nothing is left of {source.where}{told}: {name}: {why}. Allowed: at least one document that "
+                "can be used. Fix: repair, convert or replace it."
+            )
         raise UserError(
             f"data.min_document_tokens={settings.min_document_tokens}: the longest of {len(cache)} documents has "
             f"{max(cache.lengths, default=0)} tokens{told}. Allowed: at most that. Fix: lower it, or add longer text."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from datamodules.corpus import Corpus
 from datamodules.files import find_files
+from datamodules.formats import printable
 from datamodules.hub import hub_shards
 from datamodules.records import Shard
 from datamodules.same_text import each_file_once
@@ -109,7 +110,7 @@ def _name_apart(files: Sequence[FileShard]) -> None:
     count = Counter(file.name for file in files)
     for file in files:
         if count[file.name] > 1:
-            file.name = file.url
+            file.name = printable(file.url)
 
 
 def _corpus_files(settings: DataSettings, corpus: Corpus, paths: Sequence[str]) -> list[FileShard]:

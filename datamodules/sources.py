@@ -6,6 +6,7 @@ and begins at any row, so that a run is resumed in the middle of a file.
 """
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.formats import DELIMITERS, HEAD_BYTES, MAGIC, check_beginning, kind_of
+from datamodules.formats import DELIMITERS, HEAD_BYTES, check_beginning, is_compressed, kind_of, printable
 from datamodules.network import file_system, not_there, read_with_retries, retry
 from datamodules.records import Columns, Record, column_record, text_record
 
@@ -45,7 +46,7 @@ class FileShard:
     """
 
     def __init__(self, name: str, url: str, columns: Columns, retries: int = 5) -> None:
-        self.name, self.url, self.columns, self.retries = name, url, columns, retries
+        self.name, self.url, self.columns, self.retries = printable(name), url, columns, retries
         self.path = re.sub(r"[?#].*", "", url) if "://" in url else url
         self.kind, self.compression = kind_of(self.path)
 
@@ -115,7 +116,7 @@ class FileShard:
                     value = json.loads(line)
                     if not isinstance(value, dict):
                         raise ValueError(f"it holds a {type(value).__name__}, not an object with columns")
-                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                     if number >= start:
                         yield Record(number, problem=f"not a line of JSON ({error})")
                     continue
@@ -174,9 +175,11 @@ class FileShard:
         stack.enter_context(raw)
         if self.compression is None:
             return raw
-        if not raw.peek(4).startswith(MAGIC[self.compression]):
+        if not is_compressed(self.compression, raw.peek(4)):
             return raw  # the server has unpacked it already
-        # pyarrow notices a stream that was cut short, also for zstd.
+        if self.compression == "gzip":
+            return gzip.GzipFile(fileobj=raw)  # of several members, or padded with zeros, too
+        # pyarrow notices a stream that was cut short; zstandard does not.
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression), 1 << 16)
 
 

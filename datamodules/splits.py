@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
+from datamodules.formats import printable
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
@@ -31,7 +32,7 @@ def needed(stage: str) -> tuple[str, ...]:
 def some(names: Sequence[str], most: int = 5) -> str:
     """How many there are, and what the first of them are called."""
     rest = f", and {len(names) - most:,} more" if len(names) > most else ""
-    return f"{len(names):,} ({', '.join(names[:most])}{rest})"
+    return f"{len(names):,} ({printable(', '.join(names[:most]))}{rest})"
 
 
 class Named(NamedTuple):
