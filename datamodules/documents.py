@@ -67,6 +67,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             depend on it. null: 2 while streaming, none from the cache.
         on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
         retries: How often a network fault is followed by another try, waiting twice as long each time.
+        timeout_s: How long the server of an http:// address may take to answer, each time [s].
         control_tokens: What a document spells like a special token of the tokenizer (``<|endoftext|>``) becomes that
             token; false: it is text like any other.
         seed: Seed of the order of documents (set by ``seed_everything``).
@@ -106,6 +107,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         num_workers: int | None = None,
         on_bad_document: OnBad = "raise",
         retries: int = 5,
+        timeout_s: float = 60.0,
         control_tokens: bool = False,
         seed: int = 0,
     ) -> None:
@@ -117,7 +119,8 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             validation_fraction=validation_fraction, window=window, stride=window if stride is None else stride,
             batch_size=batch_size, min_document_tokens=min_document_tokens, max_document_tokens=max_document_tokens,
             shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers,
-            on_bad_document=on_bad_document, retries=retries, control_tokens=control_tokens, seed=seed,
+            on_bad_document=on_bad_document, retries=retries, timeout_s=timeout_s,
+            control_tokens=control_tokens, seed=seed,
         )  # fmt: skip
         if text_column:
             self.columns = replace(self.columns, text=text_column)

@@ -16,7 +16,12 @@ from lightning_memlong.errors import UserError
 
 
 def find_files(
-    path: str, extensions: Iterable[str], columns: Columns, retries: int, passed: PassedOver | None = None
+    path: str,
+    extensions: Iterable[str],
+    columns: Columns,
+    retries: int,
+    passed: PassedOver | None = None,
+    timeout_s: float = 60,
 ) -> list[FileShard]:
     """The files behind a path, sorted by name: a file, a folder (read recursively), a glob or an address.
 
@@ -28,18 +33,23 @@ def find_files(
         columns: Which columns their rows have.
         retries: How often a network fault is followed by another try.
         passed: Is told what is not read.
+        timeout_s: How long a server may take to answer [s].
 
     Raises:
         UserError: If there is nothing, or nothing with one of the extensions.
     """
     endings, passed = tuple(extensions), PassedOver() if passed is None else passed
     path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", lambda scheme: scheme[0].lower(), path)
-    found = _find_remote(path, endings, retries, passed) if "://" in path else _find_local(path, endings, passed)
+    remote = "://" in path
+    found = _find_remote(path, endings, retries, timeout_s) if remote else _find_local(path, endings, passed)
+    hidden = {name for name, f in found if remote and f != path and _is_hidden(name)}
+    passed.hidden += sorted(hidden)
+    found = [(name, f) for name, f in found if name not in hidden]
     named = (len(found) == 1 and found[0][1] == path) or is_glob(path)  # what is named is read whatever its ending
     chosen = []
     for name, f in found:
         if named or name.lower().endswith(endings):
-            chosen.append(FileShard(name, f, columns, retries))
+            chosen.append(FileShard(name, f, columns, retries, timeout_s))
         else:
             passed.endings[PurePosixPath(name).suffix.lower()] += 1
     if not chosen:
@@ -84,12 +94,12 @@ def _find_local(path: str, endings: tuple[str, ...], passed: PassedOver) -> list
     return [(f.relative_to(fixed).as_posix(), str(f)) for f in files]
 
 
-def _find_remote(path: str, endings: tuple[str, ...], retries: int, passed: PassedOver) -> list[tuple[str, str]]:
+def _find_remote(path: str, endings: tuple[str, ...], retries: int, timeout_s: float) -> list[tuple[str, str]]:
     plain = re.sub(r"[?#].*", "", path)
     known = (*endings, *ROWS, ".txt", *COMPRESSION)
     if not has_magic(path) and plain.lower().endswith(known):
         return [(unquote(plain.rpartition("/")[2]), path)]
-    fs, root = file_system(path)
+    fs, root = file_system(path, timeout_s)
     try:
         names = retry(lambda: fs.glob(root) if has_magic(path) else fs.find(root), path, retries)
         if not names:
@@ -104,9 +114,7 @@ def _find_remote(path: str, endings: tuple[str, ...], retries: int, passed: Pass
     start = re.split(r"[*\[]", plain)[0].rpartition("/")[0] if has_magic(path) else plain.rstrip("/")
     if urls == [plain]:
         return [(unquote(plain.rpartition("/")[2]), path)]  # a file, whatever its ending
-    found = [(unquote(url.removeprefix(start).lstrip("/")), url) for url in urls]
-    passed.hidden += [name for name, _ in found if _is_hidden(name)]
-    return [(name, url) for name, url in found if not _is_hidden(name)]
+    return [(unquote(url.removeprefix(start).lstrip("/")), url) for url in urls]
 
 
 def _is_hidden(name: str) -> bool:

@@ -29,8 +29,8 @@ FIRST_WAIT_S = 0.5
 T = TypeVar("T")
 
 
-def file_system(url: str) -> tuple[Any, str]:
-    """The file system behind an address, and the path in it."""
+def file_system(url: str, timeout_s: float) -> tuple[Any, str]:
+    """The file system behind an address, whose answers may take so long [s], and the path in it."""
     if not url.startswith("http"):
         try:
             return fsspec.url_to_fs(url)
@@ -41,7 +41,7 @@ def file_system(url: str) -> tuple[Any, str]:
                 "a local copy."
             ) from error
     # A body is read as fast as training needs it: what must not take long is each answer, not the whole.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
     return fsspec.url_to_fs(url, client_kwargs={"timeout": timeout})
 
 
@@ -104,8 +104,8 @@ def _wait(where: str, error: BaseException, failures: int, retries: int) -> None
     if failures > retries:
         raise UserError(
             f"{where} could not be read: {reason}; tried {failures} times. Allowed: a server that answers. Fix: try "
-            "again later (a run goes on with --ckpt_path last), raise --data.retries, or give a local copy as "
-            "--data.path."
+            "again later (a run goes on with --ckpt_path last), raise --data.retries or --data.timeout_s, or give a "
+            "local copy as --data.path."
         ) from error
     pause = min(60.0, FIRST_WAIT_S * 2 ** (failures - 1))
     log.warning("%s: %s; trying again in %.1f s (%d of %d)", where, reason, pause, failures, retries)

@@ -68,6 +68,9 @@ def _open_live(
             return documents
         return (d for d in documents if splits.hash_role(d.id, fraction) == part)
 
+    if hashed and part == "train":
+        say("Data: documents are divided by their names as they stream, so that equal texts of other names can be on "
+            "both sides; --data.cache true tokenises first and keeps them together", flush=True)  # fmt: skip
     next(corpus.documents(shards, 0), None)  # a source that cannot be read at all is told before a run begins
     divided = (part, settings.split, fraction) if source.undivided else (part,)
     facts = (corpus.recipe(), divided, settings.control_tokens, _identities(shards, content=False))

@@ -116,7 +116,8 @@ def _name_apart(files: Sequence[FileShard]) -> None:
 def _corpus_files(settings: DataSettings, corpus: Corpus, paths: Sequence[str]) -> list[FileShard]:
     """The corpus's files behind some paths, each of them once; says what is passed over."""
     passed = PassedOver()
-    found = [f for p in paths for f in find_files(p, settings.extensions, corpus.columns, settings.retries, passed)]
+    how = (settings.extensions, corpus.columns, settings.retries, passed, settings.timeout_s)
+    found = [file for path in paths for file in find_files(path, *how)]
     files = each_file_once([file for file in found if corpus.wanted(file.name)], passed)
     if settings.path is not None and (words := passed.words()):
         say(f"Data: not read of {', '.join(paths)}: {words}", flush=True)

@@ -42,6 +42,7 @@ class DataSettings:
     num_workers: int | None
     on_bad_document: OnBad
     retries: int
+    timeout_s: float
     control_tokens: bool
     seed: int
 
@@ -53,6 +54,7 @@ class DataSettings:
             value = getattr(self, key)
             require(value is None or value >= smallest, f"data.{key}", value, f"{smallest} or more", "raise it")
         self._check_longest()
+        require(self.timeout_s > 0, "data.timeout_s", self.timeout_s, "above 0", "raise it")
         require_choice("data.split", self.split, Split)
         require_choice("data.on_bad_document", self.on_bad_document, OnBad)
         ok, fix = 0 < self.validation_fraction < 0.5, "for all documents use --data.split all"

@@ -43,10 +43,12 @@ class FileShard:
         url: Where it is: a path, or an address fsspec understands (http://, https://, hf://).
         columns: Which columns to read.
         retries: How often a network fault is answered by reading again, without any progress in between.
+        timeout_s: How long a server may take to answer [s].
     """
 
-    def __init__(self, name: str, url: str, columns: Columns, retries: int = 5) -> None:
+    def __init__(self, name: str, url: str, columns: Columns, retries: int = 5, timeout_s: float = 60) -> None:
         self.name, self.url, self.columns, self.retries = printable(name), url, columns, retries
+        self.timeout_s = timeout_s
         self.path = re.sub(r"[?#].*", "", url) if "://" in url else url
         self.kind, self.compression = kind_of(self.path)
 
@@ -84,7 +86,7 @@ class FileShard:
         """
         try:
             if "://" in self.url:
-                facts = retry(lambda: _remote_facts(self.url, content), self.url, self.retries)
+                facts = retry(lambda: _remote_facts(self.url, content, self.timeout_s), self.url, self.retries)
             elif content:
                 with open(self.url, "rb") as file:
                     facts = _digest(file)
@@ -171,7 +173,7 @@ class FileShard:
 
     def open(self, stack: ExitStack, seek: bool = False) -> Any:
         """Its bytes, unpacked, for as long as a stack is open; ``seek``: they are read at any place."""
-        raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack)  # noqa: SIM115
+        raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack, self.timeout_s)  # noqa: SIM115
         stack.enter_context(raw)
         if self.compression is None:
             return raw
@@ -190,9 +192,9 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _remote_facts(url: str, content: bool) -> str:
+def _remote_facts(url: str, content: bool, timeout_s: float) -> str:
     """What tells contents of an address apart; a length does not."""
-    fs, path = file_system(url)
+    fs, path = file_system(url, timeout_s)
     info = fs.info(path)
     known = {key: str(info[key]) for key in VALIDATORS if info.get(key) is not None}
     if known:
@@ -201,11 +203,11 @@ def _remote_facts(url: str, content: bool) -> str:
     if not content:
         return repr((url, info.get("size")))
     with ExitStack() as stack:
-        return _digest(_remote(url, False, stack))
+        return _digest(_remote(url, False, stack, timeout_s))
 
 
-def _remote(url: str, seek: bool, stack: ExitStack) -> Any:
-    fs, path = file_system(url)
+def _remote(url: str, seek: bool, stack: ExitStack, timeout_s: float) -> Any:
+    fs, path = file_system(url, timeout_s)
     if not url.startswith("http"):
         return io.BufferedReader(fs.open(path, "rb"), 1 << 16)
     if not seek:

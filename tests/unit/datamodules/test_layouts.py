@@ -8,7 +8,9 @@ import json
 import lzma
 import os
 import random
+import socket
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -579,6 +581,16 @@ def test_places_that_cannot_be_read_are_told_with_the_cause(case: str, tiny_back
     path, words = ERRORS[case]
     with pytest.raises(UserError, match=words):
         read_all(path, tiny_backbone, retries=0)
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(tiny_backbone: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for place in ("a.txt", "folder/"):
+            begin = time.monotonic()
+            with pytest.raises(UserError, match=r"Timeout.*--data.timeout_s"):
+                read_all(f"{address}/{place}", tiny_backbone, retries=0, timeout_s=0.3)
+            assert time.monotonic() - begin < 10
 
 
 def test_a_pipe_is_told(tmp_path: Path, tiny_backbone: Path) -> None:
