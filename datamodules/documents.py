@@ -118,9 +118,8 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             split_names=dict(zip(ROLES, (train_split, validation_split, test_split), strict=True)), split=split,
             validation_fraction=validation_fraction, window=window, stride=window if stride is None else stride,
             batch_size=batch_size, min_document_tokens=min_document_tokens, max_document_tokens=max_document_tokens,
-            shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers,
-            on_bad_document=on_bad_document, retries=retries, timeout_s=timeout_s,
-            control_tokens=control_tokens, seed=seed,
+            shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers, seed=seed,
+            on_bad_document=on_bad_document, retries=retries, timeout_s=timeout_s, control_tokens=control_tokens,
         )  # fmt: skip
         if text_column:
             self.columns = replace(self.columns, text=text_column)

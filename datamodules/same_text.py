@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from datamodules.formats import COMPRESSION
+from datamodules.network import UNREADABLE
 from datamodules.sources import FileShard
 from datamodules.splits import by_hash, some
 from datamodules.walk import PassedOver
@@ -45,12 +46,12 @@ def _unpacked(url: str) -> str:
 
 def _same_content(a: FileShard, b: FileShard) -> bool:
     with ExitStack() as stack:
-        one, other = a.open(stack), b.open(stack)
         try:
+            one, other = a.open(stack), b.open(stack)
             while (part := one.read(1 << 20)) == other.read(1 << 20):
                 if not part:
                     return True
-        except (OSError, ValueError):  # one that is damaged is told when it is read
+        except UNREADABLE:  # one that is damaged is told when it is read
             return False
     return False
 

@@ -62,15 +62,16 @@ def by_name(names: Sequence[str], splits: Mapping[str, str], ask: bool = False) 
     paths = [PurePosixPath(name).parts for name in names]
     for depth in range(max(map(len, paths), default=0)):
         words = split_words(splits, [words for p in paths if len(p) > depth for words in _words_of(p, depth)])
+        dividing: list[dict[str, list[int]]] = []
         for strict in (True, False):
             said = [_roles_of(path, depth, words, strict) for path in paths]
             parts = {role: [i for i, roles in enumerate(said) if role in roles] for role in ROLES}
             if _divides(parts, paths, depth, strict, ask):
-                return Named(parts, [])
+                dividing.append(parts)
             if strict or _splits_in(parts) > 1:
-                seen |= dict.fromkeys(
-                    "/".join(path[: depth + 1]) for path, roles in zip(paths, said, strict=True) if roles
-                )
+                seen |= {"/".join(path[: depth + 1]): None for path, roles in zip(paths, said, strict=True) if roles}
+        if dividing:  # by names that are a split's and nothing else, unless those that hold more name more splits
+            return Named(max(dividing, key=_splits_in), [])
     return Named({}, list(seen))
 
 

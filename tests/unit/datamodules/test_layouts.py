@@ -116,6 +116,11 @@ LAYOUTS: dict[str, dict[str, list[str]]] = {
     "folders of mixed depth": {"train": ["x/train/a/b/1.txt", "x/train/2.txt"], "validation": ["x/valid/a/1.txt"]},
     "languages": {"train": ["en/train.jsonl", "de/train.jsonl"], "validation": ["en/dev.jsonl", "de/dev.jsonl"]},
     "no training": {"validation": ["validation.jsonl"], "test": ["test.jsonl"]},
+    "plain names beside longer ones": {
+        "train": ["books-train.txt"],
+        "validation": ["val.txt"],
+        "test": ["test.txt"],
+    },
     "in doubt": {"train": ["train.txt"], "validation": ["val.txt"], "": ["train_test_mix.txt"]},
 }
 
@@ -385,6 +390,16 @@ def test_a_file_is_read_once(tmp_path: Path, tiny_backbone: Path, capsys: pytest
     path = {"train": str(tmp_path), "validation": str(tmp_path / "x.txt")}
     found = splits_of(opened(path, tiny_backbone, split="hash", validation_fraction=0.3), "fit", "test")
     assert sorted(sum(found.values(), [])) == everything
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.txt.zst"])
+def test_a_damaged_copy_is_told_and_not_taken_for_the_same(name: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    written = write_all(tmp_path, ["x.txt"])["x.txt"]
+    write(tmp_path, name, written)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-12])
+    with pytest.raises(UserError, match=f"{name} .*cannot be read"):
+        read_all(tmp_path, tiny_backbone)
+    assert read_all(tmp_path, tiny_backbone, on_bad_document="skip") == tokens(tiny_backbone, written)
 
 
 def test_a_link_between_splits_is_on_one_side(tmp_path: Path, tiny_backbone: Path) -> None:
