@@ -8,6 +8,7 @@ from typing import Any
 
 from datamodules.formats import COMPRESSION
 from datamodules.network import UNREADABLE
+from datamodules.records import Shard
 from datamodules.sources import FileShard
 from datamodules.splits import by_hash, some
 from datamodules.walk import PassedOver
@@ -82,6 +83,27 @@ def tell_equal_texts(streams: Mapping[str, Any]) -> None:
         if shared := [own["train"][mark][0] for mark in own.get("train", {}) if mark in own.get(part, {})]:
             say(f"Data: WARNING: {some(shared)} of train are also in {part}, whose results they make too good",
                 flush=True)  # fmt: skip
+
+
+def tell_equal_files(shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Say which files of training are also in another split, while nothing is known of their documents.
+
+    Only files of equal size are read for it.
+    """
+    local = {
+        part: [s for s in found if isinstance(s, FileShard) and "://" not in s.url] for part, found in shards.items()
+    }
+    sizes = {part: {os.path.getsize(file.url) for file in files} for part, files in local.items()}
+    for part in ("validation", "test"):
+        both = sizes.get("train", set()) & sizes.get(part, set())
+        known = {_content(file) for file in local.get(part, ()) if os.path.getsize(file.url) in both}
+        if shared := [f.name for f in local["train"] if os.path.getsize(f.url) in both and _content(f) in known]:
+            say(f"Data: WARNING: {some(shared)} of train are also in {part}, whose results they make too good",
+                flush=True)  # fmt: skip
+
+
+def _content(file: FileShard) -> str:
+    return file.identity(content=True).removeprefix(file.name)
 
 
 def _documents(stream: Any) -> dict[str, list[str]]:

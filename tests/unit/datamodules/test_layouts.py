@@ -433,6 +433,8 @@ def test_equal_texts_in_two_splits_are_told(
     write(tmp_path, "small/validation-0.parquet", [text(len("raw/train-0.parquet"))])
     splits_of(opened(tmp_path, tiny_backbone))
     assert "WARNING: 1 (raw/train-0.parquet:1) of train are also in validation" in capsys.readouterr().out
+    splits_of(opened(tmp_path, tiny_backbone, cache=False))
+    assert "WARNING: 1 (raw/train-0.parquet) of train are also in validation" in capsys.readouterr().out
 
 
 # ---- what a file is -----------------------------------------------------------------------------------------
