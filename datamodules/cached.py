@@ -95,6 +95,10 @@ class CachedStream(Dataset[Batch]):
         """The name of a ``document_id``."""
         return self.cache.ids[document]
 
+    def was_read(self) -> str:
+        """How much there is has been told when the split was made."""
+        return ""
+
     def left_out(self) -> str:
         """What was dropped has been told when the split was made."""
         return ""

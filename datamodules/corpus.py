@@ -20,7 +20,9 @@ class Corpus:
     """Where it is on the hub."""
     columns = Columns("text")
     """Which columns of its rows are read."""
-    endings: tuple[str, ...] = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt.gz", ".txt.zst")
+    endings: tuple[str, ...] = tuple(
+        kind + packed for kind in (".txt", ".jsonl", ".ndjson", ".jsonlines") for packed in ("", ".gz", ".zst")
+    ) + (".parquet",)
     """Of the files that are read from a folder."""
     empty_is_bad = True
     """Whether a document without text is a bad one; else it is a short one."""

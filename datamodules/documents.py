@@ -16,12 +16,15 @@ import torch
 
 from datamodules import splits
 from datamodules.corpus import Corpus
+from datamodules.formats import as_endings
 from datamodules.hub import Hub
 from datamodules.open_split import Stream, is_bad, open_split
 from datamodules.resolve_source import Source, resolve_source
 from datamodules.resume import order_facts, saved_position
+from datamodules.same_text import tell_equal_files, tell_equal_texts
 from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
 from datamodules.splits import ROLES, Split
+from datamodules.streaming import LiveStream
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.text import ON_DEVICE
@@ -36,7 +39,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
     Args:
         tokenizer: Backbone whose tokenizer is used (set by ``model.backbone``).
         chunk_size: Tokens of a bank entry (set by ``memory.chunk_size``).
-        path: A file, folder, glob or http:// address (.txt, .jsonl, .parquet; .gz and .zst of the first two); or a
+        path: A file, folder, glob or http:// address (.txt, .jsonl, .csv, .parquet; .gz and .zst of these); or a
             list of these; or one or a list for each split, as {train: ..., validation: ...}; null: the hub.
         extensions: Endings of files that are read from a folder; null: the corpus's own.
         hub_id: Data set of the Hugging Face hub, streamed; null: the corpus's own.
@@ -47,9 +50,9 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         train_split: What the source calls its training split.
         validation_split: What the source calls its validation split.
         test_split: What the source calls its test split.
-        split: ``folders``: files or top folders named after the splits, or the hub's own splits; ``hash``: by a stable
-            hash of documents' names; ``all``: every document in validation and test (evaluation only); ``auto``:
-            the source's own if it has train and another one, else the hash.
+        split: ``folders``: folders and files named after the splits, at one level of folders, or the hub's own splits;
+            ``hash``: by a stable hash of documents' names; ``all``: every document in validation and test (evaluation
+            only); ``auto``: the source's own if it has two of them, else the hash.
         validation_fraction: Share of documents the hash gives to validation, and the same again to test.
         window: Tokens a step sees [tokens]. Paper, section 3: 1,024.
         stride: Tokens a step advances and is scored on [tokens]; null: the window (disjoint windows, the paper).
@@ -65,6 +68,9 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             depend on it. null: 2 while streaming, none from the cache.
         on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
         retries: How often a network fault is followed by another try, waiting twice as long each time.
+        timeout_s: How long the server of an http:// address may take to answer, each time [s].
+        control_tokens: What a document spells like a special token of the tokenizer (``<|endoftext|>``) becomes that
+            token; false: it is text like any other.
         seed: Seed of the order of documents (set by ``seed_everything``).
     """
 
@@ -102,17 +108,19 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         num_workers: int | None = None,
         on_bad_document: OnBad = "raise",
         retries: int = 5,
+        timeout_s: float = 60.0,
+        control_tokens: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.settings = DataSettings(
-            tokenizer=tokenizer, chunk_size=chunk_size, path=path, extensions=tuple(extensions or self.endings),
+            tokenizer=tokenizer, chunk_size=chunk_size, path=path, extensions=as_endings(extensions or self.endings),
             hub=choose_hub(self.hub, hub_id, hub_config, hub_revision, hub_files),
             split_names=dict(zip(ROLES, (train_split, validation_split, test_split), strict=True)), split=split,
             validation_fraction=validation_fraction, window=window, stride=window if stride is None else stride,
             batch_size=batch_size, min_document_tokens=min_document_tokens, max_document_tokens=max_document_tokens,
-            shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers,
-            on_bad_document=on_bad_document, retries=retries, seed=seed,
+            shuffle=shuffle, shuffle_buffer=shuffle_buffer, cache=cache, num_workers=num_workers, seed=seed,
+            on_bad_document=on_bad_document, retries=retries, timeout_s=timeout_s, control_tokens=control_tokens,
         )  # fmt: skip
         if text_column:
             self.columns = replace(self.columns, text=text_column)
@@ -168,8 +176,13 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             self._tokenizer = load_tokenizer(self.settings.tokenizer)
         source = self._find_source()
         for part in splits.needed(stage):
+            source.shards_of(part, self.settings.split)  # a split that is missing is told before any is tokenised
+        for part in splits.needed(stage):
             if part not in self.streams:
                 self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
+        tell_equal_texts({part: self.streams[part] for part in splits.needed(stage)})
+        if stage == "fit" and isinstance(self.streams["train"], LiveStream) and not source.undivided:
+            tell_equal_files(source.shards)
 
     def _find_source(self) -> Source:
         if self._source is None:
@@ -238,12 +251,14 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         return None if None in lengths else max(lengths, default=0)  # type: ignore[type-var]
 
     def teardown(self, stage: str) -> None:
-        """Say what was left out, in each process of its own documents."""
+        """Say what was read while streaming, and what was left out, in each process of its own documents."""
         rank, world = rank_and_world()
         of = f" (process {rank + 1} of {world})" if world > 1 else ""
         for part in splits.needed(stage):
-            if part in self.streams and (words := self.streams[part].left_out()):
-                print(f"Data: {self.name}, {part}{of}: {words}", flush=True)
+            stream = self.streams.get(part)
+            for words in (stream.was_read(), stream.left_out()) if stream is not None else ():
+                if words:
+                    print(f"Data: {self.name}, {part}{of}: {words}", flush=True)
 
     # ---- resuming -----------------------------------------------------------------------------------------
 

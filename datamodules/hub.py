@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
+from pyarrow.dataset import ParquetFragmentScanOptions
+
 from datamodules.network import retry
 from datamodules.records import Columns
 from datamodules.sources import HubShard
@@ -65,10 +67,16 @@ class Hub:
         Raises:
             UserError: If there is no such data set or configuration, or it cannot be reached.
         """
-        from datasets import load_dataset
+        from datasets import load_dataset_builder
+
+        def open_splits() -> dict[str, Any]:
+            builder = load_dataset_builder(**self._arguments(by_line))
+            if hasattr(builder.config, "fragment_scan_options"):  # of parquet: a page whose checksum is wrong is told
+                builder.config.fragment_scan_options = ParquetFragmentScanOptions(page_checksum_verification=True)
+            return dict(builder.as_streaming_dataset())
 
         try:
-            return dict(retry(lambda: load_dataset(**self._arguments(by_line), streaming=True), self.id, retries))
+            return retry(open_splits, self.id, retries)
         except UserError:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ waiting (:func:`_wait`, 8 lines); which faults are worth another try, and what a
 """
 
 import asyncio
+import csv
 import logging
 import time
 import zlib
@@ -16,23 +17,31 @@ import aiohttp
 import fsspec
 import pyarrow as pa
 
+from datamodules.formats import NotTextError
 from datamodules.records import Record
 from lightning_memlong.errors import UserError
 
 log = logging.getLogger("lightning_memlong")
 
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException)
 FIRST_WAIT_S = 0.5
 
 T = TypeVar("T")
 
 
-def file_system(url: str) -> tuple[Any, str]:
-    """The file system behind an address, and the path in it."""
+def file_system(url: str, timeout_s: float) -> tuple[Any, str]:
+    """The file system behind an address, whose answers may take so long [s], and the path in it."""
     if not url.startswith("http"):
-        return fsspec.url_to_fs(url)
+        try:
+            return fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:  # a package that is missing; a protocol that nobody knows
+            raise UserError(
+                f"data.path: {url} cannot be opened ({error}). Allowed: http://, https://, hf://, and what fsspec "
+                "knows once its package is installed (gs:// gcsfs, s3:// s3fs). Fix: pip install that package, or give "
+                "a local copy."
+            ) from error
     # A body is read as fast as training needs it: what must not take long is each answer, not the whole.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
     return fsspec.url_to_fs(url, client_kwargs={"timeout": timeout})
 
 
@@ -60,7 +69,12 @@ def read_with_retries(
                     raise not_there(where, error) from error
                 if not isinstance(error, UNREADABLE):
                     raise
-                yield Record(number, problem=f"the rest of the file cannot be read ({error})")
+                what = (
+                    f"it is {error}"
+                    if isinstance(error, NotTextError)
+                    else f"the rest of the file cannot be read ({error})"
+                )
+                yield Record(number, problem=what)
                 return
             failures += 1
             _wait(where, error, failures, retries)
@@ -85,12 +99,13 @@ def retry(action: Callable[[], T], where: str, retries: int) -> T:
 
 def _wait(where: str, error: BaseException, failures: int, retries: int) -> None:
     """Sleep before another try, twice as long each time; raise after the last."""
-    reason = f"{type(error).__name__}: {error}"
+    cause = _chain(error)[-1]  # file systems say that a file is not there where a server was not
+    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     if failures > retries:
         raise UserError(
             f"{where} could not be read: {reason}; tried {failures} times. Allowed: a server that answers. Fix: try "
-            "again later (a run goes on with --ckpt_path last), raise --data.retries, or give a local copy as "
-            "--data.path."
+            "again later (a run goes on with --ckpt_path last), raise --data.retries or --data.timeout_s, or give a "
+            "local copy as --data.path."
         ) from error
     pause = min(60.0, FIRST_WAIT_S * 2 ** (failures - 1))
     log.warning("%s: %s; trying again in %.1f s (%d of %d)", where, reason, pause, failures, retries)

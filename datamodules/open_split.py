@@ -11,6 +11,7 @@ from datamodules.cached import CachedStream
 from datamodules.corpus import Corpus
 from datamodules.records import Document, Shard
 from datamodules.resolve_source import Source
+from datamodules.same_text import divide_equal_texts
 from datamodules.settings import DataSettings
 from datamodules.shuffle import SplitDocuments
 from datamodules.streaming import LiveStream
@@ -67,9 +68,12 @@ def _open_live(
             return documents
         return (d for d in documents if splits.hash_role(d.id, fraction) == part)
 
+    if hashed and part == "train":
+        say("Data: documents are divided by their names as they stream, so that equal texts of other names can be on "
+            "both sides; --data.cache true tokenises first and keeps them together", flush=True)  # fmt: skip
     next(corpus.documents(shards, 0), None)  # a source that cannot be read at all is told before a run begins
     divided = (part, settings.split, fraction) if source.undivided else (part,)
-    facts = (corpus.recipe(), divided, _identities(shards, content=False))
+    facts = (corpus.recipe(), divided, settings.control_tokens, _identities(shards, content=False))
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     seed = settings.shuffle_seed(part)
     return LiveStream(
@@ -82,6 +86,7 @@ def _open_live(
         settings.shortest,
         settings.max_document_tokens,
         lambda document, length: is_bad(settings, source, document, length),
+        settings.control_tokens,
     )
 
 
@@ -93,9 +98,12 @@ def _open_cached(
 ) -> dict[str, Stream]:
     cache = _build_cache(settings, corpus, source, tokenizer, part)
     usable, told = _usable(settings, source, cache)
-    members = _divide(settings, source, [cache.ids[i] for i in usable], part, stage)
-    counts = ", ".join(f"{name} {len(places)}" for name, places in members.items())
-    say(f"Data: {corpus.name}, {sum(cache.lengths):,} tokens; documents: {counts}{told}", flush=True)
+    members = _divide(settings, source, cache, usable, part, stage)
+    counts = ", ".join(
+        f"{name} {len(places):,} ({sum(cache.lengths[usable[i]] for i in places):,} tokens)"
+        for name, places in members.items()
+    )
+    say(f"Data: {corpus.name}; documents: {counts}{told}", flush=True)
     windows, workers = settings.windows(tokenizer.pad_token_id), settings.num_workers or 0
     return {
         name: CachedStream(cache, [usable[i] for i in places], windows, settings.shuffle_seed(name), workers)
@@ -107,6 +115,7 @@ def _build_cache(
     settings: DataSettings, corpus: Corpus, source: Source, tokenizer: PreTrainedTokenizerBase, part: str
 ) -> TokenCache:
     shards = source.shards_of(part, settings.split)
+    before = _identities(shards, content=False)
 
     def documents() -> Iterable[Document]:
         for index in range(len(shards)):
@@ -114,23 +123,35 @@ def _build_cache(
                 if document.problem is not None:  # told now, not when all others have been tokenised
                     is_bad(settings, source, document, 0)
                 yield document
+        _check_unchanged(source, shards, before)
 
     key = repr((corpus.recipe(), _identities(shards, content=True)))
-    return TokenCache.build(corpus.name, key, documents, tokenizer)
+    return TokenCache.build(corpus.name, key, documents, tokenizer, settings.control_tokens)
+
+
+def _check_unchanged(source: Source, shards: Sequence[Shard], before: Sequence[str]) -> None:
+    """Raise if a shard is no longer what its digest was made of: other tokens would be found by that digest."""
+    pairs = zip(shards, before, _identities(shards, content=False), strict=True)
+    if changed := [shard.name for shard, old, new in pairs if old != new]:
+        raise UserError(
+            f"data: {splits.some(changed)} of {source.where} changed while being read. Allowed: text that stays as it "
+            "is while it is tokenised. Fix: run again when nothing writes there any more."
+        )
 
 
 def _divide(
-    settings: DataSettings, source: Source, names: Sequence[str], part: str, stage: str
+    settings: DataSettings, source: Source, cache: TokenCache, usable: Sequence[int], part: str, stage: str
 ) -> dict[str, list[int]]:
-    """Places of documents by split: of one split if the source has its own, else of all of them."""
-    everything = list(range(len(names)))
+    """Places of usable documents by split: of one split if the source has its own, else of all of them."""
+    everything = list(range(len(usable)))
     if not source.undivided:
         return {part: everything}
     if settings.split == "all":
         members: dict[str, list[int]] = {"train": [], "validation": everything, "test": everything}
     else:
-        members = splits.by_hash(names, settings.validation_fraction)
-    splits.require_parts(members, stage, settings.split, len(names))
+        names, marks = ([column[i] for i in usable] for column in (cache.ids, cache.marks))
+        members = divide_equal_texts(names, marks, settings.validation_fraction)
+    splits.require_parts(members, stage, settings.split, len(usable))
     return members
 
 
@@ -146,6 +167,12 @@ def _usable(settings: DataSettings, source: Source, cache: TokenCache) -> tuple[
     short = f"; {len(good) - len(usable)} shorter than {least} tokens left out" if len(usable) < len(good) else ""
     told = short + (f"; {bad} that cannot be used left out" if bad else "")
     if not usable:
+        if cache.problems:
+            name, why = cache.problems[0]
+            raise UserError(
+                f"data: nothing is left of {source.where}{told}: {name}: {why}. Allowed: at least one document that "
+                "can be used. Fix: repair, convert or replace it."
+            )
         raise UserError(
             f"data.min_document_tokens={settings.min_document_tokens}: the longest of {len(cache)} documents has "
             f"{max(cache.lengths, default=0)} tokens{told}. Allowed: at most that. Fix: lower it, or add longer text."
@@ -167,9 +194,9 @@ def is_bad(settings: DataSettings, source: Source, document: Document, length: i
         why = f"it has {length} tokens, fewer than one chunk ({settings.chunk_size})"
     if why is not None and settings.on_bad_document == "raise":
         raise UserError(
-            f"data: {document.id} (in {source.where}) cannot be used: {why}. Allowed: readable UTF-8 text. Fix: repair "
-            "or remove it; or --data.on_bad_document skip, which leaves such documents out and counts them; for short "
-            "ones, --data.min_document_tokens."
+            f"data: {document.id} (in {source.where}) cannot be used: {why}. Allowed: readable UTF-8 text. Fix: "
+            "repair, convert or remove it; or --data.on_bad_document skip, which leaves such documents out and counts "
+            "them; for short ones, --data.min_document_tokens."
         )
     return why is not None
 

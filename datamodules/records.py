@@ -71,9 +71,9 @@ class Shard(Protocol):
 
 
 def text_record(number: int, data: bytes) -> Record:
-    """The record of a line or file of plain text."""
+    """The record of a line or file of plain text; a byte-order mark at its beginning is no part of it."""
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig" if number == 0 else "utf-8")
     except UnicodeDecodeError as error:
         return Record(number, problem=f"not UTF-8 ({error})")
     return Record(number, problem="a binary file: it holds a zero byte") if "\x00" in text else Record(number, text)

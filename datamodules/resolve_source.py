@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from datamodules.corpus import Corpus
 from datamodules.files import find_files
+from datamodules.formats import printable
 from datamodules.hub import hub_shards
 from datamodules.records import Shard
+from datamodules.same_text import each_file_once
 from datamodules.settings import DataSettings
 from datamodules.sources import FileShard
-from datamodules.splits import by_name
+from datamodules.splits import by_name, some, split_words
+from datamodules.walk import PassedOver
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
@@ -70,23 +73,36 @@ def resolve_source(settings: DataSettings, corpus: Corpus) -> Source:
         return _resolve_hub(settings, corpus)
     if isinstance(path, dict):
         return _resolve_by_split(settings, corpus, path)
-    paths = [path] if isinstance(path, str) else path
-    files = [file for p in paths for file in _corpus_files(settings, corpus, p)]
-    where = ", ".join(paths)
-    divided = by_name([file.name for file in files], settings.split_names)
+    return _resolve_files(settings, corpus, [path] if isinstance(path, str) else path)
+
+
+def _resolve_files(settings: DataSettings, corpus: Corpus, paths: list[str]) -> Source:
+    files, where = _corpus_files(settings, corpus, paths), ", ".join(paths)
+    names = [file.name for file in files]
+    divided, unused = by_name(names, settings.split_names, ask=settings.split == "folders")
     _name_apart(files)
     if settings.split in ("hash", "all") or (settings.split == "auto" and not divided):
+        own = unused or [names[i] for i in sorted({i for places in divided.values() for i in places})]
+        _tell_unused(settings, where, own)
         return Source(where, {"all": files})
     if not divided:
         raise UserError(
-            f"data.split='folders': {where} has neither folders train/ and validation/ nor files all named after a "
-            "split. Allowed: such names. Fix: rename them, or give --data.path as {train: ..., validation: ...}, or "
-            "use --data.split hash."
+            f"data.split='folders': {where} has neither folders nor files named after a split. Allowed: names such as "
+            "train/ and validation/, at one level of folders. Fix: rename them, or give --data.path as {train: ..., "
+            "validation: ...}, or use --data.split hash."
         )
-    outside = len(files) - len({place for places in divided.values() for place in places})
+    outside = sorted(set(range(len(files))) - {place for places in divided.values() for place in places})
     if outside:
-        say(f"Data: {outside} files of {where} are in no split's folder and are not read", flush=True)
+        say(f"Data: {some([names[i] for i in outside])} of {where} are in no split and are not read", flush=True)
     return Source(where, {role: [files[i] for i in places] for role, places in divided.items()})
+
+
+def _tell_unused(settings: DataSettings, where: str, names: Sequence[str]) -> None:
+    """Say that names of splits do not divide the text, where a path was given; the default has none."""
+    if names and settings.path is not None:
+        how = "documents are divided by a hash of their names" if settings.split != "all" else "all documents are read"
+        say(f"Data: {some(names)} of {where}: named like splits and not used as such (data.split {settings.split}); "
+            f"{how}", flush=True)  # fmt: skip
 
 
 def _name_apart(files: Sequence[FileShard]) -> None:
@@ -94,11 +110,18 @@ def _name_apart(files: Sequence[FileShard]) -> None:
     count = Counter(file.name for file in files)
     for file in files:
         if count[file.name] > 1:
-            file.name = file.url
+            file.name = printable(file.url)
 
 
-def _corpus_files(settings: DataSettings, corpus: Corpus, path: str) -> list[FileShard]:
-    return [f for f in find_files(path, settings.extensions, corpus.columns, settings.retries) if corpus.wanted(f.name)]
+def _corpus_files(settings: DataSettings, corpus: Corpus, paths: Sequence[str]) -> list[FileShard]:
+    """The corpus's files behind some paths, each of them once; says what is passed over."""
+    passed = PassedOver()
+    how = (settings.extensions, corpus.columns, settings.retries, passed, settings.timeout_s)
+    found = [file for path in paths for file in find_files(path, *how)]
+    files = each_file_once([file for file in found if corpus.wanted(file.name)], passed)
+    if settings.path is not None and (words := passed.words()):
+        say(f"Data: not read of {', '.join(paths)}: {words}", flush=True)
+    return files
 
 
 def _resolve_by_split(settings: DataSettings, corpus: Corpus, path: dict[str, str | list[str]]) -> Source:
@@ -108,33 +131,51 @@ def _resolve_by_split(settings: DataSettings, corpus: Corpus, path: dict[str, st
         raise UserError(f"data.path: {', '.join(unknown)} is no split. Allowed: {allowed}. Fix: correct the name.")
     named = {role: path.get(name) for role, name in settings.split_names.items()}
     listed = {role: [paths] if isinstance(paths, str) else paths for role, paths in named.items() if paths}
-    shards = {role: [f for p in paths for f in _corpus_files(settings, corpus, p)] for role, paths in listed.items()}
+    shards = {role: _corpus_files(settings, corpus, paths) for role, paths in listed.items()}
     where = "; ".join(f"{role}: {', '.join(paths)}" for role, paths in listed.items())
-    if settings.split in ("hash", "all"):
-        files = [file for role in shards for file in shards[role]]
+    if settings.split in ("hash", "all") or (settings.split == "auto" and list(listed) == ["train"]):
+        files = each_file_once([file for role in shards for file in shards[role]], PassedOver())
+        _tell_unused(settings, where, list(listed) if len(listed) > 1 else [])
         _name_apart(files)
         return Source(where, {"all": files})
-    for files in shards.values():
+    for role, files in shards.items():
+        _tell_other_splits(settings, role, files)
         _name_apart(files)
     return Source(where, dict(shards))
+
+
+def _tell_other_splits(settings: DataSettings, role: str, files: Sequence[FileShard]) -> None:
+    """Say which files given for one split are named after another one."""
+    parts = by_name([file.name for file in files], settings.split_names, ask=True).parts
+    own = set(parts.get(role, ()))
+    others = sorted({i for places in parts.values() for i in places} - own)
+    if others:
+        names = some([files[i].name for i in others])
+        say(f"Data: {names}: named like other splits and read as {settings.split_names[role]}", flush=True)
 
 
 def _resolve_hub(settings: DataSettings, corpus: Corpus) -> Source:
     hub = settings.hub
     there = hub.splits(settings.retries, corpus.lines_are_rows)
-    roles = {role: name for role, name in settings.split_names.items() if name in there}
     for role, name in settings.split_names.items():
         if name != role and name not in there:  # asked for by name
             raise UserError(
                 f"data.{role}_split={name!r}: {hub.id} has no such split. Allowed: {', '.join(there)}. Fix: --data."
                 f"{role}_split with one of these."
             )
+    words = split_words(settings.split_names, [name.lower() for name in there])
+    named = {role: [name for name in there if name == settings.split_names[role]]
+             or [name for name in there if name.lower() in words[role]] for role in settings.split_names}  # fmt: skip
+    roles = {role: names[0] for role, names in named.items() if names}
     if settings.split in ("hash", "all"):
         chosen = [("all", name) for name in there]
+        _tell_unused(settings, hub.id, list(roles.values()) if len(roles) > 1 else [])
     elif settings.split == "folders" or {"validation", "test"} & set(roles):
         chosen = list(roles.items())
     else:  # a training split alone, as of most corpora that nobody evaluates on
         chosen = [("all", roles.get("train") or next(iter(there)))]
+    if left := sorted(set(there) - {name for _, name in chosen}):
+        say(f"Data: splits of {hub.id} that are not read: {some(left)}", flush=True)
     shards: dict[str, list[Shard]] = {}
     for role, name in chosen:
         found = hub_shards(hub, f"{hub.id}/{name}", there[name], corpus.columns, settings.retries)

@@ -33,10 +33,10 @@ def saved_position(state: dict[str, Any], settings: DataSettings, stream: Stream
         require(saved == value, f"data.{key}", value, f"{saved}, which the checkpoint was made with", fix)
     if state["text"] != stream.digest():
         raise UserError(
-            "data: the training text is not the one of the checkpoint (the files, data.path, hub_*, extensions, "
-            "*_column, run_characters, split, *_split, validation_fraction, min_document_tokens and "
-            "max_document_tokens make it). Allowed: the same text. Fix: give these options as they were, or start "
-            "a new run without --ckpt_path."
+            "data: the training text is not the one of the checkpoint (the files, their sizes and times, data.path, "
+            "hub_*, extensions, *_column, run_characters, split, *_split, validation_fraction, control_tokens, "
+            "min_document_tokens and max_document_tokens make it). Allowed: the same text. Fix: give these options "
+            "as they were, or start a new run without --ckpt_path."
         )
     rank, world = rank_and_world()
     saved = len(state["positions"])

@@ -42,19 +42,30 @@ class DataSettings:
     num_workers: int | None
     on_bad_document: OnBad
     retries: int
+    timeout_s: float
+    control_tokens: bool
     seed: int
 
     def __post_init__(self) -> None:
         """Check windows, numbers and choices, in the order in which a user meets them."""
+        self._check_path()
         self._check_windows()
         for key, smallest in (("batch_size", 1), ("shuffle_buffer", 1), ("num_workers", 0), ("retries", 0)):
             value = getattr(self, key)
             require(value is None or value >= smallest, f"data.{key}", value, f"{smallest} or more", "raise it")
         self._check_longest()
+        require(self.timeout_s > 0, "data.timeout_s", self.timeout_s, "above 0", "raise it")
         require_choice("data.split", self.split, Split)
         require_choice("data.on_bad_document", self.on_bad_document, OnBad)
         ok, fix = 0 < self.validation_fraction < 0.5, "for all documents use --data.split all"
         require(ok, "data.validation_fraction", self.validation_fraction, "above 0 and below 0.5", fix)
+
+    def _check_path(self) -> None:
+        given = self.path.values() if isinstance(self.path, dict) else [self.path]
+        flat = [one for some in given for one in (some if isinstance(some, list) else [some])]
+        allowed = "null, a path, or at least one path in a list or for a split"
+        ok = bool(flat) and all(one is None or one.strip() for one in flat) and (self.path is None or flat != [None])
+        require(ok, "data.path", self.path, allowed, "name a file or folder; for the present folder, .")
 
     def _check_windows(self) -> None:
         chunk, window = self.chunk_size, self.window

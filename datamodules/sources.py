@@ -5,47 +5,52 @@ does not say which one that was. Here such a row is a record with its number and
 and begins at any row, so that a run is resumed in the middle of a file.
 """
 
+import csv
+import gzip
 import hashlib
 import io
 import json
 import logging
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.formats import DELIMITERS, HEAD_BYTES, check_beginning, is_compressed, kind_of, printable
 from datamodules.network import file_system, not_there, read_with_retries, retry
 from datamodules.records import Columns, Record, column_record, text_record
 
 log = logging.getLogger("lightning_memlong")
 
-COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+VALIDATORS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated",
+              "mtime")  # fmt: skip
+"""What file systems call that by which one content is told from another."""
 PARQUET_BATCH_BYTES = 8_000_000
 
 
 class FileShard:
-    """One file: plain text, JSON lines or parquet; the first two may be compressed (.gz, .zst).
+    """One file: plain text, JSON lines, a table (.csv, .tsv) or parquet; all but the last may be compressed.
 
     Args:
         name: Path relative to the source; what documents are called by.
         url: Where it is: a path, or an address fsspec understands (http://, https://, hf://).
         columns: Which columns to read.
         retries: How often a network fault is answered by reading again, without any progress in between.
+        timeout_s: How long a server may take to answer [s].
     """
 
-    def __init__(self, name: str, url: str, columns: Columns, retries: int = 5) -> None:
-        self.name, self.url, self.columns, self.retries = name, url, columns, retries
-        suffixes = PurePosixPath(re.sub(r"[?#].*", "", url) if "://" in url else url).suffixes
-        self.compression = COMPRESSION.get(suffixes[-1].lower()) if suffixes else None
-        kind = suffixes[:-1] if self.compression else suffixes
-        self.kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(kind[-1].lower() if kind else "")
+    def __init__(self, name: str, url: str, columns: Columns, retries: int = 5, timeout_s: float = 60) -> None:
+        self.name, self.url, self.columns, self.retries = printable(name), url, columns, retries
+        self.timeout_s = timeout_s
+        self.path = re.sub(r"[?#].*", "", url) if "://" in url else url
+        self.kind, self.compression = kind_of(self.path)
 
     @property
     def is_text(self) -> bool:
@@ -64,24 +69,30 @@ class FileShard:
                 yield from self._parquet(first)
             elif self.kind == "json":
                 yield from self._json(first)
+            elif self.kind is not None:
+                yield from self._table(first, DELIMITERS[self.kind])
             else:
                 yield from self._lines(first) if by_line else self._whole(first)
 
         yield from read_with_retries(read, start, self.url, self.retries)
 
     def identity(self, content: bool) -> str:
-        """What changes with the file: a digest of its content, or its size; of an address, what the server says.
+        """What changes with the file: a digest of its content, or its size and time.
+
+        Of an address it is what the server says of the content (a date, a digest), if it says anything.
 
         Raises:
             UserError: If it is not there, or the network fails again and again.
         """
         try:
             if "://" in self.url:
-                facts = retry(lambda: _remote_facts(self.url), self.url, self.retries)
+                facts = retry(lambda: _remote_facts(self.url, content, self.timeout_s), self.url, self.retries)
             elif content:
-                facts = _digest(self.url)
+                with open(self.url, "rb") as file:
+                    facts = _digest(file)
             else:
-                facts = str(Path(self.url).stat().st_size)
+                status = Path(self.url).stat()
+                facts = f"{status.st_size} {status.st_mtime_ns}"
         except OSError as error:
             raise not_there(self.url, error) from error
         return f"{self.name} {facts}"
@@ -89,25 +100,25 @@ class FileShard:
     def _whole(self, start: int) -> Iterator[Record]:
         if start == 0:
             with ExitStack() as stack:
-                yield text_record(0, self._open(stack).read())
+                yield text_record(0, self._begin(stack).read())
 
     def _lines(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            for number, line in enumerate(self._open(stack)):
+            for number, line in enumerate(self._begin(stack)):
                 if number >= start:
                     yield text_record(number, line)
 
     def _json(self, start: int) -> Iterator[Record]:
         columns: tuple[str, str | None] | None = None
         with ExitStack() as stack:
-            for number, line in enumerate(self._open(stack)):
+            for number, line in enumerate(self._begin(stack)):
                 if not line.strip() or (number < start and columns is not None):
                     continue
                 try:
                     value = json.loads(line)
                     if not isinstance(value, dict):
                         raise ValueError(f"it holds a {type(value).__name__}, not an object with columns")
-                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                     if number >= start:
                         yield Record(number, problem=f"not a line of JSON ({error})")
                     continue
@@ -115,9 +126,23 @@ class FileShard:
                 if number >= start:
                     yield column_record(number, value, *columns)
 
+    def _table(self, start: int, delimiter: str) -> Iterator[Record]:
+        # Not by pandas, as datasets reads tables: it takes the text 007 for a number and NA for nothing.
+        csv.field_size_limit(sys.maxsize)  # a book is longer than the 131,072 characters that it allows otherwise
+        with ExitStack() as stack:
+            # What is no UTF-8 becomes surrogates, which spoil their own row only.
+            lines = io.TextIOWrapper(self._begin(stack), "utf-8-sig", errors="surrogateescape", newline="")
+            rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+            columns = self.columns.choose(list(rows.fieldnames or ()), self.url)
+            for number, value in enumerate(rows):
+                if number >= start and None in value:
+                    yield Record(number, problem=f"it has more fields than the {len(rows.fieldnames or ())} columns")
+                elif number >= start:
+                    yield column_record(number, value, *columns)
+
     def _parquet(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            file = pq.ParquetFile(self._open(stack, seek=True))
+            file = self._open_parquet(stack)
             text, book = self.columns.choose(file.schema_arrow.names, self.url)
             first = 0
             for group in range(file.num_row_groups):
@@ -131,33 +156,58 @@ class FileShard:
                         number += batch.num_rows
                 first += facts.num_rows
 
-    def _open(self, stack: ExitStack, seek: bool = False) -> Any:
-        raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack)  # noqa: SIM115
+    def _open_parquet(self, stack: ExitStack) -> pq.ParquetFile:
+        raw = self.open(stack, seek=True)
+        try:
+            return pq.ParquetFile(raw, page_checksum_verification=True)
+        except pa.ArrowInvalid:
+            raw.seek(0)
+            check_beginning(self.path, self.kind, raw.read(HEAD_BYTES))
+            raise
+
+    def _begin(self, stack: ExitStack) -> Any:
+        """Its bytes, once its beginning was found to be text."""
+        stream = self.open(stack)
+        check_beginning(self.path, self.kind, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+        return stream
+
+    def open(self, stack: ExitStack, seek: bool = False) -> Any:
+        """Its bytes, unpacked, for as long as a stack is open; ``seek``: they are read at any place."""
+        raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack, self.timeout_s)  # noqa: SIM115
         stack.enter_context(raw)
         if self.compression is None:
             return raw
-        if not raw.peek(4).startswith(MAGIC[self.compression]):
+        if not is_compressed(self.compression, raw.peek(4)):
             return raw  # the server has unpacked it already
-        # pyarrow notices a stream that was cut short, also for zstd.
+        if self.compression == "gzip":
+            return gzip.GzipFile(fileobj=raw)  # of several members, or padded with zeros, too
+        # pyarrow notices a stream that was cut short; zstandard does not.
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression), 1 << 16)
 
 
-def _digest(path: str) -> str:
+def _digest(file: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    while part := file.read(1 << 20):
+        digest.update(part)
     return digest.hexdigest()
 
 
-def _remote_facts(url: str) -> str:
-    fs, path = file_system(url)
+def _remote_facts(url: str, content: bool, timeout_s: float) -> str:
+    """What tells contents of an address apart; a length does not."""
+    fs, path = file_system(url, timeout_s)
     info = fs.info(path)
-    return repr([info.get(key) for key in ("size", "ETag", "Last-Modified", "mtime", "blob_id")])
+    known = {key: str(info[key]) for key in VALIDATORS if info.get(key) is not None}
+    if known:
+        # What a cache is found by holds the whole address, a place in the text does not: signed ones change daily.
+        return repr((url if content else "", info.get("size"), known))
+    if not content:
+        return repr((url, info.get("size")))
+    with ExitStack() as stack:
+        return _digest(_remote(url, False, stack, timeout_s))
 
 
-def _remote(url: str, seek: bool, stack: ExitStack) -> Any:
-    fs, path = file_system(url)
+def _remote(url: str, seek: bool, stack: ExitStack, timeout_s: float) -> Any:
+    fs, path = file_system(url, timeout_s)
     if not url.startswith("http"):
         return io.BufferedReader(fs.open(path, "rb"), 1 << 16)
     if not seek:

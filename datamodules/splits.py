@@ -2,17 +2,26 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from datamodules.formats import printable
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
 ROLES = ("train", "validation", "test")
 NEEDED = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 Split = Literal["auto", "hash", "folders", "all"]
-ALIASES = {"train": {"train"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test"}}
+ALIASES = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing"},
+}
+EITHER = {"eval", "evaluation"}
+"""Names of a validation split, or of a test split where validation has another name (``dev`` and ``eval``)."""
+SOURCES = (".py", ".md")
+"""Endings of files whose names rather say what they do or explain: only where most are so named, they are splits."""
 
 
 def needed(stage: str) -> tuple[str, ...]:
@@ -20,30 +29,116 @@ def needed(stage: str) -> tuple[str, ...]:
     return NEEDED.get(stage, ROLES)
 
 
-def by_name(names: Sequence[str], splits: Mapping[str, str]) -> dict[str, list[int]]:
-    """Places of files whose top folder, or else whose own name, is that of a split.
+def some(names: Sequence[str], most: int = 5) -> str:
+    """How many there are, and what the first of them are called."""
+    rest = f", and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{len(names):,} ({printable(', '.join(names[:most]))}{rest})"
 
-    Folders decide if there is one for train and one for another split; otherwise every single file must be named after
-    one split (train-00000-of-00023.parquet, wiki.valid.raw), or none counts as such.
+
+class Named(NamedTuple):
+    """Which files a source's own names put into which split."""
+
+    parts: dict[str, list[int]]
+    """Of each split, places of its files; empty if the names are not used as splits."""
+    unused: list[str]
+    """Folders and files that are named like a split and are not used as such."""
+
+
+def by_name(names: Sequence[str], splits: Mapping[str, str], ask: bool = False) -> Named:
+    """Read splits off the names of folders and files.
+
+    At the highest level of folders where two splits are named, folders and files count together, in any case and by
+    their usual aliases. Names that are a split's and nothing else (``train/``, ``val.jsonl.zst``,
+    ``test-00000-of-00002.parquet``) need nothing more where two stand side by side, and other files are then outside.
+    Otherwise, and for names that merely hold a split's (``wiki.valid.raw``), most files must have such: one book about
+    a train must not hide the others.
 
     Args:
         names: Paths of files, relative to the source.
         splits: Of each role, what its split is called.
+        ask: Whether splits were asked for, so that names are taken however few files have them.
     """
-    words = {role: ALIASES[role] | {name} if name == role else {name} for role, name in splits.items()}
-    tops = [PurePosixPath(name).parts[0] for name in names]
-    parts = {role: [i for i, top in enumerate(tops) if top in words[role]] for role in ROLES}
-    if parts["train"] and (parts["validation"] or parts["test"]):
-        return parts
-    said = [{splits[role] for role in ROLES if _speaks_of(words[role], PurePosixPath(name).name)} for name in names]
-    if any(len(which) != 1 for which in said):
-        return {}
-    return {role: [i for i, which in enumerate(said) if splits[role] in which] for role in ROLES}
+    seen: dict[str, None] = {}
+    paths = [PurePosixPath(name).parts for name in names]
+    for depth in range(max(map(len, paths), default=0)):
+        words = split_words(splits, [words for p in paths if len(p) > depth for words in _words_of(p, depth)])
+        dividing: list[dict[str, list[int]]] = []
+        for strict in (True, False):
+            said = [_roles_of(path, depth, words, strict) for path in paths]
+            parts = {role: [i for i, roles in enumerate(said) if role in roles] for role in ROLES}
+            if _divides(parts, paths, depth, strict, ask):
+                dividing.append(parts)
+            if strict or _splits_in(parts) > 1:
+                seen |= {"/".join(path[: depth + 1]): None for path, roles in zip(paths, said, strict=True) if roles}
+        if dividing:  # by names that are a split's and nothing else, unless those that hold more name more splits
+            return Named(max(dividing, key=_splits_in), [])
+    return Named({}, list(seen))
 
 
-def _speaks_of(words: set[str], name: str) -> bool:
-    """Whether one of the words stands in a name by itself."""
-    return any(re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", name, re.I) for word in words)
+def split_words(splits: Mapping[str, str], there: Collection[str]) -> dict[str, set[str]]:
+    """Of each role, the words that mean it; a name that was chosen for a role means no other by being an alias.
+
+    Args:
+        splits: Of each role, what its split is called.
+        there: Names that are there.
+    """
+    chosen = {name.lower() for role, name in splits.items() if name != role}
+    words = {
+        role: (ALIASES[role] - chosen) | {role} if name == role else {name.lower()} for role, name in splits.items()
+    }
+    either = "test" if words["validation"] & set(there) else "validation"
+    if splits[either] == either:
+        words[either] |= EITHER - chosen
+    return words
+
+
+def _words_of(path: Sequence[str], depth: int) -> list[str]:
+    """The name at a depth of a path, without endings and shard numbers: train, val_01, test-00000-of-00002."""
+    name = path[depth].lower()
+    if depth == len(path) - 1:
+        if name.endswith(SOURCES):
+            return []
+        name = name.partition(".")[0]
+    return [name, re.sub(r"[-_ ]?\d+([-_]of[-_]\d+)?$", "", name)]
+
+
+def _roles_of(path: Sequence[str], depth: int, words: Mapping[str, set[str]], strict: bool) -> list[str]:
+    """The roles that the name at a depth of a path speaks of; none if it speaks of two splits."""
+    if len(path) <= depth:
+        return []
+    if strict:
+        here = set(_words_of(path, depth))
+        return [role for role in ROLES if words[role] & here]
+    said = {role: {word for word in words[role] if _holds(path[depth], word)} for role in ROLES}
+    roles = [role for role in ROLES if said[role]]
+    return roles if not roles or set.intersection(*(said[role] for role in roles)) else []
+
+
+def _holds(name: str, word: str) -> bool:
+    """Whether a word stands in a name by itself."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z])", name, re.I) is not None
+
+
+def _splits_in(parts: Mapping[str, list[int]]) -> int:
+    """How many splits there are; roles may share one."""
+    return len({tuple(places) for places in parts.values() if places})
+
+
+def _divides(
+    parts: Mapping[str, list[int]], paths: Sequence[tuple[str, ...]], depth: int, strict: bool, ask: bool
+) -> bool:
+    """Whether the names at a depth divide a source: files of training alone are still to be divided."""
+    named = {i for places in parts.values() for i in places}
+    if _splits_in(parts) < 2:
+        files = all(len(path) == depth + 1 for path in paths)
+        return bool(named) and (ask or (not parts["train"] and files and len(named) == len(paths)))
+    if ask or 2 * len(named) > len(paths):
+        return True
+    beside: dict[tuple[str, ...], dict[str, list[int]]] = {}
+    for role, places in parts.items():
+        for i in places:
+            beside.setdefault(paths[i][:depth], {}).setdefault(role, []).append(i)
+    return strict and any(_splits_in(roles) > 1 for roles in beside.values())
 
 
 def hash_role(document: str, fraction: float) -> str:

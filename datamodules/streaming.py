@@ -49,6 +49,7 @@ class LiveStream:
         shortest: Documents with fewer tokens are left out, and counted.
         longest: Documents are read up to here; None: whole.
         is_bad: Whether a document of so many tokens is to be counted and left out; or raises for one.
+        control: Whether what is spelled like a special token becomes one.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class LiveStream:
         shortest: int,
         longest: int | None,
         is_bad: Callable[[Document, int], bool],
+        control: bool = False,
     ) -> None:
         self.source, self.tokenizer, self.windows, self.seed = source, tokenizer, windows, seed
         self.buffer, self.workers, self.shortest, self.longest = buffer, workers, shortest, longest
-        self.is_bad = is_bad
+        self.is_bad, self.control = is_bad, control
         self.epoch = 0
         self._begun = False
         self._resume: dict[str, Any] | None = None
@@ -93,6 +95,12 @@ class LiveStream:
         parts = [f"{c['short']} shorter than {self.shortest} tokens"] if c["short"] else []
         parts += [f"{c['bad']} that could not be used"] if c["bad"] else []
         return f"{c['read']} documents read; left out: {', '.join(parts)}" if parts else ""
+
+    def was_read(self) -> str:
+        """How much was read in an epoch (the last that was finished, if one was), in words."""
+        c = self._finished or self._counts
+        used = c["read"] - c["short"] - c["bad"]
+        return f"{used:,} documents of {c['tokens']:,} tokens in {'an epoch' if self._finished else 'this run'}"
 
     def whole_documents(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and tokens of each document, in order."""
@@ -183,7 +191,7 @@ class LiveStream:
         rank, world = rank_and_world()
         drawn = draw_samples(self.source, self.epoch, self.seed, self.buffer, start)
         mine = (sample for sample in drawn if (sample.after.drawn - 1) % world == rank)
-        return tokenise_ahead(mine, self.tokenizer, self.workers)
+        return tokenise_ahead(mine, self.tokenizer, self.workers, self.control)
 
     def _fill_rows(
         self, rows: list[_Reading | None], samples: Iterator[tuple[Sample, np.ndarray]]
@@ -205,6 +213,7 @@ class LiveStream:
         if len(tokens) < self.shortest:
             self._counts["short"] += 1
             return None
+        self._counts["tokens"] += len(tokens[: self.longest])
         return _Reading(document, tokens[: self.longest], 0)
 
     def _reopen_rows(self, rows: list[list[int] | None]) -> list[_Reading | None]:
@@ -214,8 +223,15 @@ class LiveStream:
             if row is None:
                 reopened.append(None)
                 continue
-            document = next(self.source.read(row[0], row[1]))
-            tokens = tokenise(self.tokenizer, [document.text])[0][: self.longest]
+            document = next(self.source.read(row[0], row[1]), None)
+            text = "" if document is None else document.text
+            tokens = tokenise(self.tokenizer, [text], self.control)[0][: self.longest]
+            if document is None or len(tokens) == 0 or row[2] not in self.windows.offsets(len(tokens)):
+                raise UserError(
+                    f"data: {self.source.shards[row[0]]}:{row[1] + 1} has {len(tokens)} tokens, and the checkpoint is "
+                    f"at {row[2]} of it. Allowed: the text that the checkpoint was made with. Fix: give it as it was, "
+                    "or start a new run without --ckpt_path."
+                )
             reopened.append(_Reading(document, tokens, row[2]))
         return reopened
 

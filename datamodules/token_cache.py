@@ -20,7 +20,7 @@ from lightning_memlong.text import tokenise, tokenizer_digest
 
 log = logging.getLogger("lightning_memlong")
 
-FORMAT = 2
+FORMAT = 3
 BATCH_CHARACTERS = 4_000_000  # enough for all cores, little enough to hold
 
 
@@ -41,6 +41,7 @@ class TokenCache:
             facts = json.loads((folder / "documents.json").read_text())
             self.ids: list[str] = facts["ids"]
             self.lengths: list[int] = facts["lengths"]
+            self.marks: list[str] = facts["marks"]
             self.problems: list[tuple[str, str]] = [(name, why) for name, why in facts["problems"]]
             self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
             size = int(self._starts[-1])
@@ -81,7 +82,12 @@ class TokenCache:
 
     @classmethod
     def build(
-        cls, name: str, source: str, documents: Callable[[], Iterable[Document]], tokenizer: PreTrainedTokenizerBase
+        cls,
+        name: str,
+        source: str,
+        documents: Callable[[], Iterable[Document]],
+        tokenizer: PreTrainedTokenizerBase,
+        control: bool = False,
     ) -> "TokenCache":
         """Open the cache of these documents, tokenising them if that has not been done before.
 
@@ -94,9 +100,10 @@ class TokenCache:
             source: Whatever identifies the documents' content.
             documents: Gives them; called only if they are needed.
             tokenizer: Turns them into tokens.
+            control: Whether what is spelled like a special token becomes one.
         """
         mark = tokenizer_digest(tokenizer)
-        key = hashlib.sha256(f"{FORMAT}/{source}/{mark}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{FORMAT}/{source}/{mark}/{control}".encode()).hexdigest()[:16]
         folder = cache_dir() / "tokens" / f"{name}-{key}"
         if not folder.exists():
             make_folder(folder.parent)
@@ -104,7 +111,9 @@ class TokenCache:
                 if not folder.exists():
                     for left_over in folder.parent.glob(f".{folder.name}-*"):
                         shutil.rmtree(left_over, ignore_errors=True)
-                    write_folder(folder, lambda target: _write_cache(target, name, documents(), tokenizer, mark))
+                    write_folder(
+                        folder, lambda target: _write_cache(target, name, documents(), tokenizer, mark, control)
+                    )
                     log.info("Tokens are kept in %s", folder)
         return cls(folder, mark)
 
@@ -140,20 +149,22 @@ def _batch_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _write_cache(
-    target: Path, name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, mark: str
+    target: Path, name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, mark: str, control: bool
 ) -> None:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    facts: dict[str, Any] = {"tokenizer": mark, "dtype": np.dtype(dtype).name, "problems": [], "ids": [], "lengths": []}
+    facts: dict[str, Any] = {"tokenizer": mark, "dtype": np.dtype(dtype).name, "problems": []}
+    facts |= {"ids": [], "lengths": [], "marks": []}
     columns = (SpinnerColumn(), TextColumn(f"Tokenising {name}"), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns) as progress, open(target / "tokens.bin", "wb") as file:
         task = progress.add_task("")
         for batch in _batch_documents(documents):
             good = [d for d in batch if d.problem is None]
             facts["problems"] += [(d.id, d.problem) for d in batch if d.problem is not None]
-            for document, tokens in zip(good, tokenise(tokenizer, [d.text for d in good]), strict=True):
+            for document, tokens in zip(good, tokenise(tokenizer, [d.text for d in good], control), strict=True):
                 tokens.astype(dtype).tofile(file)
                 facts["ids"].append(document.id)
                 facts["lengths"].append(len(tokens))
+                facts["marks"].append(hashlib.blake2b(document.text.encode(), digest_size=16).hexdigest())
             total = sum(facts["lengths"])
             speed = total / max(progress.tasks[0].elapsed or 0, 1e-9)
             text = f"{len(facts['ids']):,} documents, {total:,} tokens, {speed:,.0f} tokens/s"

@@ -17,11 +17,11 @@ from lightning_memlong.text import tokenise
 class _Tokenised(Dataset[Any]):
     """Turns what the sampler hands over into tokens: in a worker process, or in this one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: bool) -> None:
+        self.tokenizer, self.control = tokenizer, control
 
     def __getitem__(self, sample: Sample) -> tuple[Sample, np.ndarray]:
-        tokens = tokenise(self.tokenizer, [sample.document.text])[0]
+        tokens = tokenise(self.tokenizer, [sample.document.text], self.control)[0]
         return replace(sample, document=replace(sample.document, text="")), tokens
 
 
@@ -34,7 +34,7 @@ def _single_threaded(worker: int) -> None:
 
 
 def tokenise_ahead(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, workers: int
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, workers: int, control: bool = False
 ) -> Iterator[tuple[Sample, np.ndarray]]:
     """Samples without their text, and its tokens (T,), in the order of the samples whatever the number of workers.
 
@@ -42,9 +42,10 @@ def tokenise_ahead(
         samples: What to tokenise; drawn in this process, a few ahead of what is asked for.
         tokenizer: Turns text into tokens.
         workers: Processes; 0 tokenises in this one, when a sample is asked for.
+        control: Whether what is spelled like a special token becomes one.
     """
     loader: Any = DataLoader(
-        _Tokenised(tokenizer),
+        _Tokenised(tokenizer, control),
         sampler=samples,
         batch_size=None,
         num_workers=workers,

@@ -28,6 +28,14 @@ class Server:
         self._servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 
+    def serve_bodies(self, bodies: dict[str, bytes]) -> str:
+        """The address of a server that sends these and says nothing of them: no length, no date."""
+        handler: Any = partial(_Silent, bodies)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self._servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
     def close(self) -> None:
         """Stop serving."""
         for server in self._servers:
@@ -88,3 +96,20 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
         self.connection.close()
         return None
+
+
+class _Silent(http.server.BaseHTTPRequestHandler):
+    def __init__(self, bodies: dict[str, bytes], *args: Any) -> None:
+        self.bodies = bodies
+        super().__init__(*args)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.send_response(200 if self.path in self.bodies else 404)
+        self.end_headers()
+
+    def do_GET(self) -> None:  # noqa: N802
+        self.do_HEAD()
+        self.wfile.write(self.bodies.get(self.path, b""))

@@ -172,14 +172,14 @@ class LongContext:
         return bank
 
     def tokenise(self, text: str, row: int = 0) -> np.ndarray:
-        """Tokens (T,) of a text that is to be read into a row, whole and without special ones.
+        """Tokens (T,) of a text that is to be read into a row, whole and without special ones, however it is spelled.
 
         Raises:
             UserError: If it is empty.
         """
         found = f"text {row + 1} of several" if row else "text"
         require(isinstance(text, str) and bool(text.strip()), found, text[:20], "some text", "give a document to read")
-        return tokenise(self.tokenizer, [text])[0]
+        return tokenise(self.tokenizer, [text], control=False)[0]
 
     def _new_bank(self, rows: int, tokens: Sequence[np.ndarray], capacity: int | None) -> MemoryBank:
         if capacity is None:

@@ -95,6 +95,7 @@ class Windows:
         labels = torch.full((self.window,), -100, dtype=torch.long)
         document, offset, tokens = spec or WindowSpec(-1, 0, np.zeros(0, np.int64))
         length = len(tokens)
+        assert spec is None or length > 0, f"window at {offset} of document {document} is empty: its loss would be 0"
         overlap = 0 if offset == 0 else self.window - self.stride
         ids[:length] = torch.from_numpy(tokens.astype(np.int64))
         labels[overlap:length] = ids[overlap:length]

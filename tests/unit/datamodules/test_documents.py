@@ -248,10 +248,10 @@ def test_a_place_can_be_saved_again_before_the_first_step_after_a_resume() -> No
 def test_a_file_named_after_two_splits_is_in_neither() -> None:
     own = {"train": "train", "validation": "validation", "test": "test"}
     names = ["train.txt", "validation.txt", "train_test_mix.txt"]
-    assert by_name(names, own) == {}
-    assert by_name(names[:2], own) == {"train": [0], "validation": [1], "test": []}
-    assert by_name(names[:2], own | {"test": "validation"})["test"] == [1]
-    assert by_name(["train/a.txt", "test/b.txt", "c.txt"], own) == {"train": [0], "validation": [], "test": [1]}
+    apart = {"train": [0], "validation": [1], "test": []}
+    assert by_name(names, own).parts == by_name(names[:2], own).parts == apart
+    assert by_name(names[:2], own | {"test": "validation"}).parts["test"] == [1]
+    assert by_name(["train/a.txt", "test/b.txt", "c.txt"], own).parts == {"train": [0], "validation": [], "test": [1]}
 
 
 def test_what_is_left_out_is_counted_also_after_a_resume() -> None:

@@ -1,6 +1,8 @@
 """Files, addresses and hub data sets: the same rows whatever the format, and every fault told by file and row."""
 
+import csv
 import gzip
+import io
 import json
 import os
 from pathlib import Path
@@ -19,7 +21,7 @@ from lightning_memlong.errors import UserError
 from tests.server import Server
 
 TEXTS = [f"{number} " + "Zoë said ∀x " * (number % 7) + "\n" * (number % 3) for number in range(50)]
-FORMATS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet")
+FORMATS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.csv", "a.tsv.gz", "a.ndjson", "a.jsonlines.zst")
 COLUMNS = Columns("text", likely=("title",))
 
 
@@ -31,6 +33,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(file: Path, texts: list[str] = TEXTS, column: str = "text") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps({column: text, "title": text[:1]}) + "\n" for text in texts).encode()
+    if {".csv", ".tsv"} & set(file.suffixes):
+        table = io.StringIO()
+        rows = csv.writer(table, delimiter="\t" if ".tsv" in file.suffixes else ",")
+        rows.writerows([(column, "title"), *((text, text[:1]) for text in texts)])
+        lines = table.getvalue().encode()
     if file.suffix == ".parquet":
         pq.write_table(pa.table({column: texts, "title": [t[:1] for t in texts]}), file, row_group_size=7)
     elif file.suffix == ".gz":
