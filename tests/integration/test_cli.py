@@ -47,7 +47,9 @@ def test_an_override_reaches_everything_derived_from_it(options: list[str], tmp_
 
 
 def test_a_second_file_reaches_everything_too(options: list[str], tmp_path: Path) -> None:
-    (tmp_path / "more.yaml").write_text("trainer:\n  max_steps: 9\nmemory:\n  chunk_size: 64\n  capacity: 256\n")
+    (tmp_path / "more.yaml").write_text(
+        "trainer:\n  max_steps: 9\nmemory:\n  chunk_size: 64\n  capacity: 256\n  top_k: 3\n"
+    )
     cli = build(*options[:2], "--config", str(tmp_path / "more.yaml"),
                 *[o for o in options[2:]][:2], "--model.memory_layer", "1", "--trainer.logger", "false")  # fmt: skip
     assert cli.config.model.scheduler.init_args.total_steps == 9

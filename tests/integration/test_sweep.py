@@ -36,7 +36,9 @@ def options(tiny_backbone: Path, text_folder: Path, tmp_path: Path, monkeypatch:
     at = small.index("--trainer.logger.save_dir")
     small = [*small[:at], *small[at + 2 :], "--validate_first", "false"]
     at = small.index("--memory.top_k")
-    return ["--output", str(tmp_path / "sweeps"), *small[:at], *small[at + 2 :]]
+    small = [*small[:at], *small[at + 2 :]]
+    small[small.index("--memory.capacity") + 1] = "512"  # room for the 32 chunks that some sweeps read
+    return ["--output", str(tmp_path / "sweeps"), *small]
 
 
 @pytest.fixture
@@ -93,11 +95,11 @@ def test_a_dry_run_prints_commands_that_hold_what_differs(
 
 
 def test_cells_with_the_same_settings_are_one(options: list[str], tmp_path: Path) -> None:
-    file = write(tmp_path, axes={"memory.top_k": [3, 1], "memory.policy": ["fifo", "retrieval_frequency"]})
+    file = write(tmp_path, axes={"memory.top_k": [16, 1], "memory.policy": ["fifo", "retrieval_frequency"]})
     plan = plan_of(file, *options)
     assert [trial.name for trial in plan.trials] == ["baseline", "top_k=1", "policy=fifo"]
     on_axis = {(point.axis, point.value): point.trial.name for point in plan.points}
-    assert on_axis["memory.top_k", 3] == on_axis["memory.policy", "retrieval_frequency"] == "baseline"
+    assert on_axis["memory.top_k", 16] == on_axis["memory.policy", "retrieval_frequency"] == "baseline"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.stem)
@@ -212,7 +214,7 @@ def test_a_search_goes_on_and_names_the_best(
 
 
 def test_the_report_pairs_seeds(options: list[str], tmp_path: Path) -> None:
-    file = write(tmp_path, axes={"memory.top_k": [1, 3]}, cells=[{"memory.query": "current"}], seeds=[0, 1])
+    file = write(tmp_path, axes={"memory.top_k": [1, 16]}, cells=[{"memory.query": "current"}], seeds=[0, 1])
     plan = plan_of(file, *options)
     found = {("baseline", 0): 10.0, ("baseline", 1): 20.0, ("top_k=1", 0): 11.0, ("top_k=1", 1): 21.0,
              ("query=current", 0): 5.0}  # fmt: skip
@@ -226,7 +228,7 @@ def test_the_report_pairs_seeds(options: list[str], tmp_path: Path) -> None:
             execution.check_folder(run)
     report = make_report(plan)
     one, base = report.tables["memory.top_k"]
-    assert base[""] == "3 (baseline)" and base["perplexity"] == "15.000 ± 7.071" and base["change [%]"] == ""
+    assert base[""] == "16 (baseline)" and base["perplexity"] == "15.000 ± 7.071" and base["change [%]"] == ""
     assert one["change [%]"] == "+7.50 ± 3.54" and one["better"] == "0 of 2" and one["memory off"] == "40.000 ± 0.000"
     leaking = report.tables["cells"][1]
     assert leaking[""].endswith("(LEAKS)") and leaking["runs"] == "1 of 2" and leaking["change [%]"] == "-50.00"
