@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WAYS: list[dict[str, Any]] = [
+    {"backend": "auto"}, {"backend": "sdpa"}, {"backend": "auto", "softcap": 3.0}, {"backend": "flex"},
+]  # fmt: skip
+"""Options of the attention under test, each taken by another kernel."""
+
 
 def attention_oracle(
     query: Tensor,

@@ -58,18 +58,25 @@ def sdpa(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causa
     )
 
 
+def _apart(query: Tensor, far_query: Tensor, plain: list[Tensor], far: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Dimensions of their own for keys read with one query and keys read with another: a query is [local | far]."""
+    size = query.shape[-1]
+    both = torch.cat([query, far_query], dim=-1)
+    return both, [F.pad(keys, (0, size)) for keys in plain], F.pad(far, (size, 0))
+
+
 def side_by_side(memory: RetrievedKV, query: Tensor) -> RetrievedKV:
-    """Far and near memory as one, each with dimensions of its own: a query is [local | far].
+    """Far and near memory as one, each with dimensions of its own.
 
     Args:
         memory: Far and near.
         query: (B, H, T, D), that of the local part.
     """
-    near, size = memory.near, query.shape[-1]
+    near = memory.near
     assert near is not None
-    keys = torch.cat([F.pad(memory.keys, (size, 0)), F.pad(near.keys, (0, size))], dim=2)
-    values = torch.cat([memory.values, near.values], dim=2)
-    both = torch.cat([query[:, :, memory.prefix :], memory.reading(query)], dim=-1)
+    asking = query[:, :, memory.prefix :]
+    both, (close,), far = _apart(asking, memory.reading(query), [near.keys], memory.keys)
+    keys, values = torch.cat([far, close], dim=2), torch.cat([memory.values, near.values], dim=2)
     mask = torch.cat([memory.real(), near.real()], dim=1)
     return replace(memory, keys=keys, values=values, mask=mask, query=both, near=None)
 
@@ -99,9 +106,8 @@ def attend_masked(
     plain = [key, *(part.keys for part in parts[1:])]
     remembered = memory.keys
     if memory.query is not None:
-        size = query.shape[-1]
-        query = torch.cat([query, F.pad(memory.query, (0, 0, memory.prefix, 0))], dim=-1)
-        plain, remembered = [F.pad(keys, (0, size)) for keys in plain], F.pad(remembered, (size, 0))
+        far_query = F.pad(memory.query, (0, 0, memory.prefix, 0))
+        query, plain, remembered = _apart(query, far_query, plain, remembered)
     if memory.bias is not None:
         own = (memory.bias.clamp(min=LEAST * scores.scale) / scores.scale).to(query.dtype)
         query = torch.cat([query, own[:, None, None].expand(rows, -1, tokens, 1)], dim=-1)

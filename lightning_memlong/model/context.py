@@ -71,9 +71,9 @@ class ForwardContext:
     """(B * G, M) bool; None where every retrieved token is real."""
     near_mask: Tensor | None = None
     """The same for those near; None where all are real, or there are none."""
-    gates: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
     """Layer, as a string -> (H,), for fusion ``gated``."""
-    biases: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
     """Layer, as a string -> (H,), added to its heads' scores in memory, for fusion ``joint``."""
     turn_query: Callable[[int, Tensor, int], Tensor] | None = None
     """Turns a layer's rotated queries (B, H, T, D), the first of them at a position, to memory's distance; None:
@@ -136,7 +136,9 @@ class ContextFactory:
         biases: Layer, as a string -> numbers (H,), for fusion ``joint``.
     """
 
-    def __init__(self, layout: MemoryLayout, rotary: Rotary, gates: nn.ParameterDict, biases: nn.ParameterDict) -> None:
+    def __init__(
+        self, layout: MemoryLayout, rotary: Rotary, gates: Mapping[str, Tensor], biases: Mapping[str, Tensor]
+    ) -> None:
         self.layout, self.rotary, self.gates, self.biases = layout, rotary, gates, biases
 
     def new_context(self, retrieved: Retrieved | None, input_ids: Tensor, bos: int | None) -> ForwardContext:
@@ -179,9 +181,9 @@ class ContextFactory:
         layers = layout.retrieval_layers
         context.memory_kv = LazyKV(layers, lambda: place(retrieved, places, layout, self.rotary, reach, device))
         context.memory_mask, context.near_mask = places.mask, places.near_mask
-        context.gates = self.gates  # type: ignore[assignment]
+        context.gates = self.gates
         if places.far or layout.position != "fixed":
-            context.biases = self.biases  # type: ignore[assignment]
+            context.biases = self.biases
         if places.far:
             context.turn_query = self._turning()
         if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:

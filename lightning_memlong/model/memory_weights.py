@@ -30,10 +30,13 @@ KEY, LAYERS = "model.memory_weights", "model.retrieval_layers"
 
 def recognise_backbone(backbone: PreTrainedModel) -> dict[str, Any]:
     """What a frozen backbone is recognised by: its shape and a sum over its embeddings, before any cast."""
+    embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[assignment]  # typed as any attribute
+    return _shape(backbone) | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
+
+
+def _shape(backbone: PreTrainedModel) -> dict[str, Any]:
     config = text_config(backbone)
-    facts = {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
-    embedding: Tensor = backbone.get_input_embeddings().weight  # type: ignore[assignment]
-    return facts | {"embedding_sum": round(float(embedding.detach().double().abs().sum()), 1)}
+    return {k: getattr(config, k) for k in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")}
 
 
 def _held(model: Any) -> dict[str, Any]:
@@ -114,11 +117,12 @@ def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfi
 
 
 def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | None:
-    mine = recognise_backbone(backbone)
     for file in sorted(SHIPPED.glob("*.safetensors")):
         found = _read(file)
-        held = found.facts["model"]
-        if found.facts["backbone"] == mine and all(held[k] == getattr(chosen, k) for k in ("position", "source")):
+        held, its = found.facts["model"], found.facts["backbone"]
+        fits = all(held[k] == getattr(chosen, k) for k in ("position", "source"))
+        # The sum over all embeddings is asked for last, of those few that may be it.
+        if fits and _shape(backbone).items() <= its.items() and recognise_backbone(backbone) == its:
             return found
     return None
 

@@ -80,7 +80,8 @@ class MemLongModel(nn.Module):
         heads = self.config.num_attention_heads
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
         self.memory_bias = self._new_biases()
-        self.contexts = ContextFactory(self.layout, self.rotary, self.gates, self.memory_bias)
+        learned: Any = (self.gates, self.memory_bias)  # live mappings, though PyTorch does not call them so
+        self.contexts = ContextFactory(self.layout, self.rotary, *learned)
         self.tuning = Tuning(self.backbone, self.memory_layer, tuning or TuningConfig())
         if isinstance(backbone, str):
             load_gates(backbone, self.gates)

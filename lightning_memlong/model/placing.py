@@ -95,11 +95,11 @@ def place(
     far = slice(0, places.far)
     return {
         layer: LayerMemory(keys[i][..., far, :], values[i][..., far, :], rotated.get(layer))
-        for layer, i in _places(layout).items()
+        for layer, i in _stored_at(layout).items()
     }
 
 
-def _places(layout: MemoryLayout) -> dict[int, int]:
+def _stored_at(layout: MemoryLayout) -> dict[int, int]:
     """Retrieval layer -> where among the stored ones its keys and values are."""
     stored = layout.stored_layers
     return {layer: 0 if layout.source == "single" else stored.index(layer) for layer in layout.retrieval_layers}
@@ -110,7 +110,7 @@ def _rotated(
 ) -> dict[int, LayerKV]:
     if layout.source == "per_layer":
         turned = rotary.rotate(keys, positions, layout.stored_layers, reach)
-        return {layer: (turned[i], values[i]) for layer, i in _places(layout).items()}
+        return {layer: (turned[i], values[i]) for layer, i in _stored_at(layout).items()}
     # One layer's keys read by many, each with its own table; layers that share one share the result.
     done: dict[str, Tensor] = {}
     for layer in layout.retrieval_layers:

@@ -39,18 +39,15 @@ def as_reading(model: MemLongModel, changes: Mapping[str, Any], key: str) -> Rea
     other = sorted({*changes} - {*READING})
     require(not other, key, other, f"of the model group: {', '.join(READING)}", "set it for all: --model.*")
     own = {f.name: getattr(model.layout, f.name) for f in fields(ModelConfig) if hasattr(model.layout, f.name)}
-    weights = changes.get("memory_weights")
-    chosen = ModelConfig(**{**own, "memory_weights": None, **changes})
-    found = find_memory_weights(model.name, model.backbone, chosen)
-    own_biases = {layer: number.detach() for layer, number in model.memory_bias.items()}
-    known = found or (LearnedBiases("model", own_biases, {}) if own_biases else None)
-    layout = lay_out(model.config, chosen, known)
+    chosen = ModelConfig(**{**own, **changes})
+    learned = {layer: number.detach() for layer, number in model.memory_bias.items()}
+    mine = LearnedBiases("model", learned, {}) if learned else None
+    found = find_memory_weights(model.name, model.backbone, chosen) if "memory_weights" in changes else mine
+    layout = lay_out(model.config, chosen, found or mine)
     stored = model.layout.stored_layers
     unknown = sorted({*layout.retrieval_layers} - {*stored}) if layout.source == "per_layer" else []
     require(not unknown, key, f"retrieval_layers {unknown}", f"layers that are stored: {stored}", "leave them out")
-    biases: Mapping[str, Tensor] = {} if "memory_weights" in changes else dict(model.memory_bias)
-    if weights is not None and found is not None:
-        biases = {layer: number.to(model.device) for layer, number in found.numbers.items()}
+    biases = {} if found is None else {layer: number.to(model.device) for layer, number in found.numbers.items()}
     return Reading(replace(layout, stored=tuple(stored)), biases)
 
 
@@ -62,7 +59,7 @@ def reading(model: MemLongModel, way: Reading | None) -> Iterator[None]:
         return
     contexts = model.contexts
     own = contexts.layout, contexts.biases
-    contexts.layout, contexts.biases = way.layout, way.biases  # type: ignore[assignment]
+    contexts.layout, contexts.biases = way.layout, way.biases
     try:
         yield
     finally:

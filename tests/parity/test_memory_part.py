@@ -11,7 +11,7 @@ from lightning_memlong.attention import Choice, attend_with_memory, choice, kern
 from lightning_memlong.attention.functional import choose_kernel
 from lightning_memlong.attention.inputs import RetrievedKV, Scores
 from lightning_memlong.errors import UserError
-from tests.reference import attention_oracle
+from tests.reference import WAYS, attention_oracle
 
 ROWS, HEADS, KV_HEADS, TOKENS, CHUNKS, SIZE = 2, 4, 2, 6, 4, 8
 CHUNK = 3
@@ -33,11 +33,6 @@ def inputs(groups: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     mask[0, :CHUNK] = mask[-1, 4] = False
     query = torch.randn(ROWS, HEADS, TOKENS, SIZE, generator=mixer)
     return [*local, *memory], mask, query, torch.tensor([0.0, 1.5, -2.0, -math.inf])
-
-
-WAYS: list[dict[str, Any]] = [
-    {"backend": "auto"}, {"backend": "sdpa"}, {"backend": "auto", "softcap": 3.0}, {"backend": "flex"},
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_memlong.attention import Choice, Readers, attend_with_memory, chunk_use, use
 from lightning_memlong.attention.inputs import RetrievedKV, Scores
-from tests.reference import attention_oracle
+from tests.reference import WAYS, attention_oracle
 
 ROWS, HEADS, KV_HEADS, TOKENS, CHUNKS, SIZE = 2, 4, 2, 6, 4, 8
 CHUNK = 3
@@ -55,11 +55,6 @@ def told(
     local_value = torch.zeros_like(key)
     mass = attend_with_memory(query, key, local_value, memory, None, scores, backend)[1]
     return chunk_use(query, key, memory, mass, None, scores, Readers(CHUNK, CHUNKS, lengths)), mass
-
-
-WAYS: list[dict[str, Any]] = [
-    {"backend": "auto"}, {"backend": "sdpa"}, {"backend": "auto", "softcap": 3.0}, {"backend": "flex"},
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("groups", [1, 2])
