@@ -173,8 +173,10 @@ class FileShard:
 
     def open(self, stack: ExitStack, seek: bool = False) -> Any:
         """Its bytes, unpacked, for as long as a stack is open; ``seek``: they are read at any place."""
-        raw: Any = open(self.url, "rb") if "://" not in self.url else _remote(self.url, seek, stack, self.timeout_s)  # noqa: SIM115
-        stack.enter_context(raw)
+        if "://" in self.url:
+            raw: Any = stack.enter_context(_remote(self.url, seek, stack, self.timeout_s))
+        else:
+            raw = stack.enter_context(open(self.url, "rb"))
         if self.compression is None:
             return raw
         if not is_compressed(self.compression, raw.peek(4)):

@@ -106,7 +106,7 @@ class _Silent(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:  # noqa: N802  (http.server asks for this name)
         self.send_response(200 if self.path in self.bodies else 404)
         self.end_headers()
 

@@ -16,9 +16,9 @@ def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
         raise UserError(f"{key}={value!r} cannot be used. Allowed: {allowed}. Fix: {fix}.")
 
 
-def require_choice(key: str, value: object, choices: object) -> None:
+def require_choice(key: str, value: object, choices: Any) -> None:
     """Raise unless ``value`` is one of the choices of a ``Literal`` type or a collection."""
-    names = get_args(choices) or tuple(choices)  # type: ignore[arg-type]
+    names = get_args(choices) or tuple(choices)
     require(value in names, key, value, "one of " + ", ".join(map(str, names)), f"set --{key} to one of them")
 
 

@@ -45,7 +45,7 @@ class Counted(L.Callback):
             self.shares += [] if use is None else [use]
 
         if not self.found:
-            self._bank(trainer).retrieval(pl_module).count_use = noted  # type: ignore[method-assign]
+            self._bank(trainer).retrieval(pl_module).count_use = noted  # type: ignore[method-assign]  # of this run's own object
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         self.validated = float(self._counters(self._bank(trainer).banks["val"]))

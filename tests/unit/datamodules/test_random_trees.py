@@ -14,7 +14,7 @@ from datamodules import PG19
 from datamodules.resolve_source import resolve_source
 from datamodules.same_text import divide_equal_texts
 from lightning_memlong.errors import UserError
-from tests.unit.datamodules.test_layouts import text, write
+from tests.unit.datamodules.layouts import text, write
 
 FOLDERS = ["train", "Validation", "test", "valid", "x", "y [z]", "a*", ".hidden", "deep", "eval"]
 STEMS = ["train", "val-00000-of-00002", "TEST", "1", "book", "wiki.train", "on-test", ".dot", "a b", "é"]
