@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import aiohttp
 import fsspec
 import pyarrow as pa
+from fsspec.implementations.http import HTTPFileSystem
 
 from datamodules.formats import NotTextError
 from datamodules.records import Record
@@ -27,6 +28,22 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowExce
 FIRST_WAIT_S = 0.5
 
 T = TypeVar("T")
+
+
+class ListingError(Exception):
+    """The network failed while a folder was listed."""
+
+
+class _Http(HTTPFileSystem):
+    """Web servers whose folders are listed, or not: fsspec takes one that cannot be listed for an empty one."""
+
+    async def _ls(self, url: str, detail: bool = True, **kwargs: Any) -> Any:
+        try:
+            return await super()._ls(url, detail, **kwargs)
+        except FileNotFoundError:
+            raise  # a link to nothing
+        except OSError as error:  # a time limit among them; walking through folders passes over these
+            raise ListingError(url) from error
 
 
 def file_system(url: str, timeout_s: float) -> tuple[Any, str]:
@@ -42,7 +59,7 @@ def file_system(url: str, timeout_s: float) -> tuple[Any, str]:
             ) from error
     # A body is read as fast as training needs it: what must not take long is each answer, not the whole.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-    return fsspec.url_to_fs(url, client_kwargs={"timeout": timeout})
+    return _Http(client_kwargs={"timeout": timeout}), url
 
 
 def read_with_retries(

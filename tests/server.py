@@ -12,7 +12,8 @@ from typing import Any
 class Server:
     """Serves a folder; the first ``faults`` requests for a body go wrong.
 
-    Kinds: a number answers with that status, ``half`` closes after half of the body, ``reset`` breaks the connection.
+    Kinds: a number answers with that status, ``half`` closes after half of the body, ``reset`` breaks the connection,
+    ``listing`` breaks it when a folder inside is asked for.
     """
 
     def __init__(self) -> None:
@@ -64,6 +65,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if self.state.kind == "403":
             return self.send_error(403)
         if not path.is_file():
+            if self.state.kind == "listing" and self.state.faults > 0 and self.path != "/":
+                self.state.faults -= 1
+                return self._fail(b"")
             return super().do_GET()
         data = path.read_bytes()
         if self.state.faults > 0:

@@ -166,6 +166,18 @@ def names(path: object, *endings: str) -> list[str]:
     return [shard.name for shard in find_files(str(path), endings or (".txt", ".jsonl"), COLUMNS, 1)]
 
 
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, server: Server) -> None:
+    for name in ("train/a.txt", "validation/b.txt"):
+        write(tmp_path / name)
+    address = server.serve(tmp_path)
+    for where in (address, f"{address}/*/*.txt"):
+        server.faults, server.kind = 1, "listing"
+        assert names(where) == ["train/a.txt", "validation/b.txt"]
+        server.faults = 10**6
+        with pytest.raises(UserError, match="could not be read: .*reset.*tried 2 times"):
+            names(where)
+
+
 def test_files_folders_globs_and_addresses(tmp_path: Path, server: Server) -> None:
     for name in ("train/b.txt", "train/a.jsonl", "validation/c.txt", "d.bin"):
         write(tmp_path / name)
