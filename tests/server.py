@@ -24,7 +24,7 @@ class Server:
         """The address of the folder."""
         self.faults, self.kind, self.ranges = faults, kind, ranges
         handler: Any = partial(_Handler, self, directory=str(folder))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Patient(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         self._servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -32,7 +32,7 @@ class Server:
     def serve_bodies(self, bodies: dict[str, bytes]) -> str:
         """The address of a server that sends these and says nothing of them: no length, no date."""
         handler: Any = partial(_Silent, bodies)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Patient(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         self._servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -42,6 +42,10 @@ class Server:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+
+class _Patient(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # sixteen threads ask at once; five may wait otherwise
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
