@@ -143,6 +143,8 @@ def _status(error: BaseException) -> int | None:
 
 
 def _answer(error: BaseException) -> int | None:
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return error.history[0].status
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
@@ -169,6 +171,7 @@ def not_there(where: str, error: BaseException) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
     if "://" in where:
         reason = "not found (404)" if status in (None, 404) else f"the server answers {status}"
+        reason += " (sends on) again and again" if status in (301, 302, 303, 307, 308) else ""
     return UserError(
         f"data.path: {where} cannot be read: {reason}. Allowed: a readable file, folder, glob or http:// address. "
         "Fix: correct the path."

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.formats import DELIMITERS, HEAD_BYTES, check_beginning, is_compressed, kind_of, printable
+from datamodules.formats import DELIMITERS, HEAD_BYTES, LONG_WINDOW, NotTextError, check_beginning, is_compressed, kind_of, printable
 from datamodules.network import file_system, not_there, read_with_retries, retry
 from datamodules.records import Columns, Record, column_record, text_record
 
@@ -168,7 +168,13 @@ class FileShard:
     def _begin(self, stack: ExitStack) -> Any:
         """Its bytes, once its beginning was found to be text."""
         stream = self.open(stack)
-        check_beginning(self.path, self.kind, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+        try:
+            head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+        except OSError as error:
+            if "too much memory" in str(error):
+                raise NotTextError(LONG_WINDOW) from error
+            raise
+        check_beginning(self.path, self.kind, head)
         return stream
 
     def open(self, stack: ExitStack, seek: bool = False) -> Any:

@@ -24,14 +24,18 @@ class Server:
         """The address of the folder."""
         self.faults, self.kind, self.ranges = faults, kind, ranges
         handler: Any = partial(_Handler, self, directory=str(folder))
-        server = _Patient(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        self._servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
+        return self._start(handler)
 
     def serve_bodies(self, bodies: dict[str, bytes]) -> str:
         """The address of a server that sends these and says nothing of them: no length, no date."""
         handler: Any = partial(_Silent, bodies)
+        return self._start(handler)
+
+    def serve_redirects(self) -> str:
+        """The address of a server that sends everyone on, for ever."""
+        return self._start(_Elsewhere)
+
+    def _start(self, handler: Any) -> str:
         server = _Patient(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         self._servers.append(server)
@@ -121,3 +125,14 @@ class _Silent(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # noqa: N802
         self.do_HEAD()
         self.wfile.write(self.bodies.get(self.path, b""))
+
+
+class _Elsewhere(_Silent):
+    def __init__(self, *args: Any) -> None:
+        super().__init__({}, *args)
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.send_response(302)
+        self.send_header("Location", self.path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()

@@ -28,7 +28,7 @@ from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, stored_settings
 from lightning_memlong.training import MemLongModule, require_memory
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI
-from lightning_memlong.training.loggers import MetricsCSV
+from lightning_memlong.training.loggers import MetricsCSV, claim_folders
 
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
 """Of results in the table that is printed."""
@@ -163,6 +163,7 @@ class MemLongCLI(CheckpointAwareCLI):
             self._open_data(str(self.subcommand))
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
+            claim_folders(self.trainer.loggers)
 
     def _open_data(self, subcommand: str) -> None:
         if subcommand == "fit":

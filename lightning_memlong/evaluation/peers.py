@@ -9,6 +9,7 @@ import torch
 from lightning_memlong.backbone import Head, first_token, load_backbone, load_tokenizer, text_config
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.base import Subject
+from lightning_memlong.text import tokenise
 
 
 class Peer:
@@ -63,7 +64,8 @@ class Peer:
         known, whole = (subject.tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts)
         # Cut out of the whole, since some tokenizers drop the space at the beginning of what they decode.
         texts = known, whole[len(known) :]
-        before, after = (self.tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts)
+        # What a document spells like a special token is text, as it is for the model.
+        before, after = (ids.tolist() for ids in tokenise(self.tokenizer, list(texts), control=False))
         if self.longest is not None:
             before = before[max(0, len(before) + len(after) + int(self.bos is not None) - self.longest) :]
         before = ([] if self.bos is None else [self.bos]) + before

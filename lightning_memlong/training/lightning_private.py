@@ -8,11 +8,13 @@ import argparse
 import csv
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 # ---- callbacks ----------------------------------------------------------------------------------------------
@@ -71,6 +73,21 @@ class KeptRowsWriter(ExperimentWriter):
                 writer.writerows(kept)
         self._found = []
         super().log_metrics(metrics_dict, step)
+
+
+def claim_version(logger: TensorBoardLogger) -> None:
+    """Make the run folder of a logger that chooses its number itself, before another run takes the same one.
+
+    Lightning looks for the highest number and makes the folder when something is first written, so that two runs that
+    begin together write into one. Needs ``_version`` and ``_get_next_version``: a number given as ``version`` would be
+    part of the saved configuration, and a run of that would write over the first.
+    """
+    while logger._version is None:
+        logger._version = logger._get_next_version()
+        try:
+            Path(logger.log_dir).mkdir(parents=True)
+        except FileExistsError:  # by another run, a moment ago
+            logger._version = None
 
 
 # ---- the command line ---------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "unknown": ("foo://a/b.txt", "cannot be opened.*foo"),
     "refused file": ("http://127.0.0.1:9/a.txt", "Connect.*tried 1 times"),
     "refused folder": ("http://127.0.0.1:9/a", "Connect.*tried 1 times"),
+    "unknown host": ("http://nowhere.invalid/a.txt", "nowhere.invalid.*tried 1 times"),
+    "unknown host's folder": ("http://nowhere.invalid/a", "nowhere.invalid.*tried 1 times"),
     "empty": ("", "data.path=''.*at least one path"),
     "blank": (" ", "data.path=' '.*at least one path"),
     "no list": ([], "data.path=.*at least one path"),
@@ -41,6 +43,12 @@ def test_places_that_cannot_be_read_are_told_with_the_cause(case: str, tiny_back
     path, words = ERRORS[case]
     with pytest.raises(UserError, match=words):
         read_all(path, tiny_backbone, retries=0)
+
+
+@pytest.mark.parametrize("place", ["a.txt", "a.jsonl", "folder/", "x/*.txt"])
+def test_a_server_that_sends_everyone_on_for_ever_is_told(place: str, tiny_backbone: Path, server: Server) -> None:
+    with pytest.raises(UserError, match="the server answers 302 .sends on. again and again"):
+        read_all(f"{server.serve_redirects()}/{place}", tiny_backbone, retries=9)
 
 
 def test_a_server_that_does_not_answer_is_given_up_in_time(tiny_backbone: Path) -> None:
@@ -87,6 +95,14 @@ def test_a_row_nested_too_deep_spoils_itself_only(tmp_path: Path, tiny_backbone:
     lines = [json.dumps({"text": text(0)}), deep, json.dumps({"text": text(1)})]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     assert read_all(tmp_path, tiny_backbone, on_bad_document="skip") == tokens(tiny_backbone, [text(0), text(1)])
+
+
+def test_a_window_that_is_too_long_is_told(tmp_path: Path, tiny_backbone: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, hash_log=6, chain_log=6, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.txt.zst").write_bytes(packer.compress(b"kan los " * 20) + packer.flush())
+    with pytest.raises(UserError, match="zstd --long, .*zstd -d --long=31"):
+        read_all(tmp_path, tiny_backbone)
 
 
 def test_pzstd_and_padded_gzip_are_read(tmp_path: Path, tiny_backbone: Path) -> None:

@@ -1,6 +1,8 @@
 """What the callbacks use of Lightning's inside is still there, and still does what it did."""
 
 import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lightning as L
@@ -8,11 +10,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.progress import ProgressBar
-from lightning_memlong.training.lightning_private import EpochProgressBar, KeptRowsWriter, last_saved_step
+from lightning_memlong.training.lightning_private import (
+    EpochProgressBar,
+    KeptRowsWriter,
+    claim_version,
+    last_saved_step,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +78,19 @@ def test_rows_of_a_file_that_is_there_are_kept(tmp_path: Path) -> None:
         writer.save()
     rows = (tmp_path / "metrics.csv").read_text().split()
     assert rows == ["loss,step", "31.0,1", "32.0,2", "23.0,3", "24.0,4"]
+
+
+def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> None:
+    loggers = [TensorBoardLogger(tmp_path, name="memlong") for _ in range(8)]
+    begin = threading.Barrier(len(loggers))
+
+    def claim(logger: TensorBoardLogger) -> None:
+        begin.wait()
+        claim_version(logger)
+
+    with ThreadPoolExecutor(len(loggers)) as pool:
+        list(pool.map(claim, loggers))
+    assert {Path(logger.log_dir).name for logger in loggers} == {f"version_{i}" for i in range(8)}
+    asked = TensorBoardLogger(tmp_path, name="memlong", version=3)
+    claim_version(asked)
+    assert asked.version == 3, "a number that was asked for stays"
