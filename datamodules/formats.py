@@ -12,8 +12,8 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 MARKUP = {".html": "HTML", ".htm": "HTML", ".xhtml": "HTML", ".ipynb": "a notebook", ".rtf": "RTF", ".pdf": "PDF",
           ".doc": "a Word file", ".docx": "a Word file", ".odt": "an OpenDocument file", ".epub": "EPUB"}  # fmt: skip
 UNPACK = "unpack it, or read it as .gz or .zst"
-LONG_WINDOW = ("compressed by zstd --long, which looks further back than is unpacked here (128 MB): zstd -d --long=31 -c "
-               "FILE | zstd -o NEW")  # fmt: skip
+LONG_WINDOW = ("compressed by zstd --long, which looks further back than is unpacked here (128 MB): "
+               "zstd -d --long=31 -c FILE | zstd -o NEW")  # fmt: skip
 BEGINNINGS = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the text: run git lfs pull",
     b"/annex/objects/": "a git-annex pointer, not the text: run git annex get",

@@ -23,7 +23,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.formats import DELIMITERS, HEAD_BYTES, LONG_WINDOW, NotTextError, check_beginning, is_compressed, kind_of, printable
+from datamodules.formats import (
+    DELIMITERS,
+    HEAD_BYTES,
+    LONG_WINDOW,
+    NotTextError,
+    check_beginning,
+    is_compressed,
+    kind_of,
+    printable,
+)
 from datamodules.network import file_system, not_there, read_with_retries, retry
 from datamodules.records import Columns, Record, column_record, text_record
 
