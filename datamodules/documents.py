@@ -21,10 +21,9 @@ from datamodules.hub import Hub
 from datamodules.open_split import Stream, is_bad, open_split
 from datamodules.resolve_source import Source, resolve_source
 from datamodules.resume import order_facts, saved_position
-from datamodules.same_text import tell_equal_files, tell_equal_texts
+from datamodules.same_text import keep_texts_apart
 from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
 from datamodules.splits import ROLES, Split
-from datamodules.streaming import LiveStream
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.text import ON_DEVICE
@@ -180,9 +179,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         for part in splits.needed(stage):
             if part not in self.streams:
                 self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
-        tell_equal_texts({part: self.streams[part] for part in splits.needed(stage)})
-        if stage == "fit" and isinstance(self.streams["train"], LiveStream) and not source.undivided:
-            tell_equal_files(source.shards)
+        keep_texts_apart({part: self.streams[part] for part in splits.needed(stage)}, isinstance(self.path, dict))
 
     def _find_source(self) -> Source:
         if self._source is None:

@@ -1,4 +1,4 @@
-"""The same text twice: a file is read once, and documents that are equal are told and never divided."""
+"""The same text twice: a file is read once; documents that are equal are told, and never on both sides of a split."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -73,36 +73,62 @@ def divide_equal_texts(names: Sequence[str], marks: Sequence[str], fraction: flo
     return {role: sorted(i for place in places for i in groups[place]) for role, places in parts.items()}
 
 
-def tell_equal_texts(streams: Mapping[str, Any]) -> None:
-    """Say which documents of tokenised splits are equal, within one and between two."""
-    own = {part: _documents(stream) for part, stream in streams.items() if hasattr(stream, "cache")}
-    for part, documents in own.items():
-        if again := [name for names in documents.values() for name in names[1:]]:
+def keep_texts_apart(streams: Mapping[str, Any], tell_only: bool) -> None:
+    """Leave out of tokenised training what another split holds too; say what is equal, within a split and between two.
+
+    Args:
+        streams: By split, those that are open.
+        tell_only: Whether splits were given one by one: then they stay as they are, as where nothing would be left.
+    """
+    own = {part: stream for part, stream in streams.items() if hasattr(stream, "cache")}
+    for part, stream in own.items():
+        if again := [name for names in _documents(stream).values() for name in names[1:]]:
             say(f"Data: {part} holds {some(again)} equal to other documents of it, and reads them all", flush=True)
-    for part in ("validation", "test"):
-        if shared := [own["train"][mark][0] for mark in own.get("train", {}) if mark in own.get(part, {})]:
-            say(f"Data: WARNING: {some(shared)} of train are also in {part}, whose results they make too good",
-                flush=True)  # fmt: skip
+    if (train := own.get("train")) is None:
+        return
+    held = {mark for part, stream in own.items() if part != "train" for mark in _documents(stream)}
+    shared = [i for i in train.documents if train.cache.marks[i] in held]
+    if _tell_shared([train.cache.ids[i] for i in shared], len(train.documents), tell_only):
+        train.documents = [i for i in train.documents if train.cache.marks[i] not in held]
 
 
-def tell_equal_files(shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Say which files of training are also in another split, while nothing is known of their documents.
+def keep_files_apart(shards: Mapping[str, Sequence[Shard]], tell_only: bool) -> dict[str, Sequence[Shard]]:
+    """The shards of all splits, with training's files left out that another split holds too.
 
-    Only files of equal size are read for it.
+    Nothing is known of their documents yet. Only files on this machine of equal size are read for it.
+
+    Args:
+        shards: By split.
+        tell_only: As for :func:`keep_texts_apart`.
+
+    Raises:
+        UserError: If nothing would be left to train on.
     """
     local = {
-        part: [s for s in found if isinstance(s, FileShard) and "://" not in s.url] for part, found in shards.items()
+        part: [s for s in all_ if isinstance(s, FileShard) and "://" not in s.url] for part, all_ in shards.items()
     }
-    sizes = {part: {os.path.getsize(file.url) for file in files} for part, files in local.items()}
-    for part in ("validation", "test"):
-        both = sizes.get("train", set()) & sizes.get(part, set())
-        known = {_content(file) for file in local.get(part, ()) if os.path.getsize(file.url) in both}
-        if shared := [f.name for f in local["train"] if os.path.getsize(f.url) in both and _content(f) in known]:
-            say(f"Data: WARNING: {some(shared)} of train are also in {part}, whose results they make too good",
-                flush=True)  # fmt: skip
+    train = {id(file): os.path.getsize(file.url) for file in local.pop("train", ())}
+    others = [file for files in local.values() for file in files if os.path.getsize(file.url) in train.values()]
+    sizes = {os.path.getsize(file.url) for file in others}
+    known = {_content(file) for file in others}
+    shared = [s for s in shards.get("train", ()) if train.get(id(s)) in sizes and _content(s) in known]
+    left_out = _tell_shared([file.name for file in shared], len(shards.get("train", ())), tell_only)
+    return {part: [s for s in found if not (left_out and s in shared)] for part, found in shards.items()}
 
 
-def _content(file: FileShard) -> str:
+def _tell_shared(names: Sequence[str], of: int, tell_only: bool) -> bool:
+    """Say which texts of training another split holds too, and give whether they are to be left out."""
+    if names and (tell_only or len(names) == of):
+        why = "that is how data.path names them" if tell_only else "nothing else is left to train on"
+        say(f"Data: WARNING: {some(names)} of train are also in another split, whose results they make too good; {why}",
+            flush=True)  # fmt: skip
+        return False
+    if names:
+        say(f"Data: {some(names)} of train are also in another split and are not trained on", flush=True)
+    return bool(names)
+
+
+def _content(file: Shard) -> str:
     return file.identity(content=True).removeprefix(file.name)
 
 

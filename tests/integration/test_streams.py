@@ -28,17 +28,17 @@ def prose(seed: int, words: int) -> str:
 
 
 def write_pg19(folder: Path) -> Path:
-    for part, count in (("train", 7), ("validation", 2), ("test", 2)):
+    for seed, part, count in ((0, "train", 7), (10, "validation", 2), (20, "test", 2)):
         (folder / part).mkdir(parents=True)
         for i in range(count):
-            (folder / part / f"{part}{i}.txt").write_text(prose(i, 150 + 90 * i))
+            (folder / part / f"{part}{i}.txt").write_text(prose(seed + i, 150 + 90 * i))
     return folder
 
 
 def write_proof_pile(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    for part, count in (("train", 8), ("validation", 2), ("test", 2)):
-        rows = [{"text": prose(100 + i, 120 + 60 * i), "meta": json.dumps({"config": "arxiv"})} for i in range(count)]
+    for seed, part, count in ((100, "train", 8), (110, "validation", 2), (120, "test", 2)):
+        rows = [{"text": prose(seed + i, 120 + 60 * i), "meta": json.dumps({"config": "arxiv"})} for i in range(count)]
         (folder / f"proofpile_{part}_0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

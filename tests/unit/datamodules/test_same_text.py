@@ -108,13 +108,32 @@ def test_equal_texts_are_told_and_on_one_side_of_a_hash(
     assert sum(map(len, found.values())) == 27 and "equal to other documents of it" in capsys.readouterr().out
 
 
-def test_equal_texts_in_two_splits_are_told(
-    tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("cache", [True, False])
+def test_training_leaves_out_what_another_split_holds(
+    cache: bool, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("raw/train-0.parquet", "raw/test-0.parquet", "small/train-0.parquet", "small/test-0.parquet"):
-        write(tmp_path, name, [text(len(name))])
-    write(tmp_path, "small/validation-0.parquet", [text(len("raw/train-0.parquet"))])
-    splits_of(opened(tmp_path, tiny_backbone))
-    assert "WARNING: 1 (raw/train-0.parquet:1) of train are also in validation" in capsys.readouterr().out
-    splits_of(opened(tmp_path, tiny_backbone, cache=False))
-    assert "WARNING: 1 (raw/train-0.parquet) of train are also in validation" in capsys.readouterr().out
+    """A file that validation or test holds; of others, documents that validation holds, where all are read first."""
+    for part, numbers in (("train", (0, 1, 2, 3)), ("validation", (1, 4)), ("test", (2,))):
+        for i in numbers:
+            write(tmp_path, f"{part}/{i}.txt", [text(i)])
+    write(tmp_path, "train/rows.jsonl", [text(4), text(5)])
+    found = splits_of(opened(tmp_path, tiny_backbone, cache=cache), "fit", "test")
+    assert found["train"] == tokens(tiny_backbone, [text(0), text(3), *([] if cache else [text(4)]), text(5)])
+    assert found["validation"] == tokens(tiny_backbone, [text(1), text(4)])
+    assert found["test"] == tokens(tiny_backbone, [text(2)])
+    said = capsys.readouterr().out
+    assert "2 (train/1.txt, train/2.txt) of train are also in another split and are not trained on" in said
+    assert ("1 (train/rows.jsonl:1) of train are also" in said) is cache
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_splits_that_are_given_one_by_one_stay_as_they_are(
+    cache: bool, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "validation"):
+        write(tmp_path, f"{part}/a.txt", [text(0)])
+    path = {part: str(tmp_path / part) for part in ("train", "validation")}
+    for where, why in ((path, "that is how data.path names them"), (tmp_path, "nothing else is left to train on")):
+        found = splits_of(opened(where, tiny_backbone, cache=cache))
+        assert found["train"] == found["validation"] == tokens(tiny_backbone, [text(0)])
+        assert why in (said := capsys.readouterr().out) and "WARNING: 1 (" in said
