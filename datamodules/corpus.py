@@ -22,7 +22,7 @@ class Corpus:
     """Which columns of its rows are read."""
     endings: tuple[str, ...] = tuple(
         kind + packed for kind in (".txt", ".jsonl", ".ndjson", ".jsonlines") for packed in ("", ".gz", ".zst")
-    ) + (".parquet",)
+    ) + (".parquet", ".arrow")
     """Of the files that are read from a folder."""
     empty_is_bad = True
     """Whether a document without text is a bad one; else it is a short one."""

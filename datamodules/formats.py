@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 ROWS = {".jsonl": "json", ".ndjson": "json", ".jsonlines": "json", ".json": "json", ".parquet": "parquet",
-        ".csv": "csv", ".tsv": "tsv"}  # fmt: skip
+        ".arrow": "arrow", ".csv": "csv", ".tsv": "tsv"}  # fmt: skip
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 MARKUP = {".html": "HTML", ".htm": "HTML", ".xhtml": "HTML", ".ipynb": "a notebook", ".rtf": "RTF", ".pdf": "PDF",
           ".doc": "a Word file", ".docx": "a Word file", ".odt": "an OpenDocument file", ".epub": "EPUB"}  # fmt: skip
@@ -26,8 +26,8 @@ BEGINNINGS = {
     b"\x1f\x8b": "compressed by gzip: give it a name that ends in .gz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: give it a name that ends in .zst",
     b"PAR1": "parquet: give it a name that ends in .parquet",
-    b"ARROW1": "an Arrow file (as of save_to_disk): write it by to_parquet or to_json",
-    b"\xff\xff\xff\xff": "an Arrow stream (as of save_to_disk): write it by to_parquet or to_json",
+    b"ARROW1": "an Arrow file: give it a name that ends in .arrow",
+    b"\xff\xff\xff\xff": "an Arrow stream: give it a name that ends in .arrow",
     b"\xff\xfe": "UTF-16, not UTF-8: convert it by iconv -f utf-16 -t utf-8",
     b"\xfe\xff": "UTF-16, not UTF-8: convert it by iconv -f utf-16 -t utf-8",
     b"SQLite format 3": "a data base, not text",

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.columnar import arrow_rows, parquet_rows
 from datamodules.formats import (
     DELIMITERS,
     HEAD_BYTES,
@@ -41,11 +42,10 @@ log = logging.getLogger("lightning_memlong")
 VALIDATORS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated",
               "mtime")  # fmt: skip
 """What file systems call that by which one content is told from another."""
-PARQUET_BATCH_BYTES = 8_000_000
 
 
 class FileShard:
-    """One file: plain text, JSON lines, a table (.csv, .tsv) or parquet; all but the last may be compressed.
+    """One file: plain text, JSON lines, a table (.csv, .tsv), Arrow or parquet; all but the last may be compressed.
 
     Args:
         name: Path relative to the source; what documents are called by.
@@ -74,8 +74,8 @@ class FileShard:
         """
 
         def read(first: int) -> Iterator[Record]:
-            if self.kind == "parquet":
-                yield from self._parquet(first)
+            if self.kind in ("parquet", "arrow"):
+                yield from self._columnar(first)
             elif self.kind == "json":
                 yield from self._json(first)
             elif self.kind is not None:
@@ -149,30 +149,19 @@ class FileShard:
                 elif number >= start:
                     yield column_record(number, value, *columns)
 
-    def _parquet(self, start: int) -> Iterator[Record]:
+    def _columnar(self, start: int) -> Iterator[Record]:
         with ExitStack() as stack:
-            file = self._open_parquet(stack)
-            text, book = self.columns.choose(file.schema_arrow.names, self.url)
-            first = 0
-            for group in range(file.num_row_groups):
-                facts = file.metadata.row_group(group)
-                if first + facts.num_rows > start:  # groups before it are not even fetched
-                    size = max(1, PARQUET_BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size))
-                    wanted, number = [c for c in (text, book) if c], first
-                    for batch in file.iter_batches(min(size, 65_536), row_groups=[group], columns=wanted):
-                        for i in range(max(0, start - number), batch.num_rows):
-                            yield _parquet_row(batch, i, number + i, text, book)
-                        number += batch.num_rows
-                first += facts.num_rows
-
-    def _open_parquet(self, stack: ExitStack) -> pq.ParquetFile:
-        raw = self.open(stack, seek=True)
-        try:
-            return pq.ParquetFile(raw, page_checksum_verification=True)
-        except pa.ArrowInvalid:
-            raw.seek(0)
-            check_beginning(self.path, self.kind, raw.read(HEAD_BYTES))
-            raise
+            raw = self.open(stack, seek=True)
+            if self.kind == "arrow":
+                yield from arrow_rows(raw, self.columns, self.url, start)
+                return
+            try:
+                file = pq.ParquetFile(raw, page_checksum_verification=True)
+            except pa.ArrowInvalid:
+                raw.seek(0)
+                check_beginning(self.path, self.kind, raw.read(HEAD_BYTES))
+                raise
+            yield from parquet_rows(file, self.columns, self.url, start)
 
     def _begin(self, stack: ExitStack) -> Any:
         """Its bytes, once its beginning was found to be text."""
@@ -245,14 +234,6 @@ def _remote(url: str, seek: bool, stack: ExitStack, timeout_s: float) -> Any:
         shutil.copyfileobj(body, copy, 1 << 20)
     copy.seek(0)
     return copy
-
-
-def _parquet_row(batch: pa.RecordBatch, place: int, number: int, text: str, book: str | None) -> Record:
-    try:
-        value = {name: batch.column(name)[place].as_py() for name in batch.schema.names}
-    except UnicodeDecodeError as error:
-        return Record(number, problem=f"not UTF-8 ({error})")
-    return column_record(number, value, text, book)
 
 
 class HubShard:

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,3 +149,20 @@ def test_what_is_spelled_like_a_control_token_is_text_unless_asked_otherwise(
             (windows,) = data.streams["validation"].replay_windows(position)
             assert windows[0].tolist() == list(expected)[:32]
     assert len(digests) == 2, "a run does not go on with the other"
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_what_datasets_saves_to_disk_is_read(cache: bool, tmp_path: Path, tiny_backbone: Path) -> None:
+    written = {part: [text(i), text(i + 1)] for i, part in ((0, "train"), (2, "validation"), (4, "test"))}
+    made = {part: datasets.Dataset.from_dict({"text": texts}) for part, texts in written.items()}
+    datasets.DatasetDict(made).save_to_disk(tmp_path, num_shards={"train": 2, "validation": 1, "test": 1})
+    found = splits_of(opened(tmp_path, tiny_backbone, cache=cache), "fit", "test")
+    assert found == {part: tokens(tiny_backbone, texts) for part, texts in written.items()}
+
+
+def test_a_damaged_arrow_file_is_told(tmp_path: Path, tiny_backbone: Path) -> None:
+    datasets.Dataset.from_dict({"text": [text(0), text(1)]}).save_to_disk(tmp_path)
+    (file,) = tmp_path.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:-400])
+    with pytest.raises(UserError, match="arrow.*cannot be used"):
+        read_all(tmp_path, tiny_backbone)

@@ -21,7 +21,8 @@ from lightning_memlong.errors import UserError
 from tests.server import Server
 
 TEXTS = [f"{number} " + "Zoë said ∀x " * (number % 7) + "\n" * (number % 3) for number in range(50)]
-FORMATS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.csv", "a.tsv.gz", "a.ndjson", "a.jsonlines.zst")
+FORMATS = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.csv", "a.tsv.gz", "a.ndjson", "a.jsonlines.zst",
+           "a.arrow", "feather.arrow")  # fmt: skip
 COLUMNS = Columns("text", likely=("title",))
 
 
@@ -34,12 +35,17 @@ def write(file: Path, texts: list[str] = TEXTS, column: str = "text") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps({column: text, "title": text[:1]}) + "\n" for text in texts).encode()
     if {".csv", ".tsv"} & set(file.suffixes):
-        table = io.StringIO()
-        rows = csv.writer(table, delimiter="\t" if ".tsv" in file.suffixes else ",")
+        text = io.StringIO()
+        rows = csv.writer(text, delimiter="\t" if ".tsv" in file.suffixes else ",")
         rows.writerows([(column, "title"), *((text, text[:1]) for text in texts)])
-        lines = table.getvalue().encode()
+        lines = text.getvalue().encode()
     if file.suffix == ".parquet":
         pq.write_table(pa.table({column: texts, "title": [t[:1] for t in texts]}), file, row_group_size=7)
+    elif file.suffix == ".arrow":
+        table = pa.table({column: texts, "title": [t[:1] for t in texts], "unread": list(range(len(texts)))})
+        make = pa.ipc.new_file if file.stem == "feather" else pa.ipc.new_stream
+        with make(file, table.schema) as to:
+            to.write_table(table, max_chunksize=7)
     elif file.suffix == ".gz":
         file.write_bytes(gzip.compress(lines[:1000]) + gzip.compress(lines[1000:]))  # two members, as pigz writes them
     elif file.suffix == ".zst":
