@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from datamodules.corpus import Corpus
 from datamodules.files import find_files
@@ -177,8 +178,10 @@ def _resolve_hub(settings: DataSettings, corpus: Corpus) -> Source:
         chosen = [("all", roles.get("train") or next(iter(there)))]
     if left := sorted(set(there) - {name for _, name in chosen}):
         say(f"Data: splits of {hub.id} that are not read: {some(left)}", flush=True)
+    # Documents are divided by their names: those of a folder are the same wherever it lies.
+    called = Path(hub.id).name if Path(hub.id).is_dir() else hub.id
     shards: dict[str, list[Shard]] = {}
     for role, name in chosen:
-        found = hub_shards(hub, f"{hub.id}/{name}", there[name], corpus.columns, settings.retries)
+        found = hub_shards(hub, f"{called}/{name}", there[name], corpus.columns, settings.retries)
         shards.setdefault(role, []).extend(found)
     return Source(f"the hub data set {hub.id}", dict(shards), on_hub=True)

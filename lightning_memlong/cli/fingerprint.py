@@ -26,6 +26,8 @@ def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str
     facts = {"model": model, "memory": config["memory"], "data": data, "evaluation": config["evaluation"]}
     facts |= {"precision": config["trainer"].get("precision"), "seed": config.get("seed_everything")}
     named = [model["backbone"], config["memory"]["retriever"]["name"], *_texts(config["evaluation"])]
+    if model.get("memory_weights") not in (None, "auto"):
+        named.append(model["memory_weights"])
     facts |= {"format": FORMAT, "files": [_files(name) for name in named], "checkpoint": _content(ckpt_path)}
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
 
