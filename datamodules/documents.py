@@ -21,7 +21,7 @@ from datamodules.hub import Hub
 from datamodules.open_split import Stream, is_bad, open_split
 from datamodules.resolve_source import Source, resolve_source
 from datamodules.resume import order_facts, saved_position
-from datamodules.same_text import keep_texts_apart
+from datamodules.same_text import keep_files_apart, keep_texts_apart
 from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
 from datamodules.splits import ROLES, Split
 from lightning_memlong.backbone import load_tokenizer
@@ -176,10 +176,15 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         source = self._find_source()
         for part in splits.needed(stage):
             source.shards_of(part, self.settings.split)  # a split that is missing is told before any is tokenised
-        for part in splits.needed(stage):
-            if part not in self.streams:
+        new = [part for part in splits.needed(stage) if part not in self.streams]
+        given = isinstance(self.path, dict)
+        if "train" in new and not source.undivided:
+            source.shards = keep_files_apart(source.shards, given)
+        for part in new:
+            if part not in self.streams:  # one division opens them all
                 self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
-        keep_texts_apart({part: self.streams[part] for part in splits.needed(stage)}, isinstance(self.path, dict))
+        if new:
+            keep_texts_apart({part: self.streams[part] for part in splits.needed(stage)}, given)
 
     def _find_source(self) -> Source:
         if self._source is None:

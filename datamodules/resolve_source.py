@@ -10,7 +10,7 @@ from datamodules.files import find_files
 from datamodules.formats import printable
 from datamodules.hub import hub_shards
 from datamodules.records import Shard
-from datamodules.same_text import each_file_once, keep_files_apart
+from datamodules.same_text import each_file_once
 from datamodules.settings import DataSettings
 from datamodules.sources import FileShard
 from datamodules.splits import by_name, some, split_words
@@ -95,8 +95,7 @@ def _resolve_files(settings: DataSettings, corpus: Corpus, paths: list[str]) -> 
     outside = sorted(set(range(len(files))) - {place for places in divided.values() for place in places})
     if outside:
         say(f"Data: {some([names[i] for i in outside])} of {where} are in no split and are not read", flush=True)
-    shards = {role: [files[i] for i in places] for role, places in divided.items()}
-    return Source(where, keep_files_apart(shards, tell_only=False))
+    return Source(where, {role: [files[i] for i in places] for role, places in divided.items()})
 
 
 def _tell_unused(settings: DataSettings, where: str, names: Sequence[str]) -> None:
@@ -143,7 +142,7 @@ def _resolve_by_split(settings: DataSettings, corpus: Corpus, path: dict[str, st
     for role, files in shards.items():
         _tell_other_splits(settings, role, files)
         _name_apart(files)
-    return Source(where, keep_files_apart(shards, tell_only=True))
+    return Source(where, dict(shards))
 
 
 def _tell_other_splits(settings: DataSettings, role: str, files: Sequence[FileShard]) -> None:

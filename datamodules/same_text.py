@@ -80,16 +80,18 @@ def keep_texts_apart(streams: Mapping[str, Any], tell_only: bool) -> None:
         streams: By split, those that are open.
         tell_only: Whether splits were given one by one: then they stay as they are, as where nothing would be left.
     """
-    own = {part: stream for part, stream in streams.items() if hasattr(stream, "cache")}
-    for part, stream in own.items():
-        if again := [name for names in _documents(stream).values() for name in names[1:]]:
+    own = {part: _documents(stream) for part, stream in streams.items() if hasattr(stream, "cache")}
+    for part, documents in own.items():
+        if again := [name for names in documents.values() for name in names[1:]]:
             say(f"Data: {part} holds {some(again)} equal to other documents of it, and reads them all", flush=True)
-    if (train := own.get("train")) is None:
+    shared = {mark for mark in own.pop("train", {}) if any(mark in documents for documents in own.values())}
+    if not shared:
         return
-    held = {mark for part, stream in own.items() if part != "train" for mark in _documents(stream)}
-    shared = [i for i in train.documents if train.cache.marks[i] in held]
-    if _tell_shared([train.cache.ids[i] for i in shared], len(train.documents), tell_only):
-        train.documents = [i for i in train.documents if train.cache.marks[i] not in held]
+    train = streams["train"]
+    kept = [i for i in train.documents if train.cache.marks[i] not in shared]
+    names = [train.cache.ids[i] for i in train.documents if train.cache.marks[i] in shared]
+    if _tell_shared(names, len(train.documents), tell_only):
+        train.documents = kept
 
 
 def keep_files_apart(shards: Mapping[str, Sequence[Shard]], tell_only: bool) -> dict[str, Sequence[Shard]]:
@@ -100,19 +102,19 @@ def keep_files_apart(shards: Mapping[str, Sequence[Shard]], tell_only: bool) -> 
     Args:
         shards: By split.
         tell_only: As for :func:`keep_texts_apart`.
-
-    Raises:
-        UserError: If nothing would be left to train on.
     """
-    local = {
-        part: [s for s in all_ if isinstance(s, FileShard) and "://" not in s.url] for part, all_ in shards.items()
+    sizes = {
+        part: {
+            file: os.path.getsize(file.url) for file in found if isinstance(file, FileShard) and "://" not in file.url
+        }
+        for part, found in shards.items()
     }
-    train = {id(file): os.path.getsize(file.url) for file in local.pop("train", ())}
-    others = [file for files in local.values() for file in files if os.path.getsize(file.url) in train.values()]
-    sizes = {os.path.getsize(file.url) for file in others}
-    known = {_content(file) for file in others}
-    shared = [s for s in shards.get("train", ()) if train.get(id(s)) in sizes and _content(s) in known]
-    left_out = _tell_shared([file.name for file in shared], len(shards.get("train", ())), tell_only)
+    train = sizes.pop("train", {})
+    own = set(train.values())
+    others = {file: size for of_split in sizes.values() for file, size in of_split.items() if size in own}
+    same_size, contents = set(others.values()), {_content(file) for file in others}
+    shared = {file for file, size in train.items() if size in same_size and _content(file) in contents}
+    left_out = _tell_shared([file.name for file in train if file in shared], len(shards.get("train", ())), tell_only)
     return {part: [s for s in found if not (left_out and s in shared)] for part, found in shards.items()}
 
 
@@ -128,7 +130,7 @@ def _tell_shared(names: Sequence[str], of: int, tell_only: bool) -> bool:
     return bool(names)
 
 
-def _content(file: Shard) -> str:
+def _content(file: FileShard) -> str:
     return file.identity(content=True).removeprefix(file.name)
 
 

@@ -169,7 +169,7 @@ class FileShard:
         try:
             head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
         except OSError as error:
-            if "too much memory" in str(error):
+            if "too much memory" in str(error):  # pyarrow says it in words alone
                 raise NotTextError(LONG_WINDOW) from error
             raise
         check_beginning(self.path, self.kind, head)
