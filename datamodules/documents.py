@@ -21,7 +21,7 @@ from datamodules.hub import Hub
 from datamodules.open_split import Stream, is_bad, open_split
 from datamodules.resolve_source import Source, resolve_source
 from datamodules.resume import order_facts, saved_position
-from datamodules.same_text import keep_files_apart, keep_texts_apart
+from datamodules.same_text import find_held_out, keep_apart, tell_equal_texts
 from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
 from datamodules.splits import ROLES, Split
 from lightning_memlong.backbone import load_tokenizer
@@ -50,7 +50,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         validation_split: What the source calls its validation split.
         test_split: What the source calls its test split.
         split: ``folders``: folders and files named after the splits, at one level of folders, or the hub's own splits;
-            ``hash``: by a stable hash of documents' names; ``all``: every document in validation and test (evaluation
+            ``hash``: by a stable hash of documents' texts; ``all``: every document in validation and test (evaluation
             only); ``auto``: the source's own if it has two of them, else the hash.
         validation_fraction: Share of documents the hash gives to validation, and the same again to test.
         window: Tokens a step sees [tokens]. Paper, section 3: 1,024.
@@ -177,14 +177,16 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         for part in splits.needed(stage):
             source.shards_of(part, self.settings.split)  # a split that is missing is told before any is tokenised
         new = [part for part in splits.needed(stage) if part not in self.streams]
-        given = isinstance(self.path, dict)
         if "train" in new and not source.undivided:
-            source.shards = keep_files_apart(source.shards, given)
+            source.held_out = find_held_out(self, source.shards, isinstance(self.path, dict))
         for part in new:
             if part not in self.streams:  # one division opens them all
                 self.streams.update(open_split(self.settings, self, source, self._tokenizer, part, stage))
+        opened = {part: self.streams[part] for part in splits.needed(stage)}
+        if "train" in new and source.held_out is not None:
+            keep_apart(opened, source.held_out)
         if new:
-            keep_texts_apart({part: self.streams[part] for part in splits.needed(stage)}, given)
+            tell_equal_texts(opened)
 
     def _find_source(self) -> Source:
         if self._source is None:

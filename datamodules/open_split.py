@@ -11,7 +11,6 @@ from datamodules.cached import CachedStream
 from datamodules.corpus import Corpus
 from datamodules.records import Document, Shard
 from datamodules.resolve_source import Source
-from datamodules.same_text import divide_equal_texts
 from datamodules.settings import DataSettings
 from datamodules.shuffle import SplitDocuments
 from datamodules.streaming import LiveStream
@@ -49,7 +48,7 @@ def open_split(
 
 
 def _is_hashed(settings: DataSettings, source: Source) -> bool:
-    """Whether the split of a document is told by a hash of its name."""
+    """Whether the split of a document is told by a hash of its text."""
     return source.undivided and settings.split != "all"
 
 
@@ -62,22 +61,22 @@ def _open_live(
     shards = source.shards_of(part, settings.split)
     fraction, hashed = settings.validation_fraction, _is_hashed(settings, source)
 
+    held_out = source.held_out if part == "train" else None
+
     def read(index: int, start: int) -> Iterator[Document]:
         documents = corpus.documents(shards, index, start)
-        if not hashed:
-            return documents
-        return (d for d in documents if splits.hash_role(d.id, fraction) == part)
+        if hashed:
+            return (d for d in documents if splits.hash_role(d.digest(), fraction) == part)
+        return documents if held_out is None else filter(held_out.keeps, documents)
 
-    if hashed and part == "train":
-        say("Data: documents are divided by their names as they stream, so that equal texts of other names can be on "
-            "both sides; --data.cache true tokenises first and keeps them together", flush=True)  # fmt: skip
     next(corpus.documents(shards, 0), None)  # a source that cannot be read at all is told before a run begins
-    divided = (part, settings.split, fraction) if source.undivided else (part,)
-    facts = (corpus.recipe(), divided, settings.control_tokens, _identities(shards, content=False))
+    divided = ("text", part, settings.split, fraction) if source.undivided else (part,)
+    facts = (corpus.recipe(), divided, settings.control_tokens, _identities(shards, content=False),
+             held_out and held_out.identity())  # fmt: skip
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     seed = settings.shuffle_seed(part)
     return LiveStream(
-        SplitDocuments(f"{corpus.name} ({part})", tuple(shard.name for shard in shards), read, digest),
+        SplitDocuments(f"{corpus.name} ({part})", tuple(shard.name for shard in shards), read, digest, held_out),
         tokenizer,
         settings.windows(tokenizer.pad_token_id),
         seed,
@@ -150,7 +149,7 @@ def _divide(
         members: dict[str, list[int]] = {"train": [], "validation": everything, "test": everything}
     else:
         names, marks = ([column[i] for i in usable] for column in (cache.ids, cache.marks))
-        members = divide_equal_texts(names, marks, settings.validation_fraction)
+        members = splits.by_hash(names, marks, settings.validation_fraction)
     splits.require_parts(members, stage, settings.split, len(usable))
     return members
 

@@ -1,5 +1,6 @@
 """What is read: shards, the records in them, and the documents that are made of these."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,6 +57,10 @@ class Document:
     """Number of its shard, and of its first row."""
     problem: str | None = None
     """Why it cannot be used."""
+
+    def digest(self) -> str:
+        """What tells its text from others; of one that cannot be read, its name."""
+        return hashlib.blake2b((self.text if self.problem is None else self.id).encode(), digest_size=16).hexdigest()
 
 
 class Shard(Protocol):

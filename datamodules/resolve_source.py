@@ -10,7 +10,7 @@ from datamodules.files import find_files
 from datamodules.formats import printable
 from datamodules.hub import hub_shards
 from datamodules.records import Shard
-from datamodules.same_text import each_file_once
+from datamodules.same_text import HeldOut, each_file_once
 from datamodules.settings import DataSettings
 from datamodules.sources import FileShard
 from datamodules.splits import by_name, some, split_words
@@ -28,6 +28,8 @@ class Source:
     shards: dict[str, Sequence[Shard]]
     """By split; under 'all' if the documents are still to be divided."""
     on_hub: bool = False
+    held_out: HeldOut | None = None
+    """What training leaves out, once it is opened."""
 
     @property
     def undivided(self) -> bool:
@@ -101,7 +103,7 @@ def _resolve_files(settings: DataSettings, corpus: Corpus, paths: list[str]) -> 
 def _tell_unused(settings: DataSettings, where: str, names: Sequence[str]) -> None:
     """Say that names of splits do not divide the text, where a path was given; the default has none."""
     if names and settings.path is not None:
-        how = "documents are divided by a hash of their names" if settings.split != "all" else "all documents are read"
+        how = "documents are divided by a hash of their texts" if settings.split != "all" else "all documents are read"
         say(f"Data: {some(names)} of {where}: named like splits and not used as such (data.split {settings.split}); "
             f"{how}", flush=True)  # fmt: skip
 

@@ -1,18 +1,20 @@
 """The same text twice: a file is read once; documents that are equal are told, and never on both sides of a split."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import Any
 
-from datamodules.formats import COMPRESSION
+from datamodules.corpus import Corpus
+from datamodules.formats import COMPRESSION, printable
 from datamodules.network import UNREADABLE
-from datamodules.records import Shard
+from datamodules.records import Document, Shard
 from datamodules.sources import FileShard
-from datamodules.splits import by_hash, some
+from datamodules.splits import some
 from datamodules.walk import PassedOver
 from lightning_memlong.distributed import say
+from lightning_memlong.errors import UserError
 
 
 def each_file_once(files: Sequence[FileShard], passed: PassedOver) -> list[FileShard]:
@@ -57,81 +59,111 @@ def _same_content(a: FileShard, b: FileShard) -> bool:
     return False
 
 
-def divide_equal_texts(names: Sequence[str], marks: Sequence[str], fraction: float) -> dict[str, list[int]]:
-    """Places of documents by split, by a hash of their names; those of equal text go with the first of them.
+class HeldOut:
+    """Texts that validation or test holds: training leaves them out, or only warns of them.
 
     Args:
-        names: What documents are called.
-        marks: Of each, a digest of its text.
-        fraction: Share of validation, and of test.
+        digests: Of the texts (:meth:`~datamodules.records.Document.digest`).
+        warn_only: Whether splits were given one by one, which stay as they are.
     """
-    equal: dict[str, list[int]] = {}
-    for i, mark in enumerate(marks):
-        equal.setdefault(mark, []).append(i)
-    groups = list(equal.values())
-    parts = by_hash([names[group[0]] for group in groups], fraction)
-    return {role: sorted(i for place in places for i in groups[place]) for role, places in parts.items()}
+
+    def __init__(self, digests: Collection[str], warn_only: bool) -> None:
+        self.digests, self.warn_only = set(digests), warn_only
+        self._met: dict[str, None] = {}
+
+    def identity(self) -> tuple[str, ...]:
+        """What training's order of documents depends on."""
+        return () if self.warn_only else tuple(sorted(self.digests))
+
+    def keeps(self, document: Document) -> bool:
+        """Whether a document that streams by is trained on; says so of the first that is held out."""
+        if document.problem is not None or document.digest() not in self.digests:
+            return True
+        if not self._met:
+            self._say(printable(document.id), "; others are not named")
+        self._met[document.id] = None
+        return self.warn_only
+
+    def words(self) -> str:
+        """How many documents were met that are held out, if they are left out."""
+        return f"{len(self._met)} that are also in another split" if self._met and not self.warn_only else ""
+
+    def divide(self, names: Sequence[str], digests: Sequence[str]) -> list[bool]:
+        """Which documents are trained on; says which are held out.
+
+        Raises:
+            UserError: If there is no other.
+        """
+        held = [digest in self.digests for digest in digests]
+        if any(held):
+            self._say(some([name for name, out in zip(names, held, strict=True) if out]), "")
+        if all(held) and not self.warn_only:
+            raise UserError(
+                f"data.path: all {len(names)} documents of train are also in another split. Allowed: at least one that "
+                "is not. Fix: add text to train, or name the splits one by one (--data.path {train: ..., validation: "
+                "...}), which are read as they are."
+            )
+        return [self.warn_only or not out for out in held]
+
+    def _say(self, names: str, others: str) -> None:
+        if self.warn_only:
+            say(f"Data: WARNING: {names} of train also in another split, whose results they make too good{others}; "
+                "that is how data.path names them", flush=True)  # fmt: skip
+        else:
+            say(f"Data: {names} of train also in another split and not trained on{others}", flush=True)
 
 
-def keep_texts_apart(streams: Mapping[str, Any], tell_only: bool) -> None:
-    """Leave out of tokenised training what another split holds too; say what is equal, within a split and between two.
+def find_held_out(corpus: Corpus, shards: Mapping[str, Sequence[Shard]], warn_only: bool) -> HeldOut:
+    """What validation and test hold; only splits on this machine are read for it.
+
+    Args:
+        corpus: What its documents are.
+        shards: By split.
+        warn_only: As for :class:`HeldOut`.
+    """
+    digests: set[str] = set()
+    for part, found in shards.items():
+        if part == "train" or not on_this_machine(found):
+            continue
+        try:
+            documents = (d for index in range(len(found)) for d in corpus.documents(found, index))
+            digests |= {d.digest() for d in documents if d.problem is None}
+        except UserError as error:  # of a split that is perhaps never used
+            say(f"Data: documents of {part} are not looked for in train: {error}", flush=True)
+    return HeldOut(digests, warn_only)
+
+
+def on_this_machine(shards: Sequence[Shard]) -> bool:
+    """Whether all of these are files here."""
+    return all(isinstance(shard, FileShard) and "://" not in shard.url for shard in shards)
+
+
+def keep_apart(streams: Mapping[str, Any], held_out: HeldOut) -> None:
+    """Leave out of tokenised training what is held out, and what another tokenised split holds.
 
     Args:
         streams: By split, those that are open.
-        tell_only: Whether splits were given one by one: then they stay as they are, as where nothing would be left.
+        held_out: What is known of texts that were not tokenised.
+
+    Raises:
+        UserError: If nothing is left to train on.
     """
-    own = {part: _documents(stream) for part, stream in streams.items() if hasattr(stream, "cache")}
-    for part, documents in own.items():
+    train: Any = streams.get("train")
+    if not hasattr(train, "cache"):  # documents that stream are told apart as they come
+        return
+    for part, stream in streams.items():
+        if part != "train" and hasattr(stream, "cache"):
+            held_out.digests.update(_documents(stream))
+    names, digests = ([column[i] for i in train.documents] for column in (train.cache.ids, train.cache.marks))
+    train.documents = [i for i, kept in zip(train.documents, held_out.divide(names, digests), strict=True) if kept]
+
+
+def tell_equal_texts(streams: Mapping[str, Any]) -> None:
+    """Say which tokenised documents of a split are equal to others of it."""
+    for part, stream in streams.items():
+        documents = _documents(stream) if hasattr(stream, "cache") else {}
         if again := [name for names in documents.values() for name in names[1:]]:
             say(f"Data: {part} holds {some(again)} equal to other documents of it, and reads them all", flush=True)
-    shared = {mark for mark in own.pop("train", {}) if any(mark in documents for documents in own.values())}
-    if not shared:
-        return
-    train = streams["train"]
-    kept = [i for i in train.documents if train.cache.marks[i] not in shared]
-    names = [train.cache.ids[i] for i in train.documents if train.cache.marks[i] in shared]
-    if _tell_shared(names, len(train.documents), tell_only):
-        train.documents = kept
-
-
-def keep_files_apart(shards: Mapping[str, Sequence[Shard]], tell_only: bool) -> dict[str, Sequence[Shard]]:
-    """The shards of all splits, with training's files left out that another split holds too.
-
-    Nothing is known of their documents yet. Only files on this machine of equal size are read for it.
-
-    Args:
-        shards: By split.
-        tell_only: As for :func:`keep_texts_apart`.
-    """
-    sizes = {
-        part: {
-            file: os.path.getsize(file.url) for file in found if isinstance(file, FileShard) and "://" not in file.url
-        }
-        for part, found in shards.items()
-    }
-    train = sizes.pop("train", {})
-    own = set(train.values())
-    others = {file: size for of_split in sizes.values() for file, size in of_split.items() if size in own}
-    same_size, contents = set(others.values()), {_content(file) for file in others}
-    shared = {file for file, size in train.items() if size in same_size and _content(file) in contents}
-    left_out = _tell_shared([file.name for file in train if file in shared], len(shards.get("train", ())), tell_only)
-    return {part: [s for s in found if not (left_out and s in shared)] for part, found in shards.items()}
-
-
-def _tell_shared(names: Sequence[str], of: int, tell_only: bool) -> bool:
-    """Say which texts of training another split holds too, and give whether they are to be left out."""
-    if names and (tell_only or len(names) == of):
-        why = "that is how data.path names them" if tell_only else "nothing else is left to train on"
-        say(f"Data: WARNING: {some(names)} of train are also in another split, whose results they make too good; {why}",
-            flush=True)  # fmt: skip
-        return False
-    if names:
-        say(f"Data: {some(names)} of train are also in another split and are not trained on", flush=True)
-    return bool(names)
-
-
-def _content(file: FileShard) -> str:
-    return file.identity(content=True).removeprefix(file.name)
 
 
 def _documents(stream: Any) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from datamodules.records import Document
+from datamodules.same_text import HeldOut
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class SplitDocuments:
     """Documents of a shard (by number) from a row on, in order."""
     digest: str
     """What identifies the text."""
+    held_out: HeldOut | None = None
+    """What `read` leaves out."""
 
 
 class EpochPosition(NamedTuple):

@@ -141,40 +141,51 @@ def _divides(
     return strict and any(_splits_in(roles) > 1 for roles in beside.values())
 
 
-def hash_role(document: str, fraction: float) -> str:
-    """The split a document belongs to by a hash of its name: the same one whatever else is there."""
-    mark = _mark(document)
+def hash_role(digest: str, fraction: float) -> str:
+    """The split of a document by the digest of its text: the same one whatever else is there, and wherever it lies."""
+    mark = _mark(digest)
     return "validation" if mark < fraction else "test" if mark < 2 * fraction else "train"
 
 
-def by_hash(documents: Sequence[str], fraction: float) -> dict[str, list[int]]:
-    """Places of documents by split, none left empty where that can be helped."""
-    parts: dict[str, list[int]] = {role: [] for role in ROLES}
-    for i, document in enumerate(documents):
-        parts[hash_role(document, fraction)].append(i)
-    _fill(parts, sorted(range(len(documents)), key=lambda i: _mark(documents[i])), documents)
-    return parts
+def by_hash(names: Sequence[str], digests: Sequence[str], fraction: float) -> dict[str, list[int]]:
+    """Places of documents by split, equal texts in the same; no split is left empty where that can be helped.
+
+    Args:
+        names: What documents are called.
+        digests: Of each, a digest of its text.
+        fraction: Share of validation, and of test.
+    """
+    equal: dict[str, list[int]] = {}
+    for i, digest in enumerate(digests):
+        equal.setdefault(digest, []).append(i)
+    parts: dict[str, list[str]] = {role: [] for role in ROLES}
+    for digest in equal:
+        parts[hash_role(digest, fraction)].append(digest)
+    filled = _fill(parts)
+    for part in (role for role in ROLES if filled[role] != parts[role]):
+        found = ", ".join(names[i] for digest in filled[part] for i in equal[digest])
+        say(f"Data: too few documents for splits by hash; {part} holds {found or 'none'}", flush=True)
+    return {role: sorted(i for digest in of_role for i in equal[digest]) for role, of_role in filled.items()}
 
 
-def _mark(document: str) -> float:
-    return int(hashlib.sha256(document.encode()).hexdigest()[:12], 16) / 16**12
+def _mark(digest: str) -> float:
+    return int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16) / 16**12
 
 
-def _fill(parts: dict[str, list[int]], ranked: list[int], documents: Sequence[str]) -> None:
-    """Give empty splits a document: a handful rarely fills all three. What is shared is never shared with train."""
-    for part, other in (("validation", "test"), ("test", "validation")):
-        if parts[part]:
-            continue
-        free = [i for i in ranked if i in parts["train"]]
-        if len(free) > 1 or (free and not parts[other]):
-            parts[part] = free[:1]
-            parts["train"].remove(free[0])
-        else:
-            parts[part] = list(parts[other])
-        names = ", ".join(documents[i] for i in parts[part])
-        say(f"Data: too few documents for a {part} split by hash; it gets {names}", flush=True)
-    if not parts["train"] and parts["test"] != parts["validation"]:
-        parts["train"], parts["test"] = parts["test"], list(parts["validation"])
+def _fill(parts: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The splits, with a text of the largest for each empty one: a handful rarely fills all three.
+
+    Of two texts validation and test share one, which is never shared with train; a single one is only evaluated.
+    """
+    ranked = sorted((digest for of_role in parts.values() for digest in of_role), key=_mark)
+    if len(ranked) < 3:
+        return {"train": ranked[1:], "validation": ranked[:1], "test": ranked[:1]}
+    filled = {role: sorted(of_role, key=_mark) for role, of_role in parts.items()}
+    for role in ROLES:
+        if not filled[role]:
+            largest = max(filled.values(), key=len)
+            filled[role].append(largest.pop(-1 if role == "train" else 0))
+    return {role: of_role if set(of_role) != set(parts[role]) else parts[role] for role, of_role in filled.items()}
 
 
 def require_parts(parts: Mapping[str, Sequence[int]], stage: str, how: str, count: int) -> None:

@@ -94,6 +94,7 @@ class LiveStream:
         c = self._finished or self._counts
         parts = [f"{c['short']} shorter than {self.shortest} tokens"] if c["short"] else []
         parts += [f"{c['bad']} that could not be used"] if c["bad"] else []
+        parts += [words] if self.source.held_out and (words := self.source.held_out.words()) else []
         return f"{c['read']} documents read; left out: {', '.join(parts)}" if parts else ""
 
     def was_read(self) -> str:

@@ -164,7 +164,7 @@ def _write_cache(
                 tokens.astype(dtype).tofile(file)
                 facts["ids"].append(document.id)
                 facts["lengths"].append(len(tokens))
-                facts["marks"].append(hashlib.blake2b(document.text.encode(), digest_size=16).hexdigest())
+                facts["marks"].append(document.digest())
             total = sum(facts["lengths"])
             speed = total / max(progress.tasks[0].elapsed or 0, 1e-9)
             text = f"{len(facts['ids']):,} documents, {total:,} tokens, {speed:,.0f} tokens/s"

@@ -205,7 +205,7 @@ def test_bad_documents_stop_the_run_or_are_counted(
 def test_short_documents_are_left_out_only_if_that_was_asked_for(tmp_path: Path, tiny_backbone: Path) -> None:
     for part in ("train", "validation"):
         (tmp_path / part).mkdir()
-        write_rows(tmp_path / part / "a.jsonl", [{"text": text(n)} for n in (3, 100, 20, 40)])
+        write_rows(tmp_path / part / "a.jsonl", [{"text": text(n, len(part))} for n in (3, 100, 20, 40)])
     for cache in (True, False):
         data = PG19(**settings(tmp_path, tiny_backbone, cache=cache, min_document_tokens=30))
         data.setup("fit")
@@ -290,7 +290,7 @@ def test_files_of_the_same_name_are_all_read(tmp_path: Path, tiny_backbone: Path
     for corpus in "AB":
         for part in ("train", "validation"):
             (tmp_path / corpus / part).mkdir(parents=True)
-            (tmp_path / corpus / part / "x.txt").write_text(text(40, ord(corpus)))
+            (tmp_path / corpus / part / "x.txt").write_text(text(40, ord(corpus) + len(part)))
     both = [str(tmp_path / corpus) for corpus in "AB"]
     data = PG19(**settings(both, tiny_backbone))
     data.setup("fit")
@@ -303,7 +303,7 @@ def test_what_was_left_out_is_told_for_a_whole_epoch(
 ) -> None:
     for part in ("train", "validation"):
         (tmp_path / part).mkdir()
-        write_rows(tmp_path / part / "a.jsonl", [{"text": text(n)} for n in (3, 100, 3, 40)])
+        write_rows(tmp_path / part / "a.jsonl", [{"text": text(n, len(part))} for n in (3, 100, 3, 40)])
     data = PG19(**settings(tmp_path, tiny_backbone, min_document_tokens=30))
     data.setup("fit")
     for _ in data.train_dataloader():
@@ -317,7 +317,7 @@ def test_what_was_left_out_is_told_for_a_whole_epoch(
 def test_documents_are_judged_before_they_are_cut(cache: bool, tmp_path: Path, tiny_backbone: Path) -> None:
     for part in ("train", "validation"):
         (tmp_path / part).mkdir()
-        (tmp_path / part / "a.txt").write_text(text(100))
+        (tmp_path / part / "a.txt").write_text(text(100, len(part)))
     data = PG19(**settings(tmp_path, tiny_backbone, cache=cache, max_document_tokens=10))
     data.setup("fit")
     assert [int(b["length"]) for b in data.val_dataloader()] == [10]

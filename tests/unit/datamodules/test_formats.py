@@ -131,8 +131,8 @@ def test_what_is_spelled_like_a_control_token_is_text_unless_asked_otherwise(
     cache: bool, tmp_path: Path, byte_backbone: Path
 ) -> None:
     content = f"{'x' * 40}<pad>{'y' * 40}"
-    for name in ("train/a.txt", "valid/b.txt"):
-        write(tmp_path, name, [content])
+    write(tmp_path, "train/a.txt", [f"{content}."])
+    write(tmp_path, "valid/b.txt", [content])
     tokenizer = load_tokenizer(str(byte_backbone))
     literal = tokenizer([content], add_special_tokens=False, split_special_tokens=True)["input_ids"][0]
     tokenizer.backend_tokenizer.encode_special_tokens = False  # which the line before has left set

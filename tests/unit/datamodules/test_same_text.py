@@ -95,35 +95,63 @@ def test_a_link_between_splits_is_on_one_side(tmp_path: Path, tiny_backbone: Pat
     }
 
 
-@pytest.mark.parametrize("salt", range(10))
-def test_equal_texts_are_told_and_on_one_side_of_a_hash(
-    salt: int, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("cache", [True, False])
+def test_equal_texts_are_on_one_side_of_a_hash(
+    cache: bool, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for i in range(9):
+    """And wherever they lie: by their texts, not their names."""
+    for i in range(30):
         for copy in range(3):
-            write(tmp_path, f"{salt}/{copy}/{i}.txt", [text(i)])
-    found = splits_of(opened(tmp_path, tiny_backbone, validation_fraction=0.3), "fit", "test")
-    sides = [set(documents) for documents in found.values()]
-    assert all(sides) and sum(map(len, sides)) == len(set.union(*sides)) == 9
-    assert sum(map(len, found.values())) == 27 and "equal to other documents of it" in capsys.readouterr().out
+            write(tmp_path, f"x/{copy}/{i}.txt", [text(i)])
+        write(tmp_path, f"y/{i + 100}.txt", [text(i)])
+    found = splits_of(opened(tmp_path / "x", tiny_backbone, validation_fraction=0.2, cache=cache), "fit", "test")
+    sides = {part: sorted(set(documents)) for part, documents in found.items()}
+    assert all(sides.values()) and sorted(sum(sides.values(), [])) == tokens(
+        tiny_backbone, [text(i) for i in range(30)]
+    )
+    assert sum(map(len, found.values())) == 90
+    assert ("equal to other documents of it" in capsys.readouterr().out) is cache
+    elsewhere = splits_of(
+        opened(tmp_path / "y", tiny_backbone, validation_fraction=0.2, cache=not cache), "fit", "test"
+    )
+    assert elsewhere == sides
 
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_training_leaves_out_what_another_split_holds(
     cache: bool, tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that validation or test holds; of others, documents that validation holds, where all are read first."""
-    for part, numbers in (("train", (0, 1, 2, 3)), ("validation", (1, 4)), ("test", (2,))):
+    """Whole files and rows, also where test is never opened."""
+    for part, numbers in (("train", (0, 1, 2, 3)), ("validation", (1, 4))):
         for i in numbers:
             write(tmp_path, f"{part}/{i}.txt", [text(i)])
-    write(tmp_path, "train/rows.jsonl", [text(4), text(5)])
-    found = splits_of(opened(tmp_path, tiny_backbone, cache=cache), "fit", "test")
-    assert found["train"] == tokens(tiny_backbone, [text(0), text(3), *([] if cache else [text(4)]), text(5)])
-    assert found["validation"] == tokens(tiny_backbone, [text(1), text(4)])
-    assert found["test"] == tokens(tiny_backbone, [text(2)])
+    write(tmp_path, "test/rows.jsonl", [text(2), text(6)])
+    write(tmp_path, "train/rows.jsonl", [text(4), text(5), text(6)])
+    data = opened(tmp_path, tiny_backbone, cache=cache)
+    assert splits_of(data, "fit")["train"] == tokens(tiny_backbone, [text(0), text(3), text(5)])
+    data.teardown("fit")
     said = capsys.readouterr().out
-    assert "2 (train/1.txt, train/2.txt) of train are also in another split and are not trained on" in said
-    assert ("1 (train/rows.jsonl:1) of train are also" in said) is cache
+    if cache:
+        names = "4 (train/1.txt, train/2.txt, train/rows.jsonl:1, train/rows.jsonl:3)"
+        assert f"{names} of train also in another split and not trained on" in said
+    else:
+        assert "train/1.txt of train also in another split and not trained on; others are not named" in said
+        assert "4 that are also in another split" in said
+    found = splits_of(opened(tmp_path, tiny_backbone, cache=cache), "fit", "test")
+    assert found["validation"] == tokens(tiny_backbone, [text(1), text(4)])
+    assert found["test"] == tokens(tiny_backbone, [text(2), text(6)])
+
+
+def test_a_split_that_cannot_be_read_is_not_looked_for(
+    tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "validation"):
+        write(tmp_path, f"{part}/a.jsonl", [text(len(part))])
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "a.jsonl").write_text('{"content": "x"}\n')
+    found = splits_of(opened(tmp_path, tiny_backbone))
+    assert found["train"] == tokens(tiny_backbone, [text(5)])
+    assert "documents of test are not looked for in train: data.text_column" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -133,7 +161,11 @@ def test_splits_that_are_given_one_by_one_stay_as_they_are(
     for part in ("train", "validation"):
         write(tmp_path, f"{part}/a.txt", [text(0)])
     path = {part: str(tmp_path / part) for part in ("train", "validation")}
-    for where, why in ((path, "that is how data.path names them"), (tmp_path, "nothing else is left to train on")):
-        found = splits_of(opened(where, tiny_backbone, cache=cache))
-        assert found["train"] == found["validation"] == tokens(tiny_backbone, [text(0)])
-        assert why in (said := capsys.readouterr().out) and "WARNING: 1 (" in said
+    found = splits_of(opened(path, tiny_backbone, cache=cache))
+    assert found["train"] == found["validation"] == tokens(tiny_backbone, [text(0)])
+    said = capsys.readouterr().out
+    assert said.count("WARNING") == 1 and "that is how data.path names them" in said
+    alone = opened(tmp_path, tiny_backbone, cache=cache)
+    with pytest.raises(UserError, match="also in another split"):
+        alone.setup("fit")
+        list(alone.train_dataloader())

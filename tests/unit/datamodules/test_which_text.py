@@ -75,8 +75,8 @@ def test_an_edit_of_equal_size_is_another_text_while_streaming(tmp_path: Path, t
 
 @pytest.mark.parametrize("text_then", ["kan " * 40, "", None])
 def test_a_place_past_the_end_of_a_text_is_an_error(text_then: str | None, tmp_path: Path, tiny_backbone: Path) -> None:
-    for name in ("train/a.txt", "valid/b.txt"):
-        write(tmp_path, name, ["kan los " * 100])
+    write(tmp_path, "train/a.txt", ["kan los " * 100])
+    write(tmp_path, "valid/b.txt", ["los kan " * 100])
     data = opened(tmp_path, tiny_backbone, cache=False)
     data.setup("fit")
     batches = iter(data.train_dataloader())
