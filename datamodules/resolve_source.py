@@ -179,7 +179,7 @@ def _resolve_hub(settings: DataSettings, corpus: Corpus) -> Source:
         chosen = [("all", roles.get("train") or next(iter(there)))]
     if left := sorted(set(there) - {name for _, name in chosen}):
         say(f"Data: splits of {hub.id} that are not read: {some(left)}", flush=True)
-    # Documents are divided by their names: those of a folder are the same wherever it lies.
+    # Documents of a folder are called the same wherever it lies.
     called = Path(hub.id).name if Path(hub.id).is_dir() else hub.id
     shards: dict[str, list[Shard]] = {}
     for role, name in chosen:
