@@ -166,6 +166,9 @@ class Dashboard(L.Callback):
             if pl_module.model.memory_bias:
                 biases = {int(k): b.detach().float().cpu() for k, b in pl_module.model.memory_bias.items()}
                 writer.add_figure("attention/memory_bias", draw_heads(biases, "bias in memory"), step)
+            if pl_module.model.memory_scale:
+                scales = {int(k): s.detach().float().exp().cpu() for k, s in pl_module.model.memory_scale.items()}
+                writer.add_figure("attention/memory_scale", draw_heads(scales, "factor on scores in memory"), step)
             for name, text in record.texts(pl_module.tokenizer).items():
                 writer.add_text(name, text, step)
 

@@ -127,7 +127,7 @@ def describe(parameters: Mapping[str, nn.Parameter]) -> list[tuple[str, str, int
     """
     groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for name, parameter in parameters.items():
-        number = re.search(r"(?:layers|gates|memory_bias)\.(\d+)", name)
+        number = re.search(r"(?:layers|gates|memory_bias|memory_scale)\.(\d+)", name)
         pattern = name if number is None else f"{name[: number.start(1)]}{{}}{name[number.end(1) :]}"
         shape = " x ".join(map(str, parameter.shape))
         groups.setdefault((pattern, shape), []).append((int(number[1]) if number else -1, parameter.numel()))

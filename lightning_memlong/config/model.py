@@ -72,6 +72,9 @@ class ModelConfig:
     memory_bias: bool = True
     """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for
     fusion joint: 0 changes nothing, with less a head reads less. Learned in every tuning mode, alone in gates_only."""
+    memory_scale: bool = True
+    """Learn one more for each: its scores in memory are multiplied by e to it, for position fixed. 0 changes nothing,
+    with more a head reads fewer tokens, more sharply."""
     memory_weights: str | None = "auto"
     """A file of these numbers (conf/recipes/calibrate.yaml); auto: those of the backbone; null: begin with 0."""
     gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})

@@ -10,7 +10,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.model.memory_weights import recognise_backbone
 from lightning_memlong.model.model import MemLongModel
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 def read_checkpoint(path: Path, given: str) -> dict[str, Any]:

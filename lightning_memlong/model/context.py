@@ -75,6 +75,8 @@ class ForwardContext:
     """Layer, as a string -> (H,), for fusion ``gated``."""
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     """Layer, as a string -> (H,), added to its heads' scores in memory, for fusion ``joint``."""
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    """Layer, as a string -> (H,), logarithms of factors on its heads' scores in memory, for position ``fixed``."""
     turn_query: Callable[[int, Tensor, int], Tensor] | None = None
     """Turns a layer's rotated queries (B, H, T, D), the first of them at a position, to memory's distance; None:
     memory is read with them as they are."""
@@ -114,6 +116,8 @@ class ForwardContext:
         reading = None
         if self.turn_query is not None:
             reading = self.turn_query(layer, query[:, :, self.prefix :], self.begin + self.prefix)
+            if (scale := self.scales.get(name)) is not None:
+                reading = reading * scale.exp().to(reading.dtype)[:, None, None]
         return RetrievedKV(
             keys, values, self.memory_mask, self.prefix, self.gates.get(name), reading, self.biases.get(name),
             self.choice, None if near is None else RetrievedKV(*near, self.near_mask),
@@ -134,12 +138,18 @@ class ContextFactory:
         rotary: The backbone's positions.
         gates: Layer, as a string -> gates (H,), for fusion ``gated``.
         biases: Layer, as a string -> numbers (H,), for fusion ``joint``.
+        scales: Layer, as a string -> logarithms of factors (H,), for position ``fixed``.
     """
 
     def __init__(
-        self, layout: MemoryLayout, rotary: Rotary, gates: Mapping[str, Tensor], biases: Mapping[str, Tensor]
+        self,
+        layout: MemoryLayout,
+        rotary: Rotary,
+        gates: Mapping[str, Tensor],
+        biases: Mapping[str, Tensor],
+        scales: Mapping[str, Tensor],
     ) -> None:
-        self.layout, self.rotary, self.gates, self.biases = layout, rotary, gates, biases
+        self.layout, self.rotary, self.gates, self.biases, self.scales = layout, rotary, gates, biases, scales
 
     def new_context(self, retrieved: Retrieved | None, input_ids: Tensor, bos: int | None) -> ForwardContext:
         """The context of a pass over a window (B, T): the memory it reads, and room for what is to be stored.
@@ -185,7 +195,7 @@ class ContextFactory:
         if places.far or layout.position != "fixed":
             context.biases = self.biases
         if places.far:
-            context.turn_query = self._turning()
+            context.turn_query, context.scales = self._turning(), self.scales
         if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
             context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
         if retrieved.count_attention:

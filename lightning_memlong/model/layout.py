@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_memlong.backbone import choose_layers, unlimited_layers
 from lightning_memlong.config import ModelConfig
-from lightning_memlong.model.memory_weights import LearnedBiases
+from lightning_memlong.model.memory_weights import LearnedReading
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class MemoryLayout:
     memory_near: int
     """The last so many retrieved tokens stand right before the window, for position ``fixed`` [tokens]."""
     memory_bias: bool
+    memory_scale: bool
     stored: tuple[int, ...] | None = None
     """Layers whose K/V a bank holds, if not those that are read."""
 
@@ -40,7 +41,7 @@ class MemoryLayout:
         return [self.memory_layer] if self.source == "single" else self.retrieval_layers
 
 
-def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedBiases | None) -> MemoryLayout:
+def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedReading | None) -> MemoryLayout:
     """Where a decoder's memory is stored and read.
 
     Args:
@@ -58,6 +59,7 @@ def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedBiases | No
     how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout) if hasattr(chosen, f.name)}
     how["memory_distance"] = _distance(config, chosen)
     how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
+    how["memory_scale"] = chosen.memory_scale and chosen.fusion == "joint" and chosen.position == "fixed"
     return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": layers}))
 
 

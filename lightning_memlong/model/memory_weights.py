@@ -1,4 +1,4 @@
-"""What a backbone has learned of reading memory, apart from its weights: one number for each retrieval layer and head.
+"""What a backbone has learned of reading memory, apart from its weights: a few numbers a retrieval layer and head.
 
 A file of a few kB holds the numbers, what backbone they belong to and with which settings they were learned. A backbone
 that was exported has its own beside its weights.
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 MEMORY_WEIGHTS_FILE = "memory.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
 """Files that come with the project; docs/results.md has the command that made each."""
+SCALE = "scale."
+"""Begins the names of scales in a file; biases are called by their layers alone."""
 KEY, LAYERS = "model.memory_weights", "model.retrieval_layers"
 
 
@@ -61,7 +63,8 @@ def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] 
         "name": model.name, "backbone": json.dumps(backbone), "model": json.dumps(_held(model)),
         "memory": json.dumps({k: v for k, v in (memory or {}).items() if k in ("chunk_size", "top_k", "candidates")}),
     }  # fmt: skip
-    numbers = {layer: number.detach().float().cpu().contiguous() for layer, number in model.memory_bias.items()}
+    learned = {**model.memory_bias, **{f"{SCALE}{layer}": number for layer, number in model.memory_scale.items()}}
+    numbers = {name: number.detach().float().cpu().contiguous() for name, number in learned.items()}
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         save_file(numbers, file, facts)
@@ -71,13 +74,15 @@ def save_memory_weights(model: Any, file: str | Path, memory: Mapping[str, Any] 
 
 
 @dataclass(frozen=True)
-class LearnedBiases:
+class LearnedReading:
     """Numbers learned before, and what they were learned with."""
 
     source: str
     """Where they are from, for messages."""
-    numbers: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
     """Layer, as a string -> (H,) float32."""
+    scales: Mapping[str, Tensor]
+    """The same, logarithms of factors; none where none were learned."""
     facts: Mapping[str, Any]
     """``name`` and ``backbone`` they belong to, settings of ``model`` and ``memory`` they were learned with."""
     asked_for: bool = False
@@ -85,12 +90,12 @@ class LearnedBiases:
 
     def best_layers(self, count: int) -> list[int]:
         """The layers whose heads read most of memory: those with the highest mean."""
-        require(count <= len(self.numbers), LAYERS, count, f"1 to {len(self.numbers)} layers", "ask for fewer")
-        order = sorted(self.numbers, key=lambda layer: -float(self.numbers[layer].mean()))
+        require(count <= len(self.biases), LAYERS, count, f"1 to {len(self.biases)} layers", "ask for fewer")
+        order = sorted(self.biases, key=lambda layer: -float(self.biases[layer].mean()))
         return sorted(map(int, order[:count]))
 
 
-def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | None:
+def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedReading | None:
     """Numbers learned before, as ``model.memory_weights`` says.
 
     Args:
@@ -116,7 +121,7 @@ def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfi
     return found
 
 
-def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | None:
+def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedReading | None:
     for file in sorted(SHIPPED.glob("*.safetensors")):
         found = _read(file)
         held, its = found.facts["model"], found.facts["backbone"]
@@ -127,7 +132,7 @@ def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedBiases | 
     return None
 
 
-def take_memory_weights(model: Any, found: LearnedBiases) -> None:
+def take_memory_weights(model: Any, found: LearnedReading) -> None:
     """Begin with numbers learned before; if somebody asked for them, the model's ``calibrated`` says how they were.
 
     Args:
@@ -137,7 +142,7 @@ def take_memory_weights(model: Any, found: LearnedBiases) -> None:
     Raises:
         UserError: If they are of other layers.
     """
-    here, there = sorted(map(int, model.memory_bias)), sorted(map(int, found.numbers))
+    here, there = sorted(map(int, model.memory_bias)), sorted(map(int, found.biases))
     fix = "learn them with conf/recipes/calibrate.yaml"
     known = set(here) <= set(there)
     require(known, KEY, f"{found.source} (layers {there})", f"a file for model.retrieval_layers {here}", fix)
@@ -145,11 +150,11 @@ def take_memory_weights(model: Any, found: LearnedBiases) -> None:
         if found.asked_for and found.facts["model"].get(name) != value:
             was = found.facts["model"].get(name)
             log.warning("%s was learned with model.%s=%s, which is %s here", KEY, name, was, value)
-    for layer, number in model.memory_bias.items():
-        learned = found.numbers[layer]
-        ok, allowed = learned.shape == number.shape, f"{len(number)} heads in layer {layer}"
-        require(ok, KEY, f"{len(learned)} heads", allowed, "give a file for this backbone")
-        number.data.copy_(learned)
+    for own, learned in ((model.memory_bias, found.biases), (model.memory_scale, found.scales)):
+        for layer in own.keys() & learned.keys():
+            ok, allowed = learned[layer].shape == own[layer].shape, f"{len(own[layer])} heads in layer {layer}"
+            require(ok, KEY, f"{len(learned[layer])} heads", allowed, "give a file for this backbone")
+            own[layer].data.copy_(learned[layer])
     model.calibrated = found.facts if found.asked_for else {}
 
 
@@ -165,15 +170,17 @@ def warn_of_other_memory(model: Any, memory: Any) -> None:
             log.warning("%s was learned with memory.%s=%s, which is %s here", KEY, name, value, getattr(memory, name))
 
 
-def _read(file: Path) -> LearnedBiases:
+def _read(file: Path) -> LearnedReading:
     try:
         with safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
             found = dict(opened.metadata() or {})
             facts = {k: v if k == "name" else json.loads(v) for k, v in found.items()}
-            numbers = {layer: opened.get_tensor(layer) for layer in opened.keys()}  # noqa: SIM118  (it is no mapping)
+            numbers = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no mapping)
             if not {"name", "backbone", "model", "memory"} <= set(facts):
                 raise ValueError("it says nothing of a backbone")
-        return LearnedBiases(str(file), numbers, facts)
+        biases = {name: number for name, number in numbers.items() if not name.startswith(SCALE)}
+        scales = {name.removeprefix(SCALE): number for name, number in numbers.items() if name.startswith(SCALE)}
+        return LearnedReading(str(file), biases, scales, facts)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"{KEY}={str(file)!r} cannot be read ({str(error).splitlines()[0]}). Allowed: auto, null, or a file "

@@ -79,8 +79,9 @@ class MemLongModel(nn.Module):
         gated = self.retrieval_layers if chosen.fusion == "gated" else []
         heads = self.config.num_attention_heads
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
-        self.memory_bias = self._new_biases()
-        learned: Any = (self.gates, self.memory_bias)  # live mappings, though PyTorch does not call them so
+        self.memory_bias = self._one_a_head(self.layout.memory_bias)
+        self.memory_scale = self._one_a_head(self.layout.memory_scale)
+        learned: Any = self._numbers()  # live mappings, though PyTorch does not call them so
         self.contexts = ContextFactory(self.layout, self.rotary, *learned)
         self.tuning = Tuning(self.backbone, self.memory_layer, tuning or TuningConfig())
         if isinstance(backbone, str):
@@ -89,16 +90,20 @@ class MemLongModel(nn.Module):
         """What the biases that somebody asked for were learned with."""
         if learned_before is not None:
             take_memory_weights(self, learned_before)
-        for learned in (self.gates, self.memory_bias):
+        for learned in self._numbers():
             learned.requires_grad_(self.tuning.config.mode != "none")
         self._checkpointed = chosen.gradient_checkpointing
         if self._checkpointed:
             gradient_checkpointing(self.backbone, True)
         self.train(self.training)
 
-    def _new_biases(self) -> nn.ParameterDict:
-        heads, layers = self.config.num_attention_heads, self.retrieval_layers if self.layout.memory_bias else []
+    def _one_a_head(self, wanted: bool) -> nn.ParameterDict:
+        heads, layers = self.config.num_attention_heads, self.retrieval_layers if wanted else []
         return nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in layers})
+
+    def _numbers(self) -> tuple[nn.ParameterDict, ...]:
+        """What is learned of reading memory, apart from weights: for each layer, one number a head."""
+        return self.gates, self.memory_bias, self.memory_scale
 
     @property
     def device(self) -> torch.device:
@@ -154,11 +159,12 @@ class MemLongModel(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemLongModel":
-        """Keep rotary tables, gates and biases in float32 whatever the model is cast to."""
+        """Keep rotary tables, and what is learned of reading memory, in float32 whatever the model is cast to."""
         super()._apply(fn, recurse)
         self.rotary.restore()
-        for number in (*self.gates.values(), *self.memory_bias.values()):
-            number.data = number.data.float()
+        for learned in self._numbers():
+            for number in learned.values():
+                number.data = number.data.float()
         return self
 
     def forward(
@@ -185,10 +191,10 @@ class MemLongModel(nn.Module):
             :, -logits_to_keep:
         ]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
-        if loss is not None and not (context.gates or context.biases):
+        if loss is not None and not (context.gates or context.scales):
             # They take no part in a window without memory, or with none but near; where only they are trained there
             # must still be a graph.
-            loss = loss + sum(0.0 * n.sum() for n in (*self.gates.values(), *self.memory_bias.values()))
+            loss = loss + sum(0.0 * n.sum() for learned in self._numbers() for n in learned.values())
         assert context.hidden is not None
         states = context.hidden[:, context.prefix :]
         return MemLongOutput(
@@ -231,7 +237,7 @@ class MemLongModel(nn.Module):
         return found
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name: the tuned part of the backbone, the gates and the biases."""
+        """Trained parameters by name: the tuned part of the backbone, gates, biases and scales."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def unwrap(self) -> PreTrainedModel:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.model.layout import MemoryLayout, lay_out
-from lightning_memlong.model.memory_weights import LearnedBiases, find_memory_weights
+from lightning_memlong.model.memory_weights import LearnedReading, find_memory_weights
 from lightning_memlong.model.model import MemLongModel
 
 READING = ("position", "memory_distance", "memory_near", "memory_weights", "retrieval_layers")
@@ -23,6 +23,8 @@ class Reading:
     layout: MemoryLayout
     biases: Mapping[str, Tensor]
     """Layer, as a string -> (H,); none: nothing is added."""
+    scales: Mapping[str, Tensor]
+    """Layer, as a string -> (H,), logarithms of factors; none: nothing is multiplied."""
 
 
 def as_reading(model: MemLongModel, changes: Mapping[str, Any], key: str) -> Reading:
@@ -40,15 +42,23 @@ def as_reading(model: MemLongModel, changes: Mapping[str, Any], key: str) -> Rea
     require(not other, key, other, f"of the model group: {', '.join(READING)}", "set it for all: --model.*")
     own = {f.name: getattr(model.layout, f.name) for f in fields(ModelConfig) if hasattr(model.layout, f.name)}
     chosen = ModelConfig(**{**own, **changes})
-    learned = {layer: number.detach() for layer, number in model.memory_bias.items()}
-    mine = LearnedBiases("model", learned, {}) if learned else None
+    biases, scales = _detached(model.memory_bias), _detached(model.memory_scale)
+    mine = LearnedReading("model", biases, scales, {}) if biases else None
     found = find_memory_weights(model.name, model.backbone, chosen) if "memory_weights" in changes else mine
     layout = lay_out(model.config, chosen, found or mine)
     stored = model.layout.stored_layers
     unknown = sorted({*layout.retrieval_layers} - {*stored}) if layout.source == "per_layer" else []
     require(not unknown, key, f"retrieval_layers {unknown}", f"layers that are stored: {stored}", "leave them out")
-    biases = {} if found is None else {layer: number.to(model.device) for layer, number in found.numbers.items()}
-    return Reading(replace(layout, stored=tuple(stored)), biases)
+    if found is not None:
+        biases, scales = found.biases, found.scales
+    elif "memory_weights" in changes:
+        biases = scales = {}
+    how = ({layer: number.to(model.device) for layer, number in learned.items()} for learned in (biases, scales))
+    return Reading(replace(layout, stored=tuple(stored)), *how)
+
+
+def _detached(learned: nn.ParameterDict) -> Mapping[str, Tensor]:
+    return {layer: number.detach() for layer, number in learned.items()}
 
 
 @contextmanager
@@ -58,9 +68,9 @@ def reading(model: MemLongModel, way: Reading | None) -> Iterator[None]:
         yield
         return
     contexts = model.contexts
-    own = contexts.layout, contexts.biases
-    contexts.layout, contexts.biases = way.layout, way.biases
+    own = contexts.layout, contexts.biases, contexts.scales
+    contexts.layout, contexts.biases, contexts.scales = way.layout, way.biases, way.scales
     try:
         yield
     finally:
-        contexts.layout, contexts.biases = own
+        contexts.layout, contexts.biases, contexts.scales = own

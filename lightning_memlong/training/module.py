@@ -22,6 +22,9 @@ from lightning_memlong.training.loss_weights import LossWeights, long_context_lo
 from lightning_memlong.training.resume import keep_recipe
 from lightning_memlong.training.schedule import LinearWarmup
 
+SCALE_RATE = 0.2
+"""Learning rate of scales by that of biases: a score is several units large, so that a scale moves it several times."""
+
 
 class MemLongModule(L.LightningModule):
     """Trains and evaluates a :class:`MemLong`.
@@ -37,7 +40,8 @@ class MemLongModule(L.LightningModule):
         loss_weights: none: each scored token counts the same in training; long_context: by what memory is worth to it
             (LongCE, arXiv 2410.23771), min(exp(loss without memory - loss with it), 5), for a second pass.
         compare_memory_off: Also score every validation and test window without memory: same weights, same tokens.
-        memory_bias_lr: Learning rate of the biases at its top; the optimiser's own is for weights.
+        memory_bias_lr: Learning rate of the biases at its top, and of the scales a fifth of it; the optimiser's own is
+            for weights.
         **settings: Fields of :class:`ModelConfig`: what the network is.
     """
 
@@ -208,12 +212,13 @@ class MemLongModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _groups(self) -> Any:
-        """Biases have a learning rate of their own, as they begin at zero and a unit of them is much, and no decay."""
+        """Biases and scales have learning rates of their own, as they begin at zero and a unit is much, and no decay."""
         trained = self.model.trainable()
-        own = [p for name, p in trained.items() if name.startswith("memory_bias.")]
-        rest = [p for name, p in trained.items() if not name.startswith("memory_bias.")]
-        groups = [{"params": rest}] if rest else []
-        return [*groups, {"params": own, "lr": self.memory_bias_lr, "weight_decay": 0.0}] if own else rest
+        rates = {"memory_bias.": self.memory_bias_lr, "memory_scale.": SCALE_RATE * self.memory_bias_lr}
+        own = {begin: [p for name, p in trained.items() if name.startswith(begin)] for begin in rates}
+        rest = [p for name, p in trained.items() if not name.startswith(tuple(rates))]
+        groups = [{"params": found, "lr": rates[begin], "weight_decay": 0.0} for begin, found in own.items() if found]
+        return [*([{"params": rest}] if rest else []), *groups] if groups else rest
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, note which backbone it belongs to, and the random state."""

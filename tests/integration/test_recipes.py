@@ -97,11 +97,14 @@ def test_calibration_learns_biases_alone_and_they_can_be_used(
     at = options.index("--trainer.callbacks.figures")  # options of the last callback, which is another one here
     cli = MemLongCLI(["fit", *options[:2], *recipe, *options[2:at], *options[at + 2 :], *steps])
     biases = cli.model.model.memory_bias
-    assert set(cli.model.model.trainable()) == {f"memory_bias.{layer}" for layer in biases}
-    assert any(bool(number.any()) for number in biases.values())
+    scales = cli.model.model.memory_scale
+    learned = {f"{name}.{layer}" for name in ("memory_bias", "memory_scale") for layer in biases}
+    assert set(cli.model.model.trainable()) == learned
+    assert all(any(bool(number.any()) for number in numbers.values()) for numbers in (biases, scales))
     file = next(tmp_path.rglob("memory.safetensors"))
     assert f"--model.memory_weights {file}" in capsys.readouterr().out
     used = MemLongCLI(["validate", *options, "--model.memory_weights", str(file)])
     assert all(torch.equal(used.model.model.memory_bias[n], biases[n].cpu()) for n in biases)
+    assert all(torch.equal(used.model.model.memory_scale[n], scales[n].cpu()) for n in scales)
     few = MemLongCLI(["validate", *options, "--model.memory_weights", str(file), "--model.retrieval_layers", "2"])
     assert len(few.model.model.retrieval_layers) == 2 and {*few.model.model.memory_bias} < {*biases}

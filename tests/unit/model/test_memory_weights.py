@@ -16,7 +16,7 @@ from tests.conftest import tiny_llama
 
 def learned(**settings: object) -> MemLong:
     model = MemLong(tiny_llama(), memory_layer=1, **settings)  # type: ignore[arg-type]
-    for number in model.memory_bias.values():
+    for number in (*model.memory_bias.values(), *model.memory_scale.values()):
         number.data.normal_(generator=torch.Generator().manual_seed(int(number.numel())))
     return model
 
@@ -27,6 +27,7 @@ def test_a_file_is_taken_as_it_was_written(tmp_path: Path) -> None:
     assert file.stat().st_size < 4096
     other = MemLong(tiny_llama(), memory_layer=1, memory_weights=str(file))
     assert all(torch.equal(other.memory_bias[n], model.memory_bias[n]) for n in model.memory_bias)
+    assert all(torch.equal(other.memory_scale[n], model.memory_scale[n]) for n in model.memory_scale)
     assert other.calibrated["memory"] == {"top_k": 5}
 
 
@@ -95,4 +96,6 @@ def test_an_exported_folder_brings_its_own(tmp_path: Path) -> None:
     settings = {k: v for k, v in (exported_settings(folder) or {}).items() if k != "prepend_bos"}
     back = MemLong(folder, **settings)
     assert all(torch.equal(back.memory_bias[n], model.memory_bias[n]) for n in model.memory_bias)
-    assert not any(n.any() for n in MemLong(folder, **settings, memory_weights=None).memory_bias.values())
+    assert all(torch.equal(back.memory_scale[n], model.memory_scale[n]) for n in model.memory_scale)
+    anew = MemLong(folder, **settings, memory_weights=None)
+    assert not any(n.any() for n in (*anew.memory_bias.values(), *anew.memory_scale.values()))

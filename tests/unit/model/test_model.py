@@ -157,15 +157,39 @@ def test_what_is_trained_equals_the_written_list(mode: str) -> None:
     fusion = "gated" if mode in ("gates_only", "none") else "joint"
     model = wrap(fusion=fusion, tuning=TuningConfig(mode=mode, lora_rank=2))
     expected = set() if mode == "none" else TRAINED[mode]
-    biases = {f"memory_bias.{layer}" for layer in model.retrieval_layers} if fusion == "joint" else set()
-    assert set(model.trainable()) == expected | biases
+    assert set(model.trainable()) == expected | (one_a_head() if fusion == "joint" else set())
+
+
+def one_a_head() -> set[str]:
+    return {f"{name}.{layer}" for name in ("memory_bias", "memory_scale") for layer in wrap().retrieval_layers}
 
 
 def test_where_nothing_else_is_trained_biases_are() -> None:
-    assert set(wrap(tuning=TuningConfig(mode="gates_only")).trainable()) == {
-        f"memory_bias.{layer}" for layer in wrap().retrieval_layers
-    }
-    assert not wrap(memory_bias=False).memory_bias
+    assert set(wrap(tuning=TuningConfig(mode="gates_only")).trainable()) == one_a_head()
+    assert not wrap(memory_bias=False).memory_bias and not wrap(memory_scale=False).memory_scale
+    assert not wrap(position="sequential").memory_scale and wrap(position="sequential").memory_bias
+
+
+def test_a_scale_multiplies_scores_in_what_stands_far() -> None:
+    """As a layer whose queries are so much longer reads memory; what stands near is read as before."""
+    model = wrap(retrieval_layers=[2], memory_near=0).eval()
+    memory, layer = memory_for(model), 2
+    before = model(window(), memory=memory).logits
+    factor = torch.tensor([0.5, 1.0, 2.0, 3.0])
+    model.memory_scale[str(layer)].data.copy_(factor.log())
+    scaled = model(window(), memory=memory).logits
+    assert (scaled - before).abs().max() > 1e-4
+    plain, turn = wrap(retrieval_layers=[2], memory_near=0).eval(), ContextFactory._turning
+
+    def longer(self: ContextFactory) -> Any:
+        return lambda layer, query, begin: turn(self)(layer, query, begin) * factor[:, None, None]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContextFactory, "_turning", longer)
+        torch.testing.assert_close(plain(window(), memory=memory).logits, scaled)
+    near = wrap(retrieval_layers=[2]).eval()
+    assert torch.equal(wrap(retrieval_layers=[2], memory_scale=False).eval()(window(), memory=memory).logits,
+                       near(window(), memory=memory).logits)  # fmt: skip
 
 
 def test_a_bias_of_minus_infinity_reads_no_memory() -> None:

@@ -36,7 +36,7 @@ def memory_of(model: MemLong) -> Retrieved:
 def test_it_reads_as_a_model_of_these_settings(source: str, tmp_path: Path) -> None:
     model = model_of(source=source)
     memory, window = memory_of(model), windows()[1]
-    for number in model.memory_bias.values():
+    for number in (*model.memory_bias.values(), *model.memory_scale.values()):
         number.data.normal_(generator=torch.Generator().manual_seed(1))
     file = str(save_memory_weights(model_of(source=source, position="fixed"), tmp_path / "zeros.safetensors"))
     own = model(window, memory=memory).logits
@@ -51,6 +51,8 @@ def test_it_reads_as_a_model_of_these_settings(source: str, tmp_path: Path) -> N
         other = model_of(source=source, **{"memory_weights": None, **changes})
         if "memory_weights" not in changes:
             other.memory_bias.load_state_dict(model.memory_bias.state_dict())
+            if other.memory_scale:
+                other.memory_scale.load_state_dict(model.memory_scale.state_dict())
         with reading(model, as_reading(model, changes, "key")):
             logits = model(window, memory=memory).logits
         torch.testing.assert_close(logits, other(window, memory=memory).logits, atol=1e-5, rtol=1e-5)
