@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 VERSIONS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 BIN := .venv/bin
 
-.PHONY: setup fit test check format bench gpu clean
+.PHONY: setup fit test lint check format bench gpu clean
 
 setup: .venv/.ready
 
@@ -28,11 +28,13 @@ fit: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-check: setup
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest tests/unit
 
 format: setup

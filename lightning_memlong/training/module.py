@@ -212,7 +212,7 @@ class MemLongModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _groups(self) -> Any:
-        """Biases and scales have learning rates of their own, as they begin at zero and a unit is much, and no decay."""
+        """Biases and scales have learning rates of their own, since they begin at zero and a unit is much; no decay."""
         trained = self.model.trainable()
         rates = {"memory_bias.": self.memory_bias_lr, "memory_scale.": SCALE_RATE * self.memory_bias_lr}
         own = {begin: [p for name, p in trained.items() if name.startswith(begin)] for begin in rates}

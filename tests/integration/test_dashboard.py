@@ -58,7 +58,12 @@ def test_histograms_figures_and_texts(watched: Path) -> None:
     found = events(watched)
     assert set(found.Tags()["histograms"]) == {"memory/times_retrieved", "memory/age_in_insertions", "retrieval/scores",
                                                "memory/evicted_times_retrieved"}  # fmt: skip
-    assert set(found.Tags()["images"]) == {"retrieval/map", "attention/memory_mass", "attention/memory_bias", "attention/memory_scale"}
+    assert set(found.Tags()["images"]) == {
+        "retrieval/map",
+        "attention/memory_mass",
+        "attention/memory_bias",
+        "attention/memory_scale",
+    }
     assert [image.step for image in found.Images("retrieval/map")] == [3, 6], "one a validation"
     text = found.Tensors("memory/window_that_gained_most/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "perplexity" in text and text.count("\n- **at ") == 3 and text.count("\n- ") == 3 + 12

@@ -1,6 +1,7 @@
 """MemLong on a tiny Llama: invariants 1, 3, 4 and what is frozen."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
+from lightning_memlong.model.context import ContextFactory
 from tests.conftest import tiny_llama
 
 TOKENS, MEMORY, HEADS, SIZE = 16, 8, 2, 8
@@ -173,10 +175,10 @@ def test_where_nothing_else_is_trained_biases_are() -> None:
 def test_a_scale_multiplies_scores_in_what_stands_far() -> None:
     """As a layer whose queries are so much longer reads memory; what stands near is read as before."""
     model = wrap(retrieval_layers=[2], memory_near=0).eval()
-    memory, layer = memory_for(model), 2
+    memory = memory_for(model)
     before = model(window(), memory=memory).logits
     factor = torch.tensor([0.5, 1.0, 2.0, 3.0])
-    model.memory_scale[str(layer)].data.copy_(factor.log())
+    model.memory_scale["2"].data.copy_(factor.log())
     scaled = model(window(), memory=memory).logits
     assert (scaled - before).abs().max() > 1e-4
     plain, turn = wrap(retrieval_layers=[2], memory_near=0).eval(), ContextFactory._turning
