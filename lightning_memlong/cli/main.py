@@ -21,6 +21,7 @@ from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import Parser, config_files, open_data, parse_over, plain
 from lightning_memlong.cli.results import write_results
 from lightning_memlong.cli.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
+from lightning_memlong.cli.switches import leave_out_forbidden
 from lightning_memlong.cli.trainer import Trainer
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import say
@@ -140,8 +141,8 @@ class MemLongCLI(CheckpointAwareCLI):
         """Add the memory callback, unless memory is switched off."""
         config: MemoryConfig = self._built("memory")
         callbacks = kwargs.pop("callbacks", None) or []
-        given = self._built("trainer").get("callbacks")
-        chosen = list(given) if isinstance(given, list) else [given]  # Lightning adds its own to the list
+        leave_out_forbidden(self._built("trainer"))
+        chosen = list(self._built("trainer")["callbacks"])  # Lightning adds its own to the list
         if config.enabled:
             callbacks = [*callbacks, MemoryBankCallback(config)]
         trainer: Any = super().instantiate_trainer(**kwargs)

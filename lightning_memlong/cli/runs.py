@@ -203,7 +203,8 @@ def last_checkpoint(root: Path) -> Path:
     Raises:
         UserError: If there is none.
     """
-    found = sorted(root.glob("*/checkpoints/last*.ckpt"), key=lambda f: f.stat().st_mtime)
+    files = [*root.glob("*/checkpoints/last*.ckpt"), *root.glob("checkpoints/last*.ckpt")]  # these without a logger
+    found = sorted(files, key=lambda f: f.stat().st_mtime)
     if not found:
         raise UserError(
             f"ckpt_path='last': no run under {root} has a checkpoint. Allowed: last, once a run has saved one, or the "
@@ -223,7 +224,8 @@ def runs_root(config: Namespace) -> Path:
     for entry in _loggers(config):
         args = entry.init_args
         return Path(args.get("save_dir") or ".") / (args.get("name") or "")
-    return Path(config.trainer.default_root_dir or ".") / "lightning_logs"
+    root = Path(config.trainer.default_root_dir or ".")
+    return root if config.trainer.logger is False else root / "lightning_logs"
 
 
 def continue_in(config: Namespace, version: str) -> None:
