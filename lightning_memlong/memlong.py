@@ -28,10 +28,12 @@ from lightning_memlong.model import (
     exported_settings,
     load_weights,
     read_checkpoint,
+    run_of,
     stored_settings,
     warn_of_other_memory,
 )
 from lightning_memlong.retrieval import Retrieval, Retriever
+from lightning_memlong.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class MemLong(MemLongModel):
 
     def read(
         self,
-        text: str | Sequence[str],
+        text: Text,
         memory: MemoryBank | None = None,
         *,
         window: int | None = None,
@@ -105,7 +107,8 @@ class MemLong(MemLongModel):
         ``memory=`` that bank goes on from there.
 
         Args:
-            text: A text; or several, each read into a row of its own, side by side.
+            text: A text, or its token ids (list, (T,) tensor or array, or what a tokenizer gives); or several, each
+                read into a row of its own, side by side.
             memory: A bank to go on with: if what it holds is the beginning of the text, the rest is read (and its last
                 chunk again, if the text goes on in mid-token); else the text is read after what it holds. None: a new
                 one.
@@ -118,9 +121,7 @@ class MemLong(MemLongModel):
             UserError: For an empty text, a bank of another model, retriever, chunk size or number of rows, or one that
                 finds no room; the bank is then as it was.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        tokens = [self.long_context.tokenise(t, row) for row, t in enumerate(texts)]
-        return self.read_tokens(tokens, memory, window=window, capacity=capacity, progress=progress)
+        return self.long_context.read(text, memory, window=window, capacity=capacity, progress=progress)
 
     def read_tokens(
         self,
@@ -238,7 +239,7 @@ def _memory_of_run(file: Path, given: bool) -> Mapping[str, Any]:
     Raises:
         UserError: If they are not there, and none were given.
     """
-    config = file.absolute().parents[1] / "config.yaml"
+    config = (run_of(file) or file.absolute().parent) / "config.yaml"
     try:
         return dict(yaml.safe_load(config.read_text())["memory"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:

@@ -51,7 +51,7 @@ class Rotary:
         self._layer_table: dict[int, str] = {}
         self._exact = self._in_float32(backbone)
         # Whoever casts buffers (``.to(bfloat16)``, sharding with mixed precision), angles are computed from float32.
-        self._guard = self.module.register_forward_pre_hook(lambda *_: self.restore())
+        self._guard = self.module.register_forward_pre_hook(self._restore_before)
 
     def _in_float32(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
         """The frequencies; computed anew if the backbone was cast before it came here."""
@@ -67,6 +67,9 @@ class Rotary:
             exact = self._exact.get(name)
             if exact is not None and buffer.dtype != exact.dtype:
                 setattr(self.module, name, exact.to(buffer.device))
+
+    def _restore_before(self, *_: object) -> None:  # a method, which can be pickled
+        self.restore()
 
     def release(self) -> None:
         """Leave the backbone's module as it was."""

@@ -20,7 +20,8 @@ Keyword-only arguments are ``memory.policy_args``. To add a policy, write such a
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,7 +153,13 @@ def load_policy(name: str, policy_args: Mapping[str, Any] | None = None) -> Poli
             "be keyword-only. Fix: correct its signature; see lightning_memlong/bank/eviction.py."
         )
     _check_args(name, function, args, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
-    return lambda facts: function(*(facts[key] for key in wanted), **args)
+    return partial(_scored, function, wanted, args)
+
+
+def _scored(
+    function: Callable[..., Tensor], wanted: Sequence[str], args: Mapping[str, Any], facts: Mapping[str, Tensor]
+) -> Tensor:
+    return function(*(facts[key] for key in wanted), **args)
 
 
 def _check_args(name: str, function: Callable[..., Tensor], args: dict[str, Any], known: list[str]) -> None:

@@ -1,6 +1,6 @@
 """What the rows of a bank share: slots for keys and values, one policy, counts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -46,7 +46,7 @@ class BankStore:
         self.policy = load_policy(policy, policy_args)
         self.keeps_everything = policy == "none"
         """Whether nothing is ever evicted, so that there must be room for all."""
-        self._row: Callable[[int], BankRow] = lambda number: BankRow(number, self.slots, index, half_life)
+        self._index, self._half_life = index, half_life
         self.rows = [self._row(number) for number in range(rows)]
         self.storage: ChunkStorage | None = None
         """Keys and values; None until the first insertion, when their shapes are known."""
@@ -56,6 +56,13 @@ class BankStore:
         """What the last insertion dropped, of each row where it dropped something; for observers."""
         self._reader: ThreadPoolExecutor | None = None
         self._pending: Future[tuple[Tensor, Tensor]] | None = None
+
+    def _row(self, number: int) -> BankRow:
+        return BankRow(number, self.slots, self._index, self._half_life)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads ahead with threads of its own.
+        return {**vars(self), "_reader": None, "_pending": None}
 
     @property
     def embedding_size(self) -> int | None:

@@ -26,7 +26,7 @@ from lightning_memlong.cli.trainer import Trainer
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import Evaluation
-from lightning_memlong.model import exported_settings, read_checkpoint, stored_settings
+from lightning_memlong.model import exported_settings, read_checkpoint, run_of, stored_settings
 from lightning_memlong.training import MemLongModule, require_memory
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI
 from lightning_memlong.training.loggers import MetricsCSV, claim_folders
@@ -109,7 +109,7 @@ class MemLongCLI(CheckpointAwareCLI):
         self._put_under(stored_settings(read_checkpoint(path, str(given))), name, "checkpoint")
         self.config[name].ckpt_path = str(path)
         if given == "last" and name == "fit":
-            continue_in(self.config[name], path.parents[1].name)
+            continue_in(self.config[name], (run_of(path) or path.parents[1]).name)
         self.notes["ckpt_path"] = str(path)
 
     def _put_under(self, stored: dict[str, Any], name: str, whose: str) -> None:

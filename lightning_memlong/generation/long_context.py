@@ -13,7 +13,7 @@ from lightning_memlong.generation.prefill import evaluating, read_windows, remai
 from lightning_memlong.model import MemLongModel, weights_digest
 from lightning_memlong.progress import deferred_interrupt, token_bar
 from lightning_memlong.retrieval import Retrieval, Retriever, embed_texts, load_retriever
-from lightning_memlong.text import tokenise
+from lightning_memlong.text import Text, as_tokens, tokenise
 
 WINDOW = 2048
 """Tokens read at once, and of the local context, unless asked otherwise or the backbone cannot."""
@@ -100,7 +100,7 @@ class LongContext:
 
     def read(
         self,
-        text: str | Sequence[str],
+        text: Text,
         memory: MemoryBank | None = None,
         *,
         window: int | None = None,
@@ -113,7 +113,8 @@ class LongContext:
         ``memory=`` that bank goes on from there.
 
         Args:
-            text: A text; or several, each read into a row of its own, side by side.
+            text: A text, or its token ids (list, (T,) tensor or array, or what a tokenizer gives); or several, each
+                read into a row of its own, side by side.
             memory: A bank to go on with: if what it holds is the beginning of the text, the rest is read (and its last
                 chunk again, if the text goes on in mid-token); else the text is read after what it holds. None: a new
                 one.
@@ -126,8 +127,7 @@ class LongContext:
             UserError: For an empty text, a bank of another model, retriever, chunk size or number of rows, or one that
                 finds no room; the bank is then as it was.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        tokens = [self.tokenise(t, row) for row, t in enumerate(texts)]
+        tokens = as_tokens(text, self.tokenise)
         return self.read_tokens(tokens, memory, window=window, capacity=capacity, progress=progress)
 
     def read_tokens(

@@ -6,6 +6,7 @@ from lightning_memlong.model.checkpoint import (
     check_checkpoint,
     load_weights,
     read_checkpoint,
+    run_of,
     stored_settings,
     weights_digest,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "load_weights",
     "read_checkpoint",
     "reading",
+    "run_of",
     "recognise_backbone",
     "save_memory_weights",
     "stored_settings",

@@ -46,6 +46,11 @@ def read_checkpoint(path: Path, given: str) -> dict[str, Any]:
     return checkpoint
 
 
+def run_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint or anything else lies in, however deep; None: it lies in none."""
+    return next((folder for folder in path.absolute().parents if (folder / "config.yaml").is_file()), None)
+
+
 def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the network is; the recipe (optimiser, schedule) is a run's and is not in there."""
     return {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}

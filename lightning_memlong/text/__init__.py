@@ -1,14 +1,17 @@
 """Tokens and windows of documents, without any model."""
 
+from lightning_memlong.text.given import Text, as_tokens
 from lightning_memlong.text.tokenise import tokenise, tokenizer_digest
 from lightning_memlong.text.windows import ON_DEVICE, Batch, WindowBatch, Windows, WindowSpec, window_offsets
 
 __all__ = [
     "ON_DEVICE",
     "Batch",
+    "Text",
     "WindowBatch",
     "WindowSpec",
     "Windows",
+    "as_tokens",
     "tokenise",
     "tokenizer_digest",
     "window_offsets",

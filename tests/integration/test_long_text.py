@@ -1,11 +1,15 @@
 """Reading texts into banks and writing about them, in Python."""
 
+import copy
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -281,6 +285,61 @@ def test_stop_texts_streamers_and_several_answers(model: MemLong, book: str) -> 
     assert model.retrieval.tokenizer.decode(seen) == "kan lor" + text
 
 
+def test_token_ids_are_read_as_the_text_they_are_of(model: MemLong, book: str) -> None:
+    texts = [book[:200], book[300:420]]
+    tokenizer = model.retrieval.tokenizer
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    several = model.read(texts, window=64, progress=False)
+    padded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    assert padded["attention_mask"].min() == 0
+    for given in (ids, [torch.tensor(row) for row in ids], padded, {"input_ids": ids}, tuple(texts)):
+        bank = model.read(given, window=64, progress=False)
+        for row in range(2):
+            same_banks(bank, several, row, row)
+    for one in (ids[0], torch.tensor(ids[0]), np.array(ids[0]), tokenizer(texts[0], return_tensors="pt"), texts[:1]):
+        bank = model.read(one, window=64, progress=False)
+        assert bank.rows == 1
+        same_banks(bank, several)
+
+
+NOT_TEXT: list[Any] = [
+    None, b"bytes", [1, 2, "x"], {}, [], 3, 2.5, [0.5], [[]], [None], torch.zeros(2, 2, 2), [-1], {"ids": [1]},
+    {"input_ids": "x"}, {"input_ids": []}, [[1], "x"], [b"x"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", NOT_TEXT, ids=lambda given: f"{type(given).__name__} {given}"[:30])
+def test_what_is_no_text_is_told_in_one_line(model: MemLong, given: Any) -> None:
+    with pytest.raises(UserError, match="cannot be read. Allowed: a text, several texts, or token ids"):
+        model.read(given)
+
+
+def tokens_in_another_process(model: MemLong, bank: MemoryBank, queue: Any) -> None:
+    torch.set_num_threads(1)
+    queue.put(model.generate("kan lor", bank, max_new_tokens=12, window=32))
+
+
+@pytest.mark.parametrize("how", [{}, {"storage": "host"}, {"storage": "disk"}, {"policy": "score"}])
+def test_a_model_and_its_bank_go_to_another_process(byte_backbone: Path, book: str, how: dict[str, Any]) -> None:
+    """As ddp_spawn, Ray and multiprocessing send them, by pickle; and copies are of their own."""
+    model = MemLong.from_pretrained(byte_backbone, {**SETTINGS, **how}, memory_layer=1)
+    bank = model.read(book[:1000], window=64, progress=False, **({"capacity": 256} if "policy" in how else {}))
+    written = model.generate("kan lor", bank, max_new_tokens=12, window=32)
+    sent_model, sent_bank = pickle.loads(pickle.dumps((model, bank)))
+    same_banks(sent_bank, bank)
+    assert sent_model.generate("kan lor", sent_bank, max_new_tokens=12, window=32) == written
+    copied = copy.deepcopy(bank)
+    model.read(book[1000:1400], copied, window=64, progress=False)
+    assert int(copied.ends()[0]) > int(bank.ends()[0])
+    if not how:
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        process = context.Process(target=tokens_in_another_process, args=(model, bank, queue))
+        process.start()
+        assert queue.get(timeout=120) == written
+        process.join()
+
+
 def test_bad_input_is_told(model: MemLong, byte_backbone: Path, book: str, tmp_path: Path) -> None:
     bank = model.read(book[:800], window=64, progress=False)
     size = len(bank.entries(0))
@@ -330,6 +389,10 @@ def test_a_checkpoint_and_its_run_folder_read_and_write(
     run = next((tmp_path / "memlong").iterdir())
     model = MemLong.from_pretrained(run)
     assert model.memory_layer == 1 and model.retrieval.config.top_k == 2 and model.retrieval.config.chunk_size == 16
+    nested = run / "checkpoints" / "step=10" / "val" / "loss=1.2.ckpt"  # as Lightning names it by a metric with a slash
+    nested.parent.mkdir(parents=True)
+    nested.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    assert MemLong.from_pretrained(nested).retrieval.config.top_k == 2
     again = MemLong.from_pretrained(run / "checkpoints" / "last.ckpt", {"top_k": 1})
     assert again.retrieval.config.top_k == 1 and again.long_context.provenance() == model.long_context.provenance()
     untrained = MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1)
