@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning.pytorch.callbacks import RichModelSummary
 from lightning.pytorch.utilities.model_summary import get_formatted_model_size, get_human_readable_count
@@ -147,7 +148,7 @@ def markdown(report: Report, name: str) -> str:
             lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
             lines.append("")
     lines += [f"- {note}" for note in report.notes]
-    lines += [line for title in report.figures for line in ("", f"![{title}]({name}-{title}.png)")]
+    lines += [line for title in report.figures for line in ("", f"![{title}]({quote(f'{name}-{title}.png')})")]
     return "\n".join(lines) + "\n"
 
 

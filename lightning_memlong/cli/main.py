@@ -18,7 +18,7 @@ from lightning_memlong.cli.console import ParameterSummary, show_parameters, sho
 from lightning_memlong.cli.evaluate import evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
-from lightning_memlong.cli.parser import Parser, config_files, open_data, parse_over, plain
+from lightning_memlong.cli.parser import DEBUG, Parser, config_files, open_data, parse_over, plain
 from lightning_memlong.cli.results import write_results
 from lightning_memlong.cli.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
 from lightning_memlong.cli.switches import leave_out_forbidden
@@ -241,5 +241,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0, or 2 after a mistake that a person can fix, told without a traceback.
     """
+    given = list(sys.argv[1:] if args is None else args)
+    words = [word for word in given if word != DEBUG]
     with quiet_libraries():
-        return exit_status(lambda: MemLongCLI(args))
+        return exit_status(lambda: MemLongCLI(words), debug=words != given)

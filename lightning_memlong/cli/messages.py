@@ -3,16 +3,23 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 from rich.logging import RichHandler
 
 from lightning_memlong.errors import UserError
 
 CANNOT_WRITE = (28, 27, 30, 13)
 """Numbers of system errors: no space, too large, read-only, not permitted."""
+LIGHTNING_RAISES = (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError)
+"""What Lightning refuses options with."""
 DOES_NOT_APPLY = (
     ".*does not have many workers.*",
     ".*module.s. in eval mode.*",
@@ -50,26 +57,53 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def exit_status(run: Callable[[], object]) -> int:
+def describe_mistake(error: BaseException) -> str | None:
+    """What to tell a person of an error that is a mistake of theirs; None: it may be one of ours.
+
+    Mistakes are ours to tell (:class:`UserError`), the file system's, Lightning's (what it refuses is raised in its own
+    code: options that do not go together, a metric that is not there, a package that a logger needs), or those of a
+    class that was asked for, whose constructor refuses its arguments.
+    """
+    if isinstance(error, ValueError) and (told := find_user_error(error)) is not None:
+        return str(told)
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return (
+            f"cannot write {error.filename or 'a file'}: {error.strerror}. Allowed: a writable folder with "
+            "free space. Fix: free some, or choose another with --trainer.logger.save_dir."
+        )
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "") if frames else ""
+    if isinstance(error, LIGHTNING_RAISES) and module.startswith(("lightning.", "lightning_utilities.")):
+        return f"Lightning: {_one_line(error)} Fix: change that option; --debug shows where it was raised."
+    built = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "__init__"]
+    asked_for = [type(one) for one in built if isinstance(one, L.Callback | Logger | Profiler)]
+    if asked_for and isinstance(error, TypeError | ValueError):
+        name = f"{asked_for[0].__module__}.{asked_for[0].__qualname__}"
+        return f"{name} refuses its arguments: {_one_line(error)} Fix: correct its init_args; --debug shows where."
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if words.endswith((".", "!", "`")) else f"{words}."
+
+
+def exit_status(run: Callable[[], object], debug: bool = False) -> int:
     """Run something.
+
+    Args:
+        run: What.
+        debug: Whether mistakes are shown with their traceback, too.
 
     Returns:
         0, or 2 after a mistake that a person can fix, told without a traceback.
     """
     try:
         run()
-    except ValueError as error:
-        told = find_user_error(error)
-        if told is None:
+    except Exception as error:
+        told = describe_mistake(error)
+        if told is None or debug:
             raise
         sys.stderr.write(f"error: {told}\n")
-        return 2
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        sys.stderr.write(
-            f"error: cannot write {error.filename or 'a file'}: {error.strerror}. Allowed: a writable folder with "
-            "free space. Fix: free some, or choose another with --trainer.logger.save_dir.\n"
-        )
         return 2
     return 0

@@ -19,6 +19,9 @@ from datamodules.local_text import LocalText
 from lightning_memlong.config import require
 from lightning_memlong.training.lightning_private import actions, all_actions
 
+DEBUG = "--debug"
+"""Typed anywhere; no setting of a run."""
+
 
 class Parser(LightningArgumentParser):
     """A parser whose complaint about an unknown key names the nearest known ones."""
@@ -38,7 +41,7 @@ class Parser(LightningArgumentParser):
         for action in actions(self):
             if action.dest == "ckpt_path":  # Lightning's own text offers keywords that have no meaning here
                 action.help = "Checkpoint to go on from or to evaluate: last (the newest of all runs), or a .ckpt file."
-        text = super().format_help(formatter)
+        text = f"{super().format_help(formatter)}\n  {DEBUG}               Show the traceback of errors.\n"
         if not any(action.dest == "data" for action in actions(self)):
             return text
         options = LightningArgumentParser(add_help=False, usage=argparse.SUPPRESS, description="")

@@ -69,6 +69,7 @@ class InContextLearning(Evaluation):
         window: int = 1024,
         batch_size: int = 8,
     ) -> None:
+        require(bool(tasks), "evaluation.tasks", tasks, f"at least one of {', '.join(TASKS)}", "name one")
         for name in tasks:
             require_choice("evaluation.tasks", name, TASKS)
         for key, value in (("examples", examples), ("seeds", seeds), ("batch_size", batch_size), ("window", window)):

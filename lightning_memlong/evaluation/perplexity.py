@@ -86,6 +86,9 @@ class PerplexityGrid(Evaluation):
         names = [*settings, *peers]  # unquoted, YAML reads off as a truth value
         taken = [n for n in names if n in (OFF, LONGER, HINDSIGHT) or not isinstance(n, str) or names.count(n) > 1]
         require(not taken, "evaluation.settings", taken, "names of their own, as text", "choose others")
+        ok = corpora is None or (bool(corpora) and all(isinstance(n, str) for n in corpora))
+        allowed = "null, or at least one, each under a name that is text"
+        require(ok, "evaluation.corpora", corpora, allowed, "name one, in quotes where YAML reads no or on")
         self.corpora, self.lengths, self.settings, self.protocol = corpora, sorted(set(lengths)), settings, protocol
         self.documents, self.windows, self.longer_window = documents, windows, longer_window
         self.peers, self.hindsight, self.seed = peers, hindsight, seed

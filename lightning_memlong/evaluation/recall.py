@@ -56,6 +56,7 @@ class RecallProbes(Evaluation):
         filler: str | None = None,
         selections: list[str] = ["similarity", "random"],  # noqa: B006  (likewise)
     ) -> None:
+        require(bool(kinds), "evaluation.kinds", kinds, f"at least one of {', '.join(KINDS)}", "name one")
         for kind in kinds:
             require_choice("evaluation.kinds", kind, KINDS)
         for selection in selections:

@@ -125,9 +125,11 @@ def _steps(run: Run) -> int:
 
 
 def _last_words(file: Path, since: int, status: int) -> str:
-    """Why a run failed: its error message, or its last line."""
+    """Why a run failed: its error message, the signal that killed it, or its last line."""
     with file.open() as log:
         log.seek(since)
         lines = [line.strip() for line in log if line.strip()]
-    told = [line for line in lines if line.startswith("error:")] or lines[-1:] or ["it said nothing"]
-    return f"status {status}: {told[-1]}"
+    told = [line for line in lines if line.startswith("error:")]
+    if not told and status < 0:
+        return f"killed ({signal.Signals(-status).name})"
+    return f"status {status}: {[*(lines[-1:] or ['it said nothing']), *told][-1]}"

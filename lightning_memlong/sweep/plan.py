@@ -1,5 +1,7 @@
 """Which runs a sweep has."""
 
+import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,12 @@ from lightning_memlong.config import require
 from lightning_memlong.sweep.resolve import ConfigResolver, tokens_a_step
 from lightning_memlong.sweep.settings import Sweep
 from lightning_memlong.sweep.trials import TRAIN, AxisPoint, Run, Trial, as_arguments, make_axis_value, planned_trials
+
+OWN = {
+    "seed_everything": "seeds", "trainer.logger": "output and name", "trainer.logger.save_dir": "output",
+    "trainer.logger.name": "name", "trainer.logger.version": "name",
+}  # fmt: skip
+"""Options of a run that a sweep says, and by what."""
 
 
 class Plan:
@@ -30,25 +38,37 @@ class Plan:
         require(ok, "baseline", sweep.baseline, "a mapping of options, or a file", "write {memory.top_k: 4}")
         files = [word for file in (*sweep.base, *base.files) for word in ("--config", file)]
         self._shared = [*files, *as_arguments(sweep.overrides), *as_arguments(base.options), *typed]
-        self._check_typed(typed)
+        self._check_options(typed)
         self.trials: list[Trial] = []
         self.points: list[AxisPoint] = []
         self._resolver = ConfigResolver(sweep.subcommand)
         for trial in () if sweep.search.space else planned_trials(sweep):
             self.add(trial)
 
-    def _check_typed(self, typed: list[str]) -> None:
-        """Refuse an option that is given to all runs and varied as well."""
-        varied = {typed_option(option) for option in (*self.sweep.axes, *self.sweep.grid, *self.sweep.search.space)}
-        for word in typed:
-            option = word.removeprefix("--").partition("=")[0]
-            ok = not word.startswith("--") or typed_option(option) not in varied
-            require(ok, option, word, "what the sweep varies", "leave it out, or change the sweep's file")
+    def _check_options(self, typed: list[str]) -> None:
+        """Refuse options that are given to all runs and varied as well, and those that a sweep says itself.
+
+        Raises:
+            UserError: For the first of them.
+        """
+        sweep = self.sweep
+        given = {typed_option(word[2:].partition("=")[0]) for word in typed if word.startswith("--")}
+        values = [make_axis_value(axis, value) for group in (sweep.axes, sweep.grid) for axis in group
+                  for value in group[axis]] + [make_axis_value("cells", value) for value in sweep.cells]  # fmt: skip
+        varied = {typed_option(option) for value in values for option in value.options}
+        varied |= {typed_option(option) for option in sweep.search.space}
+        for option in sorted(given & varied):
+            fix = f"leave it out, or change the file of {self.name}"
+            require(False, option, f"--{option}", "what the sweep does not vary", fix)
+        own = OWN | ({"trainer.max_steps": "tokens"} if sweep.tokens is not None else {})
+        for option in sorted((given | varied) & {*own}):
+            require(False, option, f"set for runs of {self.name}", f"what {own[option]} of the sweep says", "use that")
 
     def add(self, trial: Trial) -> Trial:
         """Resolve a trial; one whose settings are those of an earlier one is that one, under one more axis."""
         arguments = [self.sweep.subcommand, *self._shared, *trial.arguments()]
-        trial.settings = self._resolver.settings_of_runs(trial.name, arguments)
+        trial.settings = self._resolver.settings_of_runs(f"{self.name}, cell {trial.name}", arguments)
+        self._check_text(trial)
         if self.sweep.tokens is not None:
             trial.steps = max(1, round(self.sweep.tokens / tokens_a_step(trial.settings)))
         same = next((other for other in self.trials if other.settings == trial.settings), None)
@@ -61,6 +81,15 @@ class Plan:
             others = ",".join(other.label for name, other in trial.axes.items() if name != axis)
             self.points.append(AxisPoint(axis, value.options.get(axis, value.label), others, same or trial))
         return same or trial
+
+    def _check_text(self, trial: Trial) -> None:
+        """Look whether text of this machine is there: else each run would say that it is not."""
+        path = trial.settings.get("data.init_args.path")
+        if not isinstance(path, str) or "://" in path:
+            return
+        there = os.path.exists(path) or glob.glob(path, recursive=True)
+        key = f"{self.name}, cell {trial.name}: data.path"
+        require(bool(there), key, path, "a file, folder, glob or address that is there", "correct the path")
 
     def runs(self, trials: list[Trial] | None = None) -> list[Run]:
         """The runs of trials, of all of them by default: all trials with the first seed, then with the next."""

@@ -72,11 +72,21 @@ class Measured:
 
 
 def spread(values: list[float], digits: int, sign: str = "") -> str:
-    """Mean and standard deviation, as text."""
+    """Mean and standard deviation, as text; of the finite ones where some are not."""
     if not values:
         return "-"
-    mean = f"{fmean(values):{sign},.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {stdev(values):,.{digits}f}"
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "nan"
+    mean = f"{fmean(finite):{sign},.{digits}f}"
+    text = mean if len(finite) < 2 else f"{mean} ± {stdev(finite):,.{digits}f}"
+    return text if len(finite) == len(values) else f"{text} ({len(values) - len(finite)} nan)"
+
+
+def _rank(values: list[float]) -> float:
+    """What the best comes first by: the mean, and last what has none."""
+    mean = fmean(values or [math.nan])
+    return mean if math.isfinite(mean) else math.inf
 
 
 def _speed(folder: Path) -> dict[str, float]:
@@ -114,7 +124,7 @@ def make_report(plan: Plan) -> Report:
         on_axis = [point.trial for point in points]
         rows = [(f"{_text(p.value)}{', ' * bool(p.others)}{p.others}", p.trial) for p in points]
         if plan.sweep.search.space:  # the best first
-            rows.sort(key=lambda row: fmean(measured.values(row[1], "perplexity") or [math.inf]))
+            rows.sort(key=lambda row: _rank(measured.values(row[1], "perplexity")))
         if baseline is not None and baseline not in on_axis:
             rows.insert(0, (BASELINE, baseline))
         tables[axis] = [measured.row(*row) for row in rows]

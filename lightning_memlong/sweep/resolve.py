@@ -13,6 +13,9 @@ from lightning_memlong.cli.parser import plain
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, flat, require
 from lightning_memlong.errors import UserError
 
+LONGEST = 600
+"""Characters of a message."""
+
 
 class _ParserMade(Exception):
     """Ends LightningCLI's constructor where only its parser is wanted."""
@@ -58,7 +61,8 @@ class ConfigResolver(MemLongCLI):
             MemoryConfig(**memory | {"retriever": RetrieverConfig(**memory["retriever"])})
         except (SystemExit, ValueError) as error:
             why = str(find_user_error(error) or told.getvalue().removeprefix("error:").strip() or error)
-            raise UserError(f"cell {name}: {why}") from error
+            short = why if len(why) <= LONGEST else f"{why[:LONGEST]}..."  # of a mapping, the parser tells all it knows
+            raise UserError(f"{name}: {short}") from error
         windows = config["trainer"]["limit_val_batches"]
         allowed = "1 or more windows: runs are compared by the perplexity of the validation text"
         require(windows != 0, "trainer.limit_val_batches", windows, allowed, "raise it")

@@ -41,7 +41,7 @@ def search(plan: Plan, launch: Callable[[list[Run]], None]) -> None:
         study.tell(begun.number, state=states.FAIL)
         study.enqueue_trial(begun.params)
     for ended in study.get_trials(states=(states.COMPLETE,)):
-        plan.add(_trial(ended.params))
+        plan.add(_trial({option: _rounded(value, settings.space[option]) for option, value in ended.params.items()}))
     while len(study.get_trials(states=(states.COMPLETE,))) < settings.trials and not _all_fail(study, states):
         asked = study.ask()
         trial = plan.add(_trial({option: _suggest(asked, option, space) for option, space in settings.space.items()}))
@@ -70,8 +70,16 @@ def _suggest(asked: Any, option: str, space: Any) -> Any:
     more = {k: v for k, v in space.items() if k in ("log", "step")}
     if isinstance(low, int) and isinstance(high, int):
         return asked.suggest_int(option, low, high, **more)
-    value = asked.suggest_float(option, float(low), float(high), **more)
-    return value if "step" in space else float(f"{value:.3g}")
+    return _rounded(asked.suggest_float(option, float(low), float(high), **more), space)
+
+
+def _rounded(value: Any, space: Any) -> Any:
+    """What a run gets of a number that the study has suggested."""
+    return (
+        float(f"{value:.3g}")
+        if isinstance(value, float) and isinstance(space, Mapping) and "step" not in space
+        else value
+    )
 
 
 def _all_fail(study: Any, states: Any) -> bool:

@@ -88,6 +88,10 @@ class Sweep:
         require(planned != searched, "axes", self.axes, allowed, "give one of the two")
         for group in ("axes", "grid"):
             for axis, values in getattr(self, group).items():
+                allowed = "names as text"
+                require(
+                    isinstance(axis, str), group, axis, allowed, "put it in quotes: YAML reads on, no as truth values"
+                )
                 ok = isinstance(values, list) and bool(values)
                 require(ok, f"{group}.{axis}", values, "a list of values", "write [2, 4, 8]")
         fixed = [option for option in ("trainer.max_steps", "seed_everything") if option in self.overrides]

@@ -93,7 +93,7 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return "".join(c if c.isalnum() or c in "._-[]" else "-" for c in text.replace(", ", "-"))[:60]
+    return "".join(c if c.isalnum() or c in "._-+[]" else "-" for c in text.replace(", ", "-"))[:60]
 
 
 def make_axis_value(axis: str, value: Any) -> AxisValue:

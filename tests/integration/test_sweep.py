@@ -2,13 +2,16 @@
 
 import fcntl
 import json
+import math
 import os
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -21,7 +24,8 @@ from lightning_memlong.sweep import execute as execution
 from lightning_memlong.sweep.command import main, read
 from lightning_memlong.sweep.launchers import LAUNCHERS
 from lightning_memlong.sweep.plan import Plan
-from lightning_memlong.sweep.report import make_report
+from lightning_memlong.sweep.report import make_report, write_report
+from lightning_memlong.sweep.trials import make_axis_value
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
 
@@ -207,7 +211,8 @@ def test_a_search_goes_on_and_names_the_best(
     assert main([file, *options, "--search.trials", "3"]) == 0 and len(in_process) == 3
     found = [json.loads(f.read_text())["after"]["perplexity"]
              for f in (tmp_path / "sweeps" / "mine").glob("*/results.json")]  # fmt: skip
-    assert len(found) == 3 and f"best {min(found):.3f}" in capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert len(found) == 3 and f"best {min(found):.3f}" in said and "3 of 3 runs have finished" in said
 
 
 # ---- reporting --------------------------------------------------------------------------------------------
@@ -237,6 +242,36 @@ def test_the_report_pairs_seeds(options: list[str], tmp_path: Path) -> None:
     assert any("several versions" in note for note in report.notes) and any("LEAKS" in note for note in report.notes)
 
 
+def test_a_report_comes_whatever_single_runs_did(options: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path, axes={"my axis": [{"memory.top_k": 1}, {"memory.top_k": 2}]}, seeds=[0, 1])
+    plan = plan_of(file, *options)
+    found = {"baseline": (10.0, math.nan), "top_k=1": (math.nan, math.nan), "top_k=2": (math.inf, 12.0)}
+    for run in plan.runs():
+        run.folder.mkdir(parents=True)
+        measured = {"perplexity": found[run.trial.name][run.seed]}
+        (run.folder / "results.json").write_text(json.dumps({"after": measured}))
+        (run.folder / "sweep.json").write_text(json.dumps(run.settings, default=str))
+        (run.folder / "run.json").write_text(json.dumps({"git_commit": "commit"}))
+    write_report(plan)
+    text = (plan.folder / "report.md").read_text()
+    assert "10.000 (1 nan)" in text and "| nan |" in text and "12.000 (1 nan)" in text
+    (picture,) = re.findall(r"!\[my axis\]\((.*)\)", text)
+    assert picture == "report-my%20axis.png" and (plan.folder / unquote(picture)).is_file()
+
+
+def test_names_keep_what_tells_values_apart() -> None:
+    names = [make_axis_value("model.optimizer.lr", value).label for value in (1e30, 1e-30)]
+    assert names == ["lr=1e+30", "lr=1e-30"]
+
+
+def test_a_run_that_was_killed_says_by_what(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("Total FLOPs: 0\n")
+    assert execution._last_words(log, 0, -9) == "killed (SIGKILL)"
+    log.write_text("error: because\nTotal FLOPs: 0\n")
+    assert execution._last_words(log, 0, 2) == "status 2: error: because"
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -246,7 +281,19 @@ MISTAKES = {
     "nothing to do": ({"tokens": 100}, [], ["axes", "search"]),
     "tokens and steps": ({"axes": {"memory.top_k": [1]}, "tokens": 9, "overrides": {"trainer.max_steps": 3}}, [],
                          ["tokens", "max_steps"]),
-    "an axis that is typed": ({"axes": {"memory.top_k": [1]}}, ["--memory.top_k", "2"], ["what the sweep varies"]),
+    "an axis that is typed": ({"axes": {"memory.top_k": [1]}}, ["--memory.top_k", "2"],
+                              ["memory.top_k", "what the sweep does not vary", "the file of mine"]),
+    "an option of a mapping that is typed": ({"axes": {"size": [{"memory.top_k": 1}]}}, ["--memory.top_k=2"],
+                                             ["memory.top_k", "what the sweep does not vary"]),
+    "a seed that is typed": ({"axes": {"memory.top_k": [1]}}, ["--seed_everything", "3"], ["what seeds of the sweep"]),
+    "a seed as an axis": ({"axes": {"seed_everything": [1, 2]}}, [], ["what seeds of the sweep"]),
+    "typed steps beside tokens": ({"axes": {"memory.top_k": [1]}, "tokens": 999}, ["--trainer.max_steps", "3"],
+                                  ["trainer.max_steps", "what tokens of the sweep"]),
+    "a typed folder": ({"axes": {"memory.top_k": [1]}}, ["--trainer.logger.save_dir", "x"], ["what output of the"]),
+    "an axis that YAML reads as true": ({"axes": {True: [1]}}, [], ["axes=True", "in quotes"]),
+    "text that is not there": ({"axes": {"memory.top_k": [1]}}, ["--data.path", "/nowhere"],
+                               ["cell baseline: data.path='/nowhere'"]),
+    "a mapping as a value": ({"axes": {"model.tuning": [{"mode": "lora"}]}}, [], ["cell mode=lora"]),
     "a file that is not there": ({"cells": ["nowhere.yaml"]}, [], ["nowhere.yaml"]),
     "same seeds": ({"cells": [{"memory.top_k": 1}], "seeds": [0, 0]}, [], ["seeds"]),
     "a search without space": ({"search": {"trials": 3}}, [], ["axes", "search.space"]),

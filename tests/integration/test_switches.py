@@ -1,9 +1,12 @@
 """Lightning's switches, tried on the shipped configuration."""
 
+import re
 from pathlib import Path
 
+import lightning as L
 import pytest
 
+from callbacks.memory_bank import MemoryBankCallback
 from lightning_memlong.cli.main import main
 from tests.integration.helpers import tiny
 
@@ -51,3 +54,58 @@ def test_a_run_without_a_logger_prints_its_table_and_resumes(
     said = capsys.readouterr().out
     assert said.count("after training") == 2 and "Run folder" not in said
     assert not (tmp_path / "runs").exists() and not (tmp_path / "lightning_logs").exists()
+
+
+REFUSED = {
+    "a share of an epoch that has no length": (
+        ["--data.cache", "false", "--trainer.val_check_interval", "0.5"], "val_check_interval.*an int",
+    ),
+    "more than an epoch": (
+        ["--trainer.val_check_interval", "100000", "--trainer.check_val_every_n_epoch", "1"],
+        "val_check_interval.*100000",
+    ),
+    "a metric that is not there": (
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/nothing"],
+        "val/nothing.*not available",
+    ),
+    "arguments a callback refuses": (
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss", "--trainer.callbacks.mode",
+         "up"],
+        "mode.*up",
+    ),
+    "arguments a callback of one's own refuses": (
+        ["--trainer.callbacks+=tests.integration.test_switches.Refusing"], "test_switches.Refusing refuses.*because",
+    ),
+    "options that do not go together": (
+        ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "0"], "",
+    ),
+    "a logger without its package": (["--trainer.logger", "CometLogger"], "comet"),
+}  # fmt: skip
+
+
+class Refusing(L.Callback):
+    """As a person's own callback may be."""
+
+    def __init__(self) -> None:
+        raise ValueError("because of\n  something")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_lightning_refuses_is_told_in_one_line(
+    case: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, words = REFUSED[case]
+    assert main([*options, "--validate_first", "false", *more]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(words, told) and told.startswith("error: ") and "Fix: " in told, told
+    with pytest.raises(Exception, match=""):
+        main([*options, "--validate_first", "false", *more, "--debug"])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(MemoryBankCallback, "check", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(options)
