@@ -1,15 +1,21 @@
-"""One checkpoint to go on from, always the newest."""
+"""One checkpoint to go on from, always the newest, also after Ctrl-C."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_memlong.distributed import say
+from lightning_memlong.progress import deferred_interrupt
 from lightning_memlong.training.lightning_private import last_saved_step, save_last
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt`` up to date: every so many steps and, unlike Lightning's own, at the end of training.
+
+    Ctrl-C lets the optimiser step end that is being made, saves it and says how to go on; pressed twice, it stops at
+    once. With several processes it stops at once: each would end with another step.
 
     To keep the best of several as well, add a ``ModelCheckpoint`` that monitors ``val/perplexity``.
 
@@ -19,8 +25,45 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, every_n_train_steps: int = 100) -> None:
         super().__init__(every_n_train_steps=every_n_train_steps, save_last=True, save_top_k=0)
+        self._handler = ExitStack()
+        self._interrupted = _never
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Let Ctrl-C wait for the end of a step."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.world_size == 1:
+            self._interrupted = self._handler.enter_context(deferred_interrupt())
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save if it is time; after Ctrl-C save and stop.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C.
+        """
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._interrupted() or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if last_saved_step(self) != trainer.global_step:
+            save_last(self, trainer)
+        say(f"\nInterrupted after step {trainer.global_step}, which is saved. The same command with --ckpt_path last "
+            "goes on from there.", flush=True)  # fmt: skip
+        raise KeyboardInterrupt
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save the final weights, unless the last step was saved already."""
         if last_saved_step(self) != trainer.global_step:
             save_last(self, trainer)
+        self._release()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Let Ctrl-C stop at once again."""
+        super().on_exception(trainer, pl_module, exception)
+        self._release()
+
+    def _release(self) -> None:
+        self._handler.close()
+        self._interrupted = _never
+
+
+def _never() -> bool:
+    return False

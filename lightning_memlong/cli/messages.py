@@ -18,6 +18,8 @@ from lightning_memlong.errors import UserError
 
 CANNOT_WRITE = (28, 27, 30, 13)
 """Numbers of system errors: no space, too large, read-only, not permitted."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 LIGHTNING_RAISES = (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError)
 """What Lightning refuses options with."""
 DOES_NOT_APPLY = (
@@ -96,10 +98,16 @@ def exit_status(run: Callable[[], object], debug: bool = False) -> int:
         debug: Whether mistakes are shown with their traceback, too.
 
     Returns:
-        0, or 2 after a mistake that a person can fix, told without a traceback.
+        0; 2 after a mistake that a person can fix, told without a traceback; 130 when interrupted.
     """
     try:
         run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends so, with status 1
+            return INTERRUPTED
+        raise
     except Exception as error:
         told = describe_mistake(error)
         if told is None or debug:

@@ -49,7 +49,7 @@ class MemLongLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | None = None,
         window: int | None = None,
         max_gen_toks: int = 256,
         device: str | None = None,
@@ -58,6 +58,8 @@ class MemLongLM(TemplateLM):
         **options: Any,
     ) -> None:
         super().__init__()
+        allowed = "a checkpoint, run folder, exported folder or backbone"
+        require(pretrained is not None, "pretrained", None, allowed, "give --model_args pretrained=smollm2-135m")
         allowed = "1: requests are read one after the other"
         require(batch_size in (None, 1, "1", "auto"), "batch_size", batch_size, allowed, "leave it out")
         require(max_batch_size in (None, 1), "max_batch_size", max_batch_size, allowed, "leave it out")
