@@ -73,6 +73,16 @@ def describe_mistake(error: BaseException) -> str | None:
             f"cannot write {error.filename or 'a file'}: {error.strerror}. Allowed: a writable folder with "
             "free space. Fix: free some, or choose another with --trainer.logger.save_dir."
         )
+    cause: BaseException | None = error
+    while cause is not None:  # the parser wraps what constructors raise
+        if (words := _describe(cause)) is not None:
+            return words
+        cause = cause.__cause__
+    return None
+
+
+def _describe(error: BaseException) -> str | None:
+    """What Lightning, or the constructor of a class that was asked for, refuses."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "") if frames else ""
     if isinstance(error, LIGHTNING_RAISES) and module.startswith(("lightning.", "lightning_utilities.")):

@@ -24,7 +24,7 @@ from lightning_memlong.backbone import (
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import ModelConfig, TuningConfig
 from lightning_memlong.errors import UserError
-from lightning_memlong.model.attention_interface import decode
+from lightning_memlong.model.attention_interface import decode, register_attention
 from lightning_memlong.model.context import ContextFactory, StopForward, keep_hidden
 from lightning_memlong.model.export import export, load_gates
 from lightning_memlong.model.layout import MemoryLayout, lay_out
@@ -150,6 +150,11 @@ class MemLongModel(nn.Module):
         self.backbone.set_attn_implementation(self._plain_attention)
         self.rotary.release()
         self._hook.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let transformers know the attention in another process too."""
+        super().__setstate__(state)
+        register_attention()
 
     def train(self, mode: bool = True) -> "MemLongModel":
         """Set training mode, but leave the frozen layers in evaluation mode: they must not drop anything out."""

@@ -20,9 +20,10 @@ class PressesCtrlC(L.Callback):
         self.step, self.times = step, times
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and self.times:
             for _ in range(self.times):
                 os.kill(os.getpid(), signal.SIGINT)
+            self.times = 0
 
 
 PRESS = "--trainer.callbacks+=tests.integration.test_interrupt.PressesCtrlC"

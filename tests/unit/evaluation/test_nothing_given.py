@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.evaluation import InContextLearning, PerplexityGrid, RecallProbe
+from lightning_memlong.evaluation import InContextLearning, PerplexityGrid, RecallProbes
 
 NOTHING: list[tuple[Any, dict[str, Any]]] = [
     (PerplexityGrid, {"corpora": {}}),
@@ -14,9 +14,9 @@ NOTHING: list[tuple[Any, dict[str, Any]]] = [
     (InContextLearning, {"tasks": {}}),
     (InContextLearning, {"context": []}),
     (InContextLearning, {"memory": []}),
-    (RecallProbe, {"kinds": []}),
-    (RecallProbe, {"lengths": []}),
-    (RecallProbe, {"depths": []}),
+    (RecallProbes, {"kinds": []}),
+    (RecallProbes, {"lengths": []}),
+    (RecallProbes, {"depths": []}),
 ]
 
 
