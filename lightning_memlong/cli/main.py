@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -50,6 +52,8 @@ class MemLongCLI(CheckpointAwareCLI):
             omegaconf_absolute_to_relative_paths=True,
             docstring_parse_attribute_docstrings=True,
         )
+        # Lightning's callbacks have such options, whose defaults must go through a file and back.
+        register_type(torch.device, fail_already_registered=False)
         self.argv = list(sys.argv[1:] if args is None else args)
         self.asked = next((a for a in self.argv if a in self.NAMES), "fit")
         self.notes: dict[str, Any] = {}

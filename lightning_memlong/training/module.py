@@ -22,6 +22,8 @@ from lightning_memlong.training.loss_weights import LossWeights, long_context_lo
 from lightning_memlong.training.resume import keep_recipe
 from lightning_memlong.training.schedule import LinearWarmup
 
+STATES = {"state_dict", "current_model_state"}
+"""What a checkpoint holds of weights; the second where weights are averaged, and the first is the average."""
 SCALE_RATE = 0.2
 """Learning rate of scales by that of biases: a score is several units large, so that a scale moves it several times."""
 
@@ -223,7 +225,8 @@ class MemLongModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, note which backbone it belongs to, and the random state."""
         trained = {f"model.{name}" for name in self.model.trainable()}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        for states in STATES & {*checkpoint}:
+            checkpoint[states] = {k: v for k, v in checkpoint[states].items() if k in trained}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         random = gather({"cpu": torch.get_rng_state(), "cuda": cuda})  # of each process
         checkpoint["memlong"] = {"format": CHECKPOINT_FORMAT, "backbone": self.recognised, "random": random}
@@ -232,6 +235,9 @@ class MemLongModule(L.LightningModule):
         """Check that the checkpoint belongs here, and take over what a resumed run goes on with."""
         fit = self.trainer.state.fn == "fit"
         check_checkpoint(self.model, checkpoint, self.recognised, complete=fit)
+        if {*checkpoint} >= STATES:  # callbacks that average weights load them whole
+            frozen = self.state_dict()
+            checkpoint |= {states: frozen | checkpoint[states] for states in STATES}
         if fit:
             self._random = checkpoint["memlong"]["random"]
             fresh = self.configure_optimizers()["optimizer"].param_groups
