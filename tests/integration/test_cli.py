@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from callbacks.memory_bank import MemoryBankCallback
 from lightning_memlong.cli.main import MemLongCLI, main
+from lightning_memlong.model import CHECKPOINT_FORMAT
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
 
@@ -42,7 +43,7 @@ def test_an_override_reaches_everything_derived_from_it(options: list[str], tmp_
     for _ in range(15):
         schedule.optimizer.step()
         schedule.step()
-    assert schedule.get_last_lr() == [0.0, 0.0], "the schedule ends where training ends"
+    assert schedule.get_last_lr() == [0.0, 0.0, 0.0], "the schedule ends where training ends"
     assert data.settings.tokenizer == cli.model.backbone_name
 
 
@@ -246,7 +247,8 @@ def test_a_checkpoint_of_another_backbone_is_told(
     old = torch.load(checkpoint, weights_only=True)
     old["memlong"]["format"] = 1
     torch.save(old, cut)
-    assert "is of format 1. Allowed: 3" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
+    said = told(["validate", *options, "--ckpt_path", str(cut)], capfd)
+    assert f"is of format 1. Allowed: {CHECKPOINT_FORMAT}" in said
     torch.save({"state_dict": {}}, cut)
     assert "not a MemLong checkpoint" in told(["validate", *options, "--ckpt_path", str(cut)], capfd)
 
