@@ -196,10 +196,10 @@ class MemLongModel(nn.Module):
             :, -logits_to_keep:
         ]
         loss = None if labels is None else self.head.loss(hidden, labels[:, -hidden.shape[1] :])
-        if loss is not None and not (context.gates or context.scales):
+        if loss is not None:
             # They take no part in a window without memory, or with none but near; where only they are trained there
-            # must still be a graph.
-            loss = loss + sum(0.0 * n.sum() for learned in self._numbers() for n in learned.values())
+            # must still be a graph. A sum of none of them is 0 whatever they are: a bias may be minus infinity.
+            loss = loss + sum(n[:0].sum() for learned in self._numbers() for n in learned.values())
         assert context.hidden is not None
         states = context.hidden[:, context.prefix :]
         return MemLongOutput(

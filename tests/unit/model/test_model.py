@@ -200,6 +200,9 @@ def test_a_bias_of_minus_infinity_reads_no_memory() -> None:
     assert (model(window(), memory=memory).logits - plain).abs().max() > 1e-4
     model.memory_bias["2"].data.fill_(float("-inf"))
     torch.testing.assert_close(model(window(), memory=memory).logits, plain)
+    for read in (memory, None):
+        loss = model(window(), labels=window(), memory=read).loss
+        assert loss is not None and loss.isfinite() and loss.requires_grad
 
 
 def test_lora_targets_that_match_nothing_are_told() -> None:
