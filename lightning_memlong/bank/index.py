@@ -53,7 +53,7 @@ class FlatIndex:
     """
 
     def __init__(self, room: Tensor, gpu: bool = False) -> None:
-        self._room, self._gpu, self._count = room.numpy(), gpu, 0
+        self._room, self._gpu, self._count = room, gpu, 0
 
     def __len__(self) -> int:
         return self._count
@@ -81,12 +81,12 @@ class FlatIndex:
         if k == 0:
             return torch.empty(0), torch.empty(0, dtype=torch.long)
         question = np.ascontiguousarray(query.float().numpy()[None])
+        # Not kept as an array: a tensor's memory moves where it goes to another process.
+        live = self._room[: self._count].numpy()
         if self._gpu:
-            scores, places = faiss.knn_gpu(
-                _gpu_resources(), question, self._room[: self._count], k, metric=faiss.METRIC_INNER_PRODUCT
-            )
+            scores, places = faiss.knn_gpu(_gpu_resources(), question, live, k, metric=faiss.METRIC_INNER_PRODUCT)
         else:
-            scores, places = faiss.knn(question, self._room[: self._count], k, metric=faiss.METRIC_INNER_PRODUCT)
+            scores, places = faiss.knn(question, live, k, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(scores[0]), torch.from_numpy(places[0])
 
 

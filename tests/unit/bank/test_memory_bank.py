@@ -1,8 +1,11 @@
 """The bank against a plain-Python model of itself: no entry lost, duplicated or mixed between rows."""
 
+import copy
+import pickle
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,10 @@ class Pair:
         self.bank = self.new_bank()
         self.bank.load_state_dict(state, "cpu")
 
+    def send(self) -> None:
+        """To another process, whose index must look at the vectors that arrived."""
+        self.bank = pickle.loads(pickle.dumps(self.bank))
+
     def check(self) -> None:
         if not self.bank.insertions:
             return
@@ -147,6 +154,7 @@ actions = st.one_of(
     st.tuples(st.just("reload")),
     st.tuples(st.just("through_a_file")),
     st.tuples(st.just("move")),
+    st.tuples(st.just("send")),
 )
 
 
@@ -193,6 +201,17 @@ def test_four_dimensional_keys_give_four_dimensional_keys() -> None:
     found = bank.gather(bank.recent(1))
     assert found is not None and found.keys.shape == (1, HEADS, CHUNK, SIZE)
     assert torch.equal(found.keys, keys[:, :, 4:])
+
+
+@pytest.mark.parametrize("copied", [lambda bank: pickle.loads(pickle.dumps(bank)), copy.deepcopy])
+def test_a_copy_searches_the_vectors_it_holds(copied: Callable[[MemoryBank], MemoryBank]) -> None:
+    """An index that looks at other memory than its bank's finds nothing that comes later, or what is there no more."""
+    pair = Pair("fifo")
+    pair.insert(whole(2))
+    kept, pair.bank = pair.bank, copied(pair.bank)
+    pair.insert(whole(2))
+    kept.row(0).entries.embeddings.zero_()
+    pair.retrieve(3, False)
 
 
 def test_controls_choose_what_they_say() -> None:
