@@ -1,5 +1,6 @@
 """What several processes must agree on."""
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 say = rank_zero_only(print)
 """Prints once, however many processes there are."""
+
+
+@rank_zero_only
+def note(text: str) -> None:
+    """Print beside the results, on stderr: what is piped on are answers alone."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def rank_and_world() -> tuple[int, int]:

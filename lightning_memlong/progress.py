@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
@@ -30,10 +31,10 @@ class TokenBar:
 
 @contextmanager
 def token_bar(shown: bool = True) -> Iterator[TokenBar]:
-    """A bar, from its first ``begin`` to the end of the block."""
+    """A bar on stderr, from its first ``begin`` to the end of the block."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[speed]}"))  # fmt: skip
-    with Progress(*columns, disable=not shown) as progress:
+    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as progress:
         yield TokenBar(progress)
 
 

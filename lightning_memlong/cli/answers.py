@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightning_memlong.cli.console import wide_console
+from lightning_memlong.distributed import say
 from lightning_memlong.generation import Passage
 
 
@@ -36,17 +37,17 @@ def excerpt(passage: Passage, characters: int = 160) -> str:
 
 
 def show_answer(answer: Answer) -> None:
-    """Print an answer with the passages it was written with."""
-    out = wide_console()
+    """Print an answer; beside it, on stderr, what it answers and the passages it was written with."""
+    out = wide_console(beside=True)
     out.print(f"\n[bold]{answer.document}[/bold]", highlight=False)
     out.print("> ", answer.prompt, sep="", markup=False, highlight=False)
-    out.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+    say(answer.text, flush=True)
     show_passages(answer.passages, answer.tokens_read)
 
 
 def show_passages(passages: list[Passage], whole: int) -> None:
-    """Print where retrieved passages stand and how they begin."""
-    out = wide_console()
+    """Print, on stderr, where retrieved passages stand and how they begin."""
+    out = wide_console(beside=True)
     for passage in passages:
         out.print(
             f"  retrieved {describe_place(passage, whole)}: {excerpt(passage)}",

@@ -5,6 +5,7 @@ Answers are shown as they are written, with the passages they were written with.
 they are everywhere; without a ``--config`` those of ``conf/memlong.yaml`` hold, where the command is run in a checkout.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,16 @@ def talk(model: MemLong, memory: MemoryBank, window: int, options: dict[str, Any
         window: Tokens of the local context [tokens].
         options: Of transformers' ``generate``.
     """
-    out = wide_console()
+    out = wide_console(beside=True)
     whole = int(memory.ends()[0])
     out.print(f"{whole:,} tokens in memory. /help tells what can be typed.", highlight=False)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text do not end it
     conversation = Conversation(model.long_context, memory, window=window)
     streamer = TextStreamer(model.retrieval.tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:
         while True:
-            typed = input("\n> ").strip()
+            typed = _next_line()
             if typed in ("/quit", "/exit"):
                 return
             if typed == "/new":
@@ -65,6 +68,16 @@ def talk(model: MemLong, memory: MemoryBank, window: int, options: dict[str, Any
         conversation.close()
 
 
+def _next_line() -> str:
+    """What a person types next; of what is piped in, the next line, without a prompt in the answers."""
+    if sys.stdin.isatty():
+        return input("\n> ").strip()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip()
+
+
 def _write_answer(
     model: MemLong, conversation: Conversation, typed: str, streamer: TextStreamer, options: dict[str, Any]
 ) -> bool:
@@ -75,10 +88,10 @@ def _write_answer(
     try:
         conversation.say(prompt, streamer=streamer, **options)
     except KeyboardInterrupt:
-        wide_console().print("(broken off)", style="dim")
+        wide_console(beside=True).print("(broken off)", style="dim")
     except UserError as error:
         streamer.end()  # it waits for the rest of an answer
-        wide_console().print(f"{error}", markup=False, highlight=False)
+        wide_console(beside=True).print(f"{error}", markup=False, highlight=False)
         return False
     return True
 

@@ -22,9 +22,13 @@ from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.memlong import MemLong
 
 
-def wide_console() -> Console:
-    """Wide enough for our tables wherever output goes."""
-    return Console(width=max(100, Console().width))
+def wide_console(beside: bool = False) -> Console:
+    """Wide enough for our tables wherever output goes.
+
+    Args:
+        beside: On stderr, beside what is piped on.
+    """
+    return Console(width=max(100, Console().width), stderr=beside)
 
 
 class ParameterSummary(RichModelSummary):

@@ -22,7 +22,15 @@ from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import DEBUG, Parser, config_files, open_data, parse_over, plain
 from lightning_memlong.cli.results import write_results
-from lightning_memlong.cli.runs import RunRecord, check_writable, continue_in, last_checkpoint, run_folder, runs_root
+from lightning_memlong.cli.runs import (
+    RunRecord,
+    begin_run,
+    check_writable,
+    continue_in,
+    last_checkpoint,
+    run_folder,
+    runs_root,
+)
 from lightning_memlong.cli.switches import leave_out_forbidden
 from lightning_memlong.cli.trainer import Trainer
 from lightning_memlong.config import MemoryConfig, require
@@ -31,7 +39,7 @@ from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, run_of, stored_settings
 from lightning_memlong.training import MemLongModule, require_memory
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI
-from lightning_memlong.training.loggers import MetricsCSV, claim_folders
+from lightning_memlong.training.loggers import MetricsCSV
 
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
 """Of results in the table that is printed."""
@@ -168,7 +176,8 @@ class MemLongCLI(CheckpointAwareCLI):
             self._open_data(str(self.subcommand))
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
-            claim_folders(self.trainer.loggers)
+        if self.subcommand not in ("predict", "chat"):  # they know later whether there will be a run
+            begin_run(self.trainer)
 
     def _open_data(self, subcommand: str) -> None:
         if subcommand == "fit":

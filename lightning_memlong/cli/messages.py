@@ -12,6 +12,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
+from rich.console import Console
 from rich.logging import RichHandler
 
 from lightning_memlong.errors import UserError
@@ -39,7 +40,10 @@ DOES_NOT_APPLY = (
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Our own log lines, and no advice that does not apply here."""
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False, show_time=False)], force=True)
+    # On stderr, beside what is piped on; and there is no terminal's edge in a file, where paths would be broken.
+    out = Console(stderr=True, width=None if sys.stderr.isatty() else 240)
+    handler = RichHandler(console=out, show_path=False, show_time=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("lightning_memlong").setLevel(logging.INFO)
     for name in ("faiss.loader", "httpx", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)

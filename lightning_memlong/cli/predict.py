@@ -1,6 +1,7 @@
 """``train.py predict``: a bank of each document, read or opened, and prompts answered with it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.answers import Answer, show_answer, write_answer
 from lightning_memlong.cli.checkpoints import on_device
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
+from lightning_memlong.cli.runs import begin_run, check_writable, note_settings
 from lightning_memlong.config import require
-from lightning_memlong.distributed import say
+from lightning_memlong.distributed import note
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Conversation, Prompt
 from lightning_memlong.generation.prefill import common_prefix
@@ -57,7 +58,7 @@ class DocumentBanks:
         file: The file of the bank; None: it is kept nowhere.
         capacity: Size of a new bank [tokens]; None: everything.
         window: Tokens read at once [tokens].
-        fallback: Where a bank without a file goes if reading is interrupted; None: nowhere.
+        fallback: Gives where a bank without a file goes if reading is interrupted; None: nowhere.
 
     Raises:
         UserError: If the file's folder cannot be written.
@@ -69,11 +70,13 @@ class DocumentBanks:
         file: str | None,
         capacity: int | None,
         window: int,
-        fallback: Path | None,
+        fallback: Callable[[], Path] | None,
     ) -> None:
         self._model, self._capacity, self._window, self._fallback = model, capacity, window, fallback
         self.file = None if file is None else Path(file)
         if self.file is not None:
+            allowed, fix = "a file, there or yet to be written", f"use {self.file / 'bank.safetensors'}"
+            require(not self.file.is_dir(), "bank", file, allowed, fix)
             check_writable(self.file.absolute().parent, "bank")
         self.problem: UserError | None = None
         """Why the bank could not be saved."""
@@ -93,7 +96,7 @@ class DocumentBanks:
                     f"bank={str(self.file)!r} holds another text than {name}. Allowed: a file made from it, or one "
                     "that does not exist yet. Fix: give another --bank for each document."
                 )
-            say(f"{name}: {int(bank.ends()[0]):,} tokens found in {self.file}", flush=True)
+            note(f"{name}: {int(bank.ends()[0]):,} tokens found in {self.file}")
         before = 0 if bank is None else int(bank.ends()[0])
         bank = self._model.read_tokens([tokens], bank, window=self._window, capacity=self._capacity)
         self._show_size(name, bank)
@@ -111,25 +114,44 @@ class DocumentBanks:
             if bank.evictions
             else ""
         )
-        say(f"{name}: {stats['tokens']:,} tokens in memory ({stats['entries']:,} chunks){gone}", flush=True)
+        note(f"{name}: {stats['tokens']:,} tokens in memory ({stats['entries']:,} chunks){gone}")
 
     def _save(self, bank: MemoryBank, file: Path) -> None:
         try:
             bank.save(file)
-            say(f"Bank: {file} ({file.stat().st_size / 1e9:.2f} GB)", flush=True)
+            note(f"Bank: {file} ({file.stat().st_size / 1e9:.2f} GB)")
         except UserError as error:  # the answers are still to be had
             self.problem = error
-            say(f"error: {error}", flush=True)
+            note(f"error: {error}")
 
     def _end_interrupted(self, bank: MemoryBank) -> None:
         """Say how to go on, and end the command."""
-        file = self.file or self._fallback
-        if self.file is None and file is not None:
+        file = self.file
+        if file is None and self._fallback is not None:
+            file = self._fallback()
             self._save(bank, file)
         if file is not None and self.problem is None:
             more = "" if self.file else f" and --bank {file}"
-            say(f"What was read is in {file}; go on with the same command{more}.")
+            note(f"What was read is in {file}; go on with the same command{more}.")
         raise SystemExit(130)
+
+
+def refuse_what_is_known(model: MemLong, window: int, prompts: list[Prompt], options: dict[str, Any]) -> None:
+    """Refuse prompts and options of ``generate`` that cannot be used, before a document is read for them.
+
+    Args:
+        model: Will write.
+        window: Tokens of the local context [tokens].
+        prompts: What will be asked.
+        options: Of transformers' ``generate``.
+
+    Raises:
+        UserError: If one cannot.
+    """
+    one = options.get("num_return_sequences", 1) == 1 and not options.get("return_dict_in_generate")
+    fix = "leave num_return_sequences and return_dict_in_generate out"
+    require(one, "generation", options, "options that give one text", fix)
+    Conversation(model.long_context, window=window).check(prompts, options)
 
 
 def answer_prompts(
@@ -155,11 +177,7 @@ def answer_prompts(
     whole = int(bank.ends()[0])
     for prompt in prompts:
         with Conversation(model.long_context, bank, window=window) as conversation:
-            text = conversation.say(as_prompt(model, prompt, chat), **options)
-            allowed = "options that give one text"
-            require(
-                isinstance(text, str), "generation", options, allowed, "leave num_return_sequences out, for instance"
-            )
+            text: str = conversation.say(as_prompt(model, prompt, chat), **options)
             yield Answer(document, prompt, text.strip(), conversation.passages, whole)
 
 
@@ -197,21 +215,29 @@ def predict(
     first, second = next(several), next(several, None)
     one = "null for several documents: a file holds the bank of one"
     require(file is None or second is None, "bank", file, one, "leave it out, or give --data.path one file")
-    model, folder = load_for_inference(trainer, module, ckpt_path), run_folder(trainer) or Path("answers")
-    note_settings(trainer, module)
-    keep = folder / "bank.safetensors" if second is None else None
+    model = load_for_inference(trainer, module, ckpt_path)
+    refuse_what_is_known(model, data.window, [as_prompt(model, prompt, chat) for prompt in prompts], options)
+
+    @cache
+    def folder() -> Path:  # made when there is something to put there, so that what is refused leaves nothing
+        made = begin_run(trainer) or Path("answers")
+        note_settings(trainer, module)
+        return made
+
+    keep = None if second else lambda: folder() / "bank.safetensors"
     banks = DocumentBanks(model, file, capacity, data.window, keep)
     given: list[Answer] = []
-    say(f"Answers, as they come: {folder / 'answers.md'}, answers.jsonl", flush=True)
     try:
         for name, text in chain([first], [second] if second else [], several):
             bank = banks.open_or_read(name, text)
+            if not given:
+                note(f"Answers, as they come: {folder() / 'answers.md'}, answers.jsonl")
             for answer in answer_prompts(model, name, bank, prompts, chat, data.window, options):
                 show_answer(answer)
-                write_answer(folder, answer)
+                write_answer(folder(), answer)
                 given.append(answer)
     except KeyboardInterrupt:
-        say("\nInterrupted. The answers so far are kept.")
+        note("\nInterrupted. The answers so far are kept.")
         raise SystemExit(130) from None
     if banks.problem is not None:
         raise banks.problem

@@ -22,6 +22,7 @@ from torch.utils.tensorboard.summary import hparams
 from lightning_memlong.cli.parser import plain, typed_option
 from lightning_memlong.config import flat
 from lightning_memlong.errors import UserError
+from lightning_memlong.training.loggers import claim_folders
 
 PACKAGES = ("torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
             "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
@@ -154,6 +155,17 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if key.startswith(groups) and value is not None and value != {}
     }
+
+
+def begin_run(trainer: L.Trainer) -> Path | None:
+    """Make a run folder that is no other run's; None where nothing is logged.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    if trainer.loggers:
+        claim_folders(trainer.loggers)
+    return run_folder(trainer)
 
 
 def note_settings(trainer: Any, module: L.LightningModule) -> None:

@@ -9,8 +9,8 @@ import lightning as L
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.cli.answers import Answer
 from lightning_memlong.cli.layers import score_layers
-from lightning_memlong.cli.predict import DocumentBanks, documents, load_for_inference, predict
-from lightning_memlong.cli.runs import run_folder
+from lightning_memlong.cli.predict import DocumentBanks, documents, load_for_inference, predict, refuse_what_is_known
+from lightning_memlong.cli.runs import begin_run
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import READERS
@@ -104,10 +104,15 @@ class Trainer(L.Trainer):
         found = documents(datamodule)
         book = next(found)
         require(next(found, None) is None, "data.path", datamodule.path, "one document", "name one file")
-        reader, folder = load_for_inference(self, model, ckpt_path), run_folder(self) or Path()
-        banks = DocumentBanks(reader, bank, capacity, datamodule.window, folder / "bank.safetensors")
+        reader, options = load_for_inference(self, model, ckpt_path), {"max_new_tokens": max_new_tokens, **generation}
+        refuse_what_is_known(reader, datamodule.window, [], options)
+
+        def fallback() -> Path:
+            return (begin_run(self) or Path()) / "bank.safetensors"
+
+        banks = DocumentBanks(reader, bank, capacity, datamodule.window, fallback)
         memory = banks.open_or_read(*book)
-        talk(reader, memory, datamodule.window, {"max_new_tokens": max_new_tokens, **generation})
+        talk(reader, memory, datamodule.window, options)
 
     def layers(
         self,

@@ -1,25 +1,21 @@
 """Turns of a conversation about what was read: prompts in, text out, with the passages that were retrieved."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
 
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation.hf_generate import GenerateAdapter
+from lightning_memlong.generation.hf_generate import GenerateAdapter, loop_options, refused, rehearse
 from lightning_memlong.generation.local_context import LocalContext
 from lightning_memlong.generation.long_context import LongContext
 from lightning_memlong.generation.prefill import evaluating
 from lightning_memlong.progress import deferred_interrupt
 from lightning_memlong.text import tokenise
-
-if TYPE_CHECKING:
-    pass
 
 Prompt = str | Sequence[Mapping[str, str]]
 """Text to go on with, or messages with ``role`` and ``content``."""
@@ -83,13 +79,9 @@ class Conversation:
         Raises:
             UserError: For an empty prompt, or one that does not fit the local context.
         """
-        tokenizer, model = self._tokenizer, self._model
+        tokenizer = self._tokenizer
         whole, text, asked = self._begin_turn(prompt)
-        new = tokenise(tokenizer, [text])[0].tolist()
-        if not len(self._written) and new and new[0] == model.bos:
-            new = new[1:]  # the context begins with it by itself
-        if len(self._written) and new and new[0] == int(self._written[-1]) and new[0] in tokenizer.all_special_ids:
-            new = new[1:]  # the answer before has ended with it
+        new = self._tokens(text)
         begin = len(self._written) + len(new)
         found, ended = self._generate(new, query or asked, options)
         whole_dict = bool(options.get("return_dict_in_generate"))
@@ -101,6 +93,32 @@ class Conversation:
             return found
         texts = [tokenizer.decode(row[begin:], skip_special_tokens=True) for row in sequences]
         return texts if len(texts) > 1 else texts[0]
+
+    def check(self, prompts: Sequence[Prompt], options: dict[str, Any]) -> None:
+        """Refuse prompts, each as the first turn, and options of ``generate`` before anything has been read.
+
+        Raises:
+            UserError: As :meth:`say` would.
+        """
+        for prompt in prompts:
+            self._require_room(self._tokens(self._begin_turn(prompt)[1]))
+        rehearse(self._model.backbone, self._tokenizer, options)
+
+    def _tokens(self, text: str) -> list[int]:
+        """A turn's tokens, as they follow what was said."""
+        new: list[int] = tokenise(self._tokenizer, [text])[0].tolist()
+        if not len(self._written) and new and new[0] == self._model.bos:
+            new = new[1:]  # the context begins with it by itself
+        special = self._tokenizer.all_special_ids
+        if len(self._written) and new and new[0] == int(self._written[-1]) and new[0] in special:
+            new = new[1:]  # the answer before has ended with it
+        return new
+
+    def _require_room(self, tokens: Sequence[int]) -> None:
+        room = self.context.window
+        allowed = f"from one to {room} tokens, the window"
+        fix = "read long texts into memory (model.read) and ask about them, or raise window"
+        require(0 < len(tokens) <= room, "prompt", f"{len(tokens)} tokens", allowed, fix)
 
     def generate_from_tokens(self, tokens: Sequence[int], query: str, **options: Any) -> Any:
         """As :meth:`say`, for a prompt that is tokens already; gives what transformers' ``generate`` gives.
@@ -119,16 +137,14 @@ class Conversation:
 
     def _generate(self, tokens: Sequence[int], query: str, options: dict[str, Any]) -> tuple[Any, bool]:
         """What was generated, and whether Ctrl-C ended it, between two tokens."""
-        model, room = self._model, self.context.window
-        allowed = f"from one to {room} tokens, the window"
-        fix = "read long texts into memory (model.read) and ask about them, or raise window"
-        require(0 < len(tokens) <= room, "prompt", f"{len(tokens)} tokens", allowed, fix)
+        model = self._model
+        self._require_room(tokens)
         ids = torch.cat([self._written, torch.tensor(tokens, device=model.device)])[None]
         try:
             with evaluating(model), deferred_interrupt() as pressed:
                 self.context.retrieve_for_prompt(self._long_context.embed_texts([query])[0])
-                adapter = GenerateAdapter(model.backbone, self.context)
-                found = adapter.generate(ids, **self._generate_options(options, pressed))
+                adapter = GenerateAdapter(model.backbone, self.context.logits)
+                found = adapter.generate(ids, **loop_options(options, self._tokenizer, pressed))
                 self.context.count_use()
                 return found, pressed()
         except BaseException as error:
@@ -138,22 +154,7 @@ class Conversation:
                 raise
             if isinstance(error, UserError):
                 raise
-            told, fix = str(error).splitlines()[0], "Allowed: options of transformers' generate. Fix: correct it."
-            raise UserError(f"generation: {told} {fix}") from error
-
-    def _generate_options(self, options: dict[str, Any], pressed: Callable[[], bool]) -> dict[str, Any]:
-        """What transformers' ``generate`` is called with: what was asked for, and an end at Ctrl-C."""
-
-        def interrupted(ids: Tensor, scores: Any, **_: Any) -> Tensor:
-            return torch.full((len(ids),), pressed(), device=ids.device)
-
-        options = {"use_cache": False, **options}
-        allowed = "false: the local context is the cache"
-        require(options["use_cache"] is False, "use_cache", options["use_cache"], allowed, "leave it out")
-        if "stop_strings" in options:
-            options.setdefault("tokenizer", self._tokenizer)
-        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or ()), interrupted])
-        return options
+            raise refused(error) from error
 
     def _without_padding(self, ids: Tensor, begin: int) -> Tensor:
         """A text (T,) up to the token that ends it; shorter ones of several are padded."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import SPARE, MemoryBank
 from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.distributed import note
 from lightning_memlong.generation.prefill import evaluating, read_windows, remaining
 from lightning_memlong.model import MemLongModel, weights_digest
 from lightning_memlong.progress import deferred_interrupt, token_bar
@@ -165,7 +166,7 @@ class LongContext:
                 if interrupted():
                     break
         if done < total:
-            print(
+            note(
                 f"Interrupted: {done:,} of {total:,} tokens were read and are kept. The same call goes on from there, "
                 "with what this one returns as memory=."
             )

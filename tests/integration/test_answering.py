@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def test_a_book_is_read_once_and_asked_again(
     bank = tmp_path / "banks" / "book.safetensors"
     asked = ["predict", *options, "--bank", str(bank), "--prompt", '["kan lor", "mis tur"]']
     assert main(asked) == 0
-    out = capfd.readouterr().out
-    assert "3,000 tokens in memory (188 chunks)" in out and f"Bank: {bank}" in out
-    assert re.search(r"retrieved at \d+%, tokens [\d,]+ to [\d,]+, similarity", out)
+    answers, beside = capfd.readouterr()
+    assert "3,000 tokens in memory (188 chunks)" in beside and f"Bank: {bank}" in beside
+    assert re.search(r"retrieved at \d+%, tokens [\d,]+ to [\d,]+, similarity", beside)
     first = answered(tmp_path)
+    assert answers.strip() == "\n".join(a["text"] for a in first), "what is piped on are answers alone"
     assert [a["prompt"] for a in first] == ["kan lor", "mis tur"] and all(a["tokens_read"] == 3000 for a in first)
     text = book.read_text()
     for passage in first[0]["passages"]:
@@ -55,11 +57,11 @@ def test_a_book_is_read_once_and_asked_again(
     assert "**kan lor**" in (folder / "answers.md").read_text() and (folder / "config_predict.yaml").exists()
     written = bank.stat().st_mtime_ns
     assert main(asked) == 0
-    assert "3,000 tokens found in" in capfd.readouterr().out and bank.stat().st_mtime_ns == written
+    assert "3,000 tokens found in" in capfd.readouterr().err and bank.stat().st_mtime_ns == written
     assert answered(tmp_path) == first
     book.write_text(text + "and so on " * 20)
     assert main(asked) == 0
-    assert "3,200 tokens in memory" in capfd.readouterr().out, "what was added is read"
+    assert "3,200 tokens in memory" in capfd.readouterr().err, "what was added is read"
     assert int(MemoryBank.open(bank).ends()[0]) == 3200
     book.write_text("another " * 100)
     assert "holds another text than book.txt" in told(asked, capfd)
@@ -78,7 +80,7 @@ def test_several_documents_and_a_small_bank(
     (several / "empty.txt").write_text("")
     options = ["predict", *options, "--data.path", str(several), "--prompt", "kan", "--capacity", "256"]
     assert main(options) == 0
-    assert "44 of 57 chunks evicted to stay within --capacity" in capfd.readouterr().out
+    assert "44 of 57 chunks evicted to stay within --capacity" in capfd.readouterr().err
     assert [a["document"] for a in answered(tmp_path)] == ["a.txt", "b.txt"]
     assert "bank='x'" in told([*options, "--bank", "x"], capfd)
 
@@ -119,13 +121,13 @@ def test_ctrl_c_keeps_what_was_read(
         monkeypatch.setattr(long_text, "read_windows", interrupted)
         with pytest.raises(SystemExit) as stop:
             main([*asked, *([] if file is None else ["--bank", str(file)])])
-        out = capfd.readouterr().out
+        out = capfd.readouterr().err
         assert stop.value.code == 130 and more in out and "Interrupted: 304 of 3,000" in out
         monkeypatch.undo()
     kept = out.split("What was read is in ")[1].split(";")[0]
     assert kept == str(bank) and int(MemoryBank.open(bank).ends()[0]) == 304
     assert main([*asked, "--bank", str(bank)]) == 0
-    assert "304 tokens found" in capfd.readouterr().out
+    assert "304 tokens found" in capfd.readouterr().err
     resumed = answered(tmp_path)
     assert main(asked) == 0
     assert [a["text"] for a in answered(tmp_path)] == [a["text"] for a in resumed]
@@ -160,13 +162,33 @@ MISTAKES = {
     "not a bank": (["--prompt", "x", "--bank", __file__], "damaged or cut short"),
     "no template": (["--prompt", "x", "--chat", "true"], "no chat template"),
     "unknown option": (["--prompt", "x", "--generation", "{temprature: 2}"], "temprature"),
+    "bad value": (["--prompt", "x", "--generation", "{do_sample: true, temperature: -1.0}"], "temperature"),
+    "several texts": (["--prompt", "x", "--generation", "{num_return_sequences: 2}"], "options that give one text"),
+    "a folder for a bank": (["--prompt", "x", "--bank", str(Path(__file__).parent)], "bank.safetensors"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told(mistake: str, options: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told(
+    mistake: str,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     given, expected = MISTAKES[mistake]
+    monkeypatch.setattr(long_text, "read_windows", lambda *_, **__: pytest.fail("nothing is to be read for it"))
     assert expected in told(["predict", *options, *given], capfd)
+    assert not list((tmp_path / "runs").rglob("*.*")), "and nothing is written"
+
+
+@pytest.mark.parametrize("mistake", ["unknown option", "bad value", "a folder for a bank"])
+def test_mistakes_of_a_chat_are_told(
+    mistake: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given, expected = MISTAKES[mistake]
+    monkeypatch.setattr(long_text, "read_windows", lambda *_, **__: pytest.fail("nothing is to be read for it"))
+    assert expected in told(["chat", *options, *given[2:]], capfd)
 
 
 def test_a_binary_book_is_told(options: list[str], book: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -186,18 +208,33 @@ def test_chatting(
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", person)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.chdir(book.parent)
     assert chat([book.name, *options]) == 0
-    out = capfd.readouterr().out
+    out = capfd.readouterr().err
     assert "3,000 tokens in memory. /help" in out and "/new        begin" in out
     assert out.count("  retrieved at ") >= 6 and "'66 tokens'" in out
     passages = [line for line in out.splitlines() if line and line in book.read_text()]
     assert passages, "whole passages are shown when asked for"
 
 
+def test_questions_are_piped_in_and_answers_out(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "questions"
+    file.write_bytes(b"kan lor\nmis \xff tur\n")
+    with file.open() as questions:
+        monkeypatch.setattr("sys.stdin", questions)
+        assert main(["chat", *options]) == 0
+    answers, beside = capfd.readouterr()
+    assert "tokens in memory" not in answers and "retrieved at" not in answers and "> " not in answers
+    assert beside.count("retrieved at") >= 2 and answers.strip()
+
+
 def test_an_answer_broken_off_ends_there(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["kan lor", "mis tur", "/quit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(typed))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     said: list[list[int]] = []
     begun = chatting.TextStreamer.put
 

@@ -121,7 +121,7 @@ def test_ctrl_c_ends_reading_between_windows(
     bank = model.read(book, window=64, progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
     assert int(bank.ends()[0]) == 64 + 3 * 48
-    assert "Interrupted: 208 of 6,000 tokens were read and are kept" in capsys.readouterr().out
+    assert "Interrupted: 208 of 6,000 tokens were read and are kept" in capsys.readouterr().err
     monkeypatch.undo()
     same_banks(model.read(book, bank, window=64, progress=False), model.read(book, window=64, progress=False))
     thread = threading.Thread(target=lambda: model.read(book[:100], window=64, progress=False))
