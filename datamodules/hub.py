@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from pyarrow.dataset import ParquetFragmentScanOptions
-
 from datamodules.network import retry
 from datamodules.records import Columns
 from datamodules.sources import HubShard
@@ -67,7 +65,8 @@ class Hub:
         Raises:
             UserError: If there is no such data set or configuration, or it cannot be reached.
         """
-        from datasets import load_dataset_builder
+        from datasets import load_dataset_builder  # half a second of imports, for those who use it
+        from pyarrow.dataset import ParquetFragmentScanOptions
 
         def open_splits() -> dict[str, Any]:
             builder = load_dataset_builder(**self._arguments(by_line))
@@ -100,7 +99,7 @@ class Hub:
 
     def identity(self, retries: int) -> str:
         """What tells one state of the data set from another: the commits or dates of its files."""
-        from datasets import load_dataset_builder
+        from datasets import load_dataset_builder  # half a second of imports, for those who use it
 
         try:
             builder = retry(lambda: load_dataset_builder(**self._arguments()), self.id, retries)
