@@ -21,7 +21,7 @@ from lightning_memlong.cli.evaluate import evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import DEBUG, Parser, config_files, open_data, parse_over, plain
-from lightning_memlong.cli.results import write_results
+from lightning_memlong.cli.results import first_validation, write_results
 from lightning_memlong.cli.runs import (
     RunRecord,
     begin_run,
@@ -38,7 +38,7 @@ from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, run_of, stored_settings
 from lightning_memlong.training import MemLongModule, require_memory
-from lightning_memlong.training.lightning_private import CheckpointAwareCLI
+from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
 from lightning_memlong.training.loggers import MetricsCSV
 
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
@@ -64,6 +64,7 @@ class MemLongCLI(CheckpointAwareCLI):
         register_type(torch.device, fail_already_registered=False)
         self.argv = list(sys.argv[1:] if args is None else args)
         self.asked = next((a for a in self.argv if a in self.NAMES), "fit")
+        self._resumed_at = 0  # steps that were made before
         self.notes: dict[str, Any] = {}
         """Further facts for ``run.json``."""
         record = {"subcommand": self.asked, "notes": self.notes, "config_files": config_files(self.argv)}
@@ -118,7 +119,9 @@ class MemLongCLI(CheckpointAwareCLI):
                 self._put_under(stored, name, "export")
             return
         path = last_checkpoint(runs_root(self.config[name])) if given == "last" else Path(given)
-        self._put_under(stored_settings(read_checkpoint(path, str(given))), name, "checkpoint")
+        checkpoint = read_checkpoint(path, str(given))
+        self._resumed_at = int(checkpoint["global_step"]) if name == "fit" else 0
+        self._put_under(stored_settings(checkpoint), name, "checkpoint")
         self.config[name].ckpt_path = str(path)
         if given == "last" and name == "fit":
             continue_in(self.config[name], (run_of(path) or path.parents[1]).name)
@@ -176,6 +179,10 @@ class MemLongCLI(CheckpointAwareCLI):
             self._open_data(str(self.subcommand))
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
+        if self._resumed_at:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    hide_later_events(logger, self._resumed_at)
         if self.subcommand not in ("predict", "chat"):  # they know later whether there will be a run
             begin_run(self.trainer)
 
@@ -202,6 +209,7 @@ class MemLongCLI(CheckpointAwareCLI):
         config = self.config[self.subcommand]
         if folder := run_folder(self.trainer):
             say(f"Run folder: {folder}", flush=True)
+            self._first = first_validation(folder) if self._resumed_at else {}
         show_parameters(self.model.model)
         if config.validate_first and not config.ckpt_path and self.trainer.limit_val_batches:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)

@@ -32,6 +32,8 @@ DOES_NOT_APPLY = (
     ".*your dataloader is not resumable.*",
     # Perplexities are already those of all processes; the bank's numbers are those of the first.
     ".*sync_dist=True.*",
+    # The DataModule has none of its own.
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",
     ".*args parameter is intended to run from within Python.*",
 )
 """Warnings that are not shown."""

@@ -1,5 +1,6 @@
 """The last numbers of a run, ``results.json``: that it has ended, and with what."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def write_results(trainer: L.Trainer, subcommand: str, results: dict[str, dict[s
     unfinished = folder / ".results"
     unfinished.write_text(json.dumps({"steps": trainer.global_step, **results}, indent=2) + "\n")
     unfinished.replace(folder / f"results{suffix_of(subcommand)}.json")
+
+
+def first_validation(folder: Path) -> dict[str, float]:
+    """What the untrained model gave, of a run that goes on: what its ``metrics.csv`` begins with; else nothing."""
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return {}
+    with file.open(newline="") as opened:
+        first = next(csv.DictReader(opened), {})
+    return {k.removeprefix("val/"): float(v) for k, v in first.items() if k.startswith("val/") and v}
 
 
 def read_results(folder: Path, subcommand: str) -> dict[str, float] | None:

@@ -37,6 +37,24 @@ def save_last(checkpoint: ModelCheckpoint, trainer: L.Trainer) -> None:
     checkpoint._save_last_checkpoint(trainer, dict(trainer.callback_metrics))
 
 
+def log_by_optimiser_steps(trainer: L.Trainer) -> None:
+    """Let loggers count optimiser steps, before a batch is trained on.
+
+    They do, but for a run that goes on from the end of another: where validation was due there, Lightning passes over
+    it with a batch that is none, and its count, ``_batches_that_stepped``, is one ahead from then on.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def hide_later_events(logger: TensorBoardLogger, step: int) -> None:
+    """Let TensorBoard forget what it was told of a step and those after it, before a resumed run tells it again.
+
+    SummaryWriter's ``purge_step``; needs ``_kwargs``, what it is made with: given to the logger, it would be part of
+    the saved configuration.
+    """
+    logger._kwargs["purge_step"] = step
+
+
 class EpochProgressBar(RichProgressBar):
     """Rich's bar of training with the number of the epoch alone before it.
 

@@ -18,6 +18,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import CHECKPOINT_FORMAT, MemLongOutput, check_checkpoint, recognise_backbone
 from lightning_memlong.text import Batch
+from lightning_memlong.training.lightning_private import log_by_optimiser_steps
 from lightning_memlong.training.loss_weights import LossWeights, long_context_loss, plain_loss
 from lightning_memlong.training.resume import keep_recipe
 from lightning_memlong.training.schedule import LinearWarmup
@@ -105,6 +106,12 @@ class MemLongModule(L.LightningModule):
     def forward(self, batch: Batch) -> MemLongOutput:
         """Read one window, with the memory found in the batch, if any."""
         return self.model(batch["input_ids"], batch["labels"], memory=batch.get("memory"))
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Before any callback sees a batch, the first of a resumed run has the number it would have had."""
+        if self.trainer.training:
+            log_by_optimiser_steps(self.trainer)
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one window, and the keys and values to be stored."""

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.progress import ProgressBar
@@ -19,6 +21,7 @@ from lightning_memlong.training.lightning_private import (
     EpochProgressBar,
     KeptRowsWriter,
     claim_version,
+    hide_later_events,
     last_saved_step,
 )
 
@@ -32,6 +35,15 @@ from lightning_memlong.training.lightning_private import (
 )
 def test_a_private_method_is_there(owner: type, name: str, parameters: list[str]) -> None:
     assert list(inspect.signature(getattr(owner, name)).parameters) == parameters, f"Lightning changed {name}"
+
+
+def test_a_logger_tells_its_writer_what_to_forget(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    hide_later_events(logger, 7)
+    logger.experiment.add_scalar("x", 1.0, 7)
+    logger.experiment.close()
+    told = EventFileLoader(str(next(tmp_path.rglob("events*")))).Load()
+    assert any(e.session_log.status == SessionLog.START and e.step == 7 for e in told), "Lightning changed _kwargs"
 
 
 def test_a_checkpoint_callback_knows_when_it_saved() -> None:
