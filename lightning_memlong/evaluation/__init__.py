@@ -5,7 +5,7 @@
 """
 
 from lightning_memlong.evaluation.base import Evaluation, Progress, Report, Subject, TableRow
-from lightning_memlong.evaluation.figures import PALETTE, draw_layers
+from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.evaluation.icl import InContextLearning
 from lightning_memlong.evaluation.layer_grid import READERS, LayerChoice, layer_grid, layer_table, sweep_layers
 from lightning_memlong.evaluation.perplexity import PerplexityGrid
@@ -13,7 +13,6 @@ from lightning_memlong.evaluation.recall import RecallProbes
 from lightning_memlong.evaluation.record import Measurement, Record
 
 __all__ = [
-    "PALETTE",
     "READERS",
     "Evaluation",
     "InContextLearning",

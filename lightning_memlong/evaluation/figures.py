@@ -1,11 +1,12 @@
 """Pictures of evaluations."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator, NullLocator
 
 COLOURS = {"above": "tab:blue", "every": "tab:purple", "spread": "tab:orange", "own": "tab:green"}
 HELPS = 1.06
@@ -65,31 +66,53 @@ PALETTE = (
     "tab:olive",
     "tab:cyan",
 )
+SHAPES = (("-", "o", ""), ("--", "s", "//"), (":", "^", ".."), ("-.", "D", "xx"))
+"""Line, marker and filling of bars; the next where colours begin anew."""
 
 
-def draw_grid(data: Sequence[Mapping[str, Any]], title: str, window: int, off: str) -> Figure:
+def looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """How each of several is drawn in all pictures that show it, no two alike (up to 36): for ``plot``."""
+    found = {}
+    for number, name in enumerate(names):
+        line, marker, _ = SHAPES[number // len(PALETTE) % len(SHAPES)]
+        found[name] = {"color": PALETTE[number % len(PALETTE)], "linestyle": line, "marker": marker}
+    return found
+
+
+def _filling(look: Mapping[str, str]) -> str:
+    return next(hatch for line, _, hatch in SHAPES if line == look["linestyle"])
+
+
+def short_tokens(tokens: float) -> str:
+    """A number of tokens on an axis."""
+    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else f"{tokens:.0f}"
+
+
+def draw_grid(
+    data: Sequence[Mapping[str, Any]], title: str, window: int, drawn: Mapping[str, Mapping[str, str]]
+) -> Figure:
     """Perplexity by perplexity with memory off against the length of context; one panel a corpus, bands: intervals.
 
     Args:
         data: As :func:`lightning_memlong.evaluation.perplexity_report.report_perplexity` has them.
         title: What was scored.
         window: Local tokens; lengths up to here have no memory.
-        off: Name of the setting that all are held against.
+        drawn: How each setting is drawn, but for the one that all are held against.
     """
     corpora = list(dict.fromkeys(r["corpus"] for r in data))
-    names = [n for n in dict.fromkeys(r["setting"] for r in data) if n != off]
     figure, panels = _panels(len(corpora), title)
     for axes, corpus in zip(panels, corpora, strict=True):
         axes.axhline(1.0, color="0.4", linewidth=1)
-        for number, name in enumerate(names):
+        for name, look in drawn.items():
             points = [r for r in data if (r["corpus"], r["setting"]) == (corpus, name) and r["length"] >= window]
             if points:
                 x, y, low, high = ([r[k] for r in points] for k in ("length", "ratio", "low", "high"))
-                colour = PALETTE[number % len(PALETTE)]
-                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-                axes.plot(x, y, marker="o", markersize=4, color=colour, label=name)
+                axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+                axes.plot(x, y, **look, markersize=4, label=name)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:g}k" if v >= 1024 else f"{v:g}")
+        lengths = sorted({r["length"] for r in data if r["length"] >= window})
+        axes.set_xticks(lengths, [short_tokens(n) for n in lengths])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(corpus, fontsize=10)
         axes.set_xlabel("context [tokens]")
         axes.grid(alpha=0.3)
@@ -98,31 +121,42 @@ def draw_grid(data: Sequence[Mapping[str, Any]], title: str, window: int, off: s
     return figure
 
 
-def draw_where(where: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Figure:
-    """Where memory helps, one row of panels a corpus: by place, by distance, attention by layer, tokens that gain."""
-    figure = Figure(figsize=(14, 3.2 * len(where) + 0.6), layout="constrained")
+def draw_where(
+    where: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str, drawn: Mapping[str, Mapping[str, str]]
+) -> Figure:
+    """Where memory helps, one row of panels a corpus: by place, by distance, attention by layer, tokens that gain.
+
+    Args:
+        where: Corpus -> setting -> what was found.
+        title: What was scored.
+        drawn: How each setting is drawn.
+    """
+    most = max(map(len, where.values()))
+    figure = Figure(figsize=(14, max(3.2, 0.2 * most + 1) * len(where) + 0.6), layout="constrained")
     grid = figure.subplots(len(where), 4, squeeze=False)
     for row, (corpus, settings) in enumerate(where.items()):
         for number, (name, facts) in enumerate(settings.items()):
-            colour = PALETTE[number % len(PALETTE)]
+            look = drawn[name]
             for axes, what in zip(grid[row, :2], ("position", "distance"), strict=True):
                 x = [place for place, _ in facts[what]]
                 y = [ratio.value for _, ratio in facts[what]]
                 bars = [[r.value - r.low for _, r in facts[what]], [r.high - r.value for _, r in facts[what]]]
-                axes.errorbar(x, y, yerr=bars, marker="o", markersize=4, capsize=2, color=colour, label=name)
+                axes.errorbar(x, y, yerr=bars, **look, markersize=4, capsize=2, label=name)
             if facts["mass"]:
-                grid[row, 2].plot(*zip(*facts["mass"], strict=True), marker=".", color=colour)
-            grid[row, 3].barh(number, 100 * facts["improved"], color=colour)
+                grid[row, 2].plot(*zip(*facts["mass"], strict=True), **look, markersize=3)
+            grid[row, 3].barh(number, 100 * facts["improved"], color=look["color"], hatch=_filling(look), alpha=0.85)
         for axes, label in zip(grid[row], ("place in the document [tokens]", "distance to the nearest match [tokens]",
                                            "layer", "tokens whose loss falls [%]"), strict=True):  # fmt: skip
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
         for axes in grid[row, :2]:
             axes.axhline(1.0, color="0.4", linewidth=1)
-            axes.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.3g}k")
+            axes.xaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(max(axes.get_xlim()[1], 1) / 6))))
+            axes.xaxis.set_major_formatter(lambda v, _: short_tokens(v))
         grid[row, 0].set_ylabel(f"{corpus}\nperplexity / memory off")
         grid[row, 2].set_ylabel("attention on memory")
         grid[row, 3].set_yticks(range(len(settings)), list(settings), fontsize=8)
+        grid[row, 3].invert_yaxis()  # in the order of the tables
         grid[row, 3].axvline(50, color="0.4", linewidth=1)
     figure.suptitle(f"Where memory helps: {title}", fontsize=11)
     return figure
@@ -145,7 +179,7 @@ def draw_accuracies(
     """Calibrated accuracy with intervals, one group of bars a task, one bar a way of giving demonstrations."""
     figure = Figure(figsize=(2.6 * len(tasks) + 3, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    width = 0.8 / max(1, len(shots))
+    width, drawn = 0.8 / max(1, len(shots)), looks(shots)
     for number, label in enumerate(shots):
         rows = [next((r for r in data if (r["task"], r["demonstrations"]) == (t, label)), None) for t in tasks]
         found = [(place, r) for place, r in enumerate(rows) if r is not None]
@@ -153,7 +187,8 @@ def draw_accuracies(
         y = [100 * r["calibrated"] for _, r in found]
         bars = [[100 * (r["calibrated"] - r["calibrated_low"]) for _, r in found],
                 [100 * (r["calibrated_high"] - r["calibrated"]) for _, r in found]]  # fmt: skip
-        axes.bar(x, y, width, yerr=bars, capsize=2, color=PALETTE[number % len(PALETTE)], label=label)
+        look = drawn[label]
+        axes.bar(x, y, width, yerr=bars, capsize=2, color=look["color"], hatch=_filling(look), label=label)
     for place, task in enumerate(tasks):
         majority = 100 * next(r["majority"] for r in data if r["task"] == task)
         axes.plot([place - 0.45, place + 0.45], [majority] * 2, color="black", linestyle=":", linewidth=1.2)
@@ -184,7 +219,7 @@ def draw_recall(data: Sequence[Mapping[str, Any]], kinds: Sequence[str], setting
                         ink = "black" if 0.15 < cell["tokens_right"] < 0.85 else "white"
                         label = f"{100 * cell['tokens_right']:.0f}{mark}"
                         axes.text(x, y, label, ha="center", va="center", fontsize=7, color=ink)
-            axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
+            axes.set_xticks(range(len(lengths)), [short_tokens(n) for n in lengths])
             axes.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
             axes.set_title(f"{kind}: {setting}", fontsize=9)
             if column == 0:

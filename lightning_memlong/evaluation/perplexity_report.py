@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lightning_memlong.evaluation.base import Report, TableRow
-from lightning_memlong.evaluation.figures import draw_grid, draw_where
+from lightning_memlong.evaluation.figures import draw_grid, draw_where, looks
 from lightning_memlong.evaluation.grid import LONGER, OFF, Grid
 from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.evaluation.statistics import Ratio, bootstrap_groups, mean_interval, paired_ratio
@@ -27,9 +27,10 @@ def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report
         tables[f"{corpus}: at {max(grid.lengths)} tokens"] = _details(grid, found)
         tables[f"{corpus}: at {max(grid.lengths)} tokens, against the controls"] = _against(grid, of_corpus)
     where = {corpus: _where(grid, [r for r in measurements if r["corpus"] == corpus]) for corpus in corpora}
-    figures = {"perplexity": draw_grid(data, grid.title, grid.local, OFF)}
+    drawn = looks(dict.fromkeys(r["setting"] for r in measurements if r["setting"] != OFF))
+    figures = {"perplexity": draw_grid(data, grid.title, grid.local, drawn)}
     if any(any(facts.values()) for facts in where.values()):
-        figures["where"] = draw_where(where, grid.title)
+        figures["where"] = draw_where(where, grid.title, drawn)
     notes = [
         f"In brackets: by perplexity with memory off on the same tokens, and its 95 % bootstrap interval over "
         f"{' or '.join(sorted(drawn))}.",

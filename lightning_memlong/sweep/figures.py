@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from lightning_memlong.evaluation.figures import PALETTE
+from lightning_memlong.evaluation.figures import looks
 
 WIDE = 8
 """Values that span this factor are drawn on a logarithmic axis."""
@@ -29,8 +29,7 @@ def draw_axis(axis: str, points: Sequence[tuple[Any, str, list[float]]], relativ
     if relative:
         axes.axhline(0.0, color="0.4", linewidth=1)
         axes.annotate("baseline", (0.01, 0.0), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.4")
-    for number, others in enumerate(dict.fromkeys(others for _, others, _ in points)):
-        colour = PALETTE[number % len(PALETTE)]
+    for others, look in looks(dict.fromkeys(others for _, others, _ in points)).items():
         line = [(value if numeric else values.index(str(value)), seeds) for value, o, seeds in points
                 if o == others and seeds]  # fmt: skip
         if numeric:
@@ -38,13 +37,11 @@ def draw_axis(axis: str, points: Sequence[tuple[Any, str, list[float]]], relativ
         means = [(x, fmean(seeds)) for x, seeds in line]
         axes.plot(
             *zip(*means, strict=True),
-            linestyle="-" if numeric else "none",
-            marker="o",
-            color=colour,
+            **(look if numeric else look | {"linestyle": "none"}),
             label=others or None,
         )
         axes.scatter([x for x, seeds in line for _ in seeds], [y for _, seeds in line for y in seeds], s=14,
-                     color=colour, alpha=0.5)  # fmt: skip
+                     color=look["color"], alpha=0.5)  # fmt: skip
     if numeric:
         found = sorted({value for value, *_ in points})
         if found[0] > 0 and found[-1] / found[0] >= WIDE:
