@@ -70,16 +70,16 @@ SHAPES = (("-", "o", ""), ("--", "s", "//"), (":", "^", ".."), ("-.", "D", "xx")
 """Line, marker and filling of bars; the next where colours begin anew."""
 
 
-def looks(names: Iterable[str]) -> dict[str, dict[str, str]]:
+def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How each of several is drawn in all pictures that show it, no two alike (up to 36): for ``plot``."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(names):
         line, marker, _ = SHAPES[number // len(PALETTE) % len(SHAPES)]
         found[name] = {"color": PALETTE[number % len(PALETTE)], "linestyle": line, "marker": marker}
     return found
 
 
-def _filling(look: Mapping[str, str]) -> str:
+def _filling(look: Mapping[str, Any]) -> str:
     return next(hatch for line, _, hatch in SHAPES if line == look["linestyle"])
 
 
@@ -89,7 +89,7 @@ def short_tokens(tokens: float) -> str:
 
 
 def draw_grid(
-    data: Sequence[Mapping[str, Any]], title: str, window: int, drawn: Mapping[str, Mapping[str, str]]
+    data: Sequence[Mapping[str, Any]], title: str, window: int, drawn: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
     """Perplexity by perplexity with memory off against the length of context; one panel a corpus, bands: intervals.
 
@@ -122,7 +122,7 @@ def draw_grid(
 
 
 def draw_where(
-    where: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str, drawn: Mapping[str, Mapping[str, str]]
+    where: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str, drawn: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
     """Where memory helps, one row of panels a corpus: by place, by distance, attention by layer, tokens that gain.
 

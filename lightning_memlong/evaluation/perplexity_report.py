@@ -27,10 +27,10 @@ def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report
         tables[f"{corpus}: at {max(grid.lengths)} tokens"] = _details(grid, found)
         tables[f"{corpus}: at {max(grid.lengths)} tokens, against the controls"] = _against(grid, of_corpus)
     where = {corpus: _where(grid, [r for r in measurements if r["corpus"] == corpus]) for corpus in corpora}
-    drawn = looks(dict.fromkeys(r["setting"] for r in measurements if r["setting"] != OFF))
-    figures = {"perplexity": draw_grid(data, grid.title, grid.local, drawn)}
+    styles = looks(dict.fromkeys(r["setting"] for r in measurements if r["setting"] != OFF))
+    figures = {"perplexity": draw_grid(data, grid.title, grid.local, styles)}
     if any(any(facts.values()) for facts in where.values()):
-        figures["where"] = draw_where(where, grid.title, drawn)
+        figures["where"] = draw_where(where, grid.title, styles)
     notes = [
         f"In brackets: by perplexity with memory off on the same tokens, and its 95 % bootstrap interval over "
         f"{' or '.join(sorted(drawn))}.",
