@@ -21,7 +21,7 @@ from lightning_memlong.config import (
     require,
 )
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import Conversation, LongContext, Prompt
+from lightning_memlong.generation import Conversation, LongContext, Prompt, are_several, one_each
 from lightning_memlong.model import (
     MemLongModel,
     exported_memory,
@@ -150,38 +150,50 @@ class MemLong(MemLongModel):
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Sequence[Prompt],
         memory: MemoryBank | None = None,
         *,
-        query: str | None = None,
-        row: int = 0,
+        query: str | Sequence[str] | None = None,
+        row: int | Sequence[int] = 0,
         window: int | None = None,
         **options: Any,
     ) -> Any:
-        """Go on with a prompt, with what was read in memory.
+        """Go on with a prompt, or with each of several, with what was read in memory.
 
         Text that no longer fits the local context moves into the bank while this lasts; afterwards the bank holds what
-        it held before, with counters that have counted.
+        it held before, with counters that have counted. Several prompts are answered one after the other, each by
+        itself; all of them are looked at before the first is answered.
 
         Args:
             prompt: Text to go on with; or messages (``[{"role": "user", "content": "..."}]``) for the backbone's chat
-                template.
+                template; or a list of either.
             memory: A bank this model has read into; None: nothing was read.
-            query: Text that retrieves for the prompt; None: the prompt, or its last message.
-            row: Which row of the bank.
+            query: Text that retrieves for the prompt; None: the prompt, or its last message. Of several prompts one
+                each, or one for all.
+            row: Which row of the bank. Of several prompts one each (``range(bank.rows)``), or one for all.
             window: Tokens of the local context [tokens]; None: see :meth:`LongContext.window`.
             **options: Those of transformers' ``generate``: ``max_new_tokens``, ``do_sample``, ``temperature``,
                 ``top_p``, ``num_beams``, ``streamer``, ``stop_strings`` and so on.
 
         Returns:
             The text that was written, without the prompt; a list of them with ``num_return_sequences``; what
-            transformers returns with ``return_dict_in_generate``.
+            transformers returns with ``return_dict_in_generate``. Of several prompts, a list of these.
 
         Raises:
-            UserError: For an empty prompt, one that does not fit the window, or a bank made with something else.
+            UserError: For an empty prompt, one that does not fit the window, a bank made with something else, or not
+                as many rows or queries as prompts.
         """
-        with self.converse(memory, row=row, window=window) as conversation:
-            return conversation.say(prompt, query=query, **options)
+        several = are_several(prompt)
+        prompts: list[Any] = [*prompt] if several else [prompt]
+        rows, queries = one_each("row", row, len(prompts)), one_each("query", query, len(prompts))
+        for one, where in zip(prompts, rows, strict=True):
+            with self.converse(memory, row=where, window=window) as conversation:
+                conversation.require_prompt(one)
+        found = []
+        for one, asked, where in zip(prompts, queries, rows, strict=True):
+            with self.converse(memory, row=where, window=window) as conversation:
+                found.append(conversation.say(one, query=asked, **options))
+        return found if several else found[0]
 
     @classmethod
     def from_pretrained(

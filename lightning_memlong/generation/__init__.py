@@ -1,6 +1,6 @@
 """Texts of any length: prefilled into a bank, and continued with it."""
 
-from lightning_memlong.generation.conversation import Conversation, Passage, Prompt
+from lightning_memlong.generation.conversation import Conversation, Passage, Prompt, are_several, one_each
 from lightning_memlong.generation.hf_generate import GenerateAdapter
 from lightning_memlong.generation.local_context import LocalContext
 from lightning_memlong.generation.long_context import LongContext
@@ -21,8 +21,10 @@ __all__ = [
     "Passage",
     "Prompt",
     "Span",
+    "are_several",
     "evaluating",
     "first_of_all",
+    "one_each",
     "read_windows",
     "reading_stride",
     "sink_before",

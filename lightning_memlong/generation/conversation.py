@@ -21,6 +21,25 @@ Prompt = str | Sequence[Mapping[str, str]]
 """Text to go on with, or messages with ``role`` and ``content``."""
 
 
+def are_several(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a list of prompts, not one of messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], Mapping)
+
+
+def one_each(name: str, given: Any, prompts: int) -> list[Any]:
+    """What each of several prompts gets: its own, or all the same.
+
+    Raises:
+        UserError: If there are not as many.
+    """
+    if isinstance(given, str | int) or given is None:  # a text is a sequence, too
+        return [given] * prompts
+    values = [*given]
+    allowed = f"one for all, or one for each of {prompts} prompts"
+    require(len(values) == prompts, name, f"{len(values)} values", allowed, "give as many")
+    return values
+
+
 @dataclass(frozen=True)
 class Passage:
     """A retrieved chunk."""
@@ -101,8 +120,12 @@ class Conversation:
             UserError: As :meth:`say` would.
         """
         for prompt in prompts:
-            self._require_room(self._tokens(self._begin_turn(prompt)[1]))
+            self.require_prompt(prompt)
         rehearse(self._model.backbone, self._tokenizer, options)
+
+    def require_prompt(self, prompt: Prompt) -> None:
+        """Raise what :meth:`say` would for an empty prompt, or one that does not fit."""
+        self._require_room(self._tokens(self._begin_turn(prompt)[1]))
 
     def _tokens(self, text: str) -> list[int]:
         """A turn's tokens, as they follow what was said."""

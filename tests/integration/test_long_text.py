@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import threading
 from pathlib import Path
@@ -300,6 +301,29 @@ def test_token_ids_are_read_as_the_text_they_are_of(model: MemLong, book: str) -
         bank = model.read(one, window=64, progress=False)
         assert bank.rows == 1
         same_banks(bank, several)
+
+
+def test_several_prompts_are_answered_as_one_after_the_other(model: MemLong, book: str) -> None:
+    bank = model.read([book[:1200], book[1200:2000]], window=64, progress=False)
+    prompts, how = ["kan lor", "mis tur ras", "x"], {"max_new_tokens": 8, "window": 64}
+    alone = [model.generate(prompt, bank, row=row, **how) for prompt, row in zip(prompts, (0, 1, 1), strict=True)]
+    assert model.generate(prompts, bank, row=[0, 1, 1], **how) == alone
+    assert model.generate(prompts[:1], bank, **how) == alone[:1], "a list for a list"
+    asked = [model.generate(prompt, bank, query="mis", **how) for prompt in prompts]
+    assert model.generate(prompts, bank, query="mis", **how) == asked
+    assert model.generate(prompts, bank, query=["mis"] * 3, **how) == asked
+    assert model.generate(prompts[:2], **how) == [model.generate(prompt, **how) for prompt in prompts[:2]]
+    found = model.generate(prompts, bank, return_dict_in_generate=True, num_return_sequences=2, num_beams=2, **how)
+    assert [len(one.sequences) for one in found] == [2, 2, 2]
+    counted = [bank.entries(row).counters.clone() for row in (0, 1)]
+    for bad, told in (
+        ({"row": [0, 1]}, "row='2 values'"), ({"query": ["a"]}, "query='1 values'"), ({"row": [0, 0, 2]}, "row=2"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(told)):
+            model.generate(prompts, bank, **bad, **how)
+    with pytest.raises(UserError, match="prompt='65 tokens'"):
+        model.generate([*prompts, "x" * 65], bank, **how)
+    assert all(torch.equal(bank.entries(row).counters, counted[row]) for row in (0, 1)), "nothing was asked"
 
 
 NOT_TEXT: list[Any] = [
