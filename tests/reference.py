@@ -48,7 +48,7 @@ def attention_oracle(
         q, own = query[b, h, t].double(), b * groups + t // (tokens // groups)
         keys, values = memory_key[own, h // group], memory_value[own, h // group]
         asking = q if memory_query is None else memory_query[b, h, t].double()
-        bias = 0.0 if memory_bias is None else float(memory_bias[h])
+        bias = 0.0 if memory_bias is None else float(memory_bias.expand(len(memory_key), -1)[own, h])
         real = [m for m in range(len(keys)) if memory_mask[own, m]]
         if choice is not None:
             mass = [0.0] * (len(keys) // choice[0])

@@ -118,7 +118,7 @@ class CPUTwoPartAttention(torch.autograd.Function):
         groups, begin = len(memory_key) // len(query), query.shape[2] - reading.shape[2]
         delta = (grad.float() * output.float()).sum(-1)
         grad, delta, lse = (fold(t[:, :, begin:], groups) for t in (grad, delta, lse))
-        without_bias = lse if bias is None else lse - bias[:, None]
+        without_bias = lse if bias is None else lse - bias[..., None]
         of_reading, of_bias = memory_gradient(
             grad, fold(reading, groups), delta, without_bias, memory_key, memory_value, mask, read, ctx.scale
         )
@@ -126,7 +126,8 @@ class CPUTwoPartAttention(torch.autograd.Function):
             own = fold(query[:, :, begin:], groups)
             of_own, _ = memory_gradient(grad, own, delta, lse, near_key, near_value, near_mask, None, ctx.scale)
             local[0][:, :, begin:] += unfold(of_own, groups)
-        return *local, unfold(of_reading, groups), None, None, None if bias is None else of_bias, *[None] * 7
+        own_bias = None if bias is None else of_bias.sum(0) if bias.dim() == 1 else of_bias
+        return *local, unfold(of_reading, groups), None, None, own_bias, *[None] * 7
 
 
 def memory_gradient(
@@ -140,14 +141,14 @@ def memory_gradient(
     kept: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The memory part's gradients of the queries (R, H, T, D) and of a number added to each head's scores (H,).
+    """The memory part's gradients of the queries (R, H, T, D) and of a number added to each head's scores (R, H).
 
     Head by head so that scores stay in cache; in float32. With P = exp(q K^T - lse), dP = dO V^T and
     delta = rowsum(dO * O), the gradient of scores is dS = P * (dP - delta), so dQ = dS K. ``kept`` (R, H, T, n): chunks
     that were read; None: all.
     """
     result = torch.zeros_like(query)
-    of_bias = query.new_zeros(query.shape[1], dtype=torch.float32)
+    of_bias = query.new_zeros(query.shape[:2], dtype=torch.float32)
     group = query.shape[1] // memory_key.shape[1]
     for row in range(query.shape[0]):
         real = slice(None) if memory_mask is None else memory_mask[row].nonzero().flatten()
@@ -159,6 +160,6 @@ def memory_gradient(
             if kept is not None:
                 size = memory_key.shape[2] // kept.shape[3]
                 scores.mul_(kept[row, head].repeat_interleave(size, dim=1)[:, real])
-            of_bias[head] += scores.sum()
+            of_bias[row, head] = scores.sum()
             result[row, head] = torch.mm(scores, keys).mul_(scale)
     return result, of_bias

@@ -106,8 +106,8 @@ def retrieval_causal_attention(
         dropout: Probability, applied to attention weights.
         softcap: Cap c on scores, c * tanh(score / c) (Gemma 2).
         memory_query: (B, H, T, D), what memory is read with; None: ``query``.
-        memory_bias: (H,), added to a head's scores in memory, for ``joint``: 0 changes nothing, and with minus
-            infinity the head reads no memory.
+        memory_bias: (H,) or (B * G, H), added to a head's scores in memory, for ``joint``: 0 changes nothing, and with
+            minus infinity the head reads no memory.
         choice: How many chunks of memory each token and head reads; None: all.
         backend: ``auto``; ``sdpa`` for one masked call of PyTorch's attention; ``flex`` for FlexAttention.
 

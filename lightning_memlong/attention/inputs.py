@@ -27,7 +27,7 @@ class RetrievedKV:
     query: Tensor | None = None
     """(B, H, T - prefix, D), what memory is read with, if not with the query of the local part."""
     bias: Tensor | None = None
-    """(H,) added to all scores of a head in memory, for ``joint``."""
+    """(H,) or (B * G, H), added to all scores of a head in memory, for ``joint``."""
     choice: Choice | None = None
     """How many chunks each token and head reads; None: all."""
     near: "RetrievedKV | None" = None

@@ -121,13 +121,13 @@ def attend_to_memory(
         keys: (B * G, H_kv, M, D).
         values: Shaped as ``keys``.
         mask: What :func:`seen_and_filled` makes of one.
-        bias: (H,), added to all scores of a head: so, to their log-sum-exp.
+        bias: (H,) or (B * G, H), added to all scores of a head: so, to their log-sum-exp.
     """
     groups = len(keys) // len(query)
     output, lse = attend(fold(query, groups), keys, values, None if mask is None else mask[0], False)
     if mask is not None:
         lse = lse.masked_fill(~mask[1][:, None, None], -math.inf)
-    lse = lse if bias is None else lse + bias[:, None]
+    lse = lse if bias is None else lse + bias[..., None]
     return unfold(output, groups), unfold(lse, groups)
 
 

@@ -81,6 +81,15 @@ def side_by_side(memory: RetrievedKV, query: Tensor) -> RetrievedKV:
     return replace(memory, keys=keys, values=values, mask=mask, query=both, near=None)
 
 
+def _of_tokens(memory: RetrievedKV, scores: Scores, rows: int, tokens: int) -> Tensor:
+    """Each token's and head's bias (B, H, T), as a factor of a key that is 1."""
+    assert memory.bias is not None
+    own = memory.bias.clamp(min=LEAST * scores.scale) / scores.scale
+    groups = len(memory.keys) // rows
+    of_groups = own.expand(rows * groups, -1).unflatten(0, (rows, groups)).transpose(1, 2)
+    return F.pad(of_groups.repeat_interleave((tokens - memory.prefix) // groups, dim=2), (memory.prefix, 0))
+
+
 def attend_masked(
     query: Tensor,
     key: Tensor,
@@ -109,8 +118,7 @@ def attend_masked(
         far_query = F.pad(memory.query, (0, 0, memory.prefix, 0))
         query, plain, remembered = _apart(query, far_query, plain, remembered)
     if memory.bias is not None:
-        own = (memory.bias.clamp(min=LEAST * scores.scale) / scores.scale).to(query.dtype)
-        query = torch.cat([query, own[:, None, None].expand(rows, -1, tokens, 1)], dim=-1)
+        query = torch.cat([query, _of_tokens(memory, scores, rows, tokens).to(query.dtype)[..., None]], dim=-1)
         query = F.pad(query, (0, 7))  # fused kernels take multiples of 8
         plain = [F.pad(keys, (0, 8)) for keys in plain]
         remembered = F.pad(F.pad(remembered, (0, 1), value=1.0), (0, 7))

@@ -111,7 +111,7 @@ def _memory_scores(reading: Tensor, own: Tensor, memory: RetrievedKV, scores: Sc
     if memory.choice is not None:
         far = memory.choice.restrict(far)
     if memory.bias is not None and memory.gate is None:
-        far = far + memory.bias.detach().float()[:, None, None]
+        far = far + memory.bias.detach().float()[..., None, None]
     near = memory.near
     return [far] if near is None else [far, _masked(_logits(own, near.keys, scores), near.mask)]
 

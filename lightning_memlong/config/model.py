@@ -69,6 +69,9 @@ class ModelConfig:
     memory_near: int = 1024
     """For position fixed: the last so many retrieved tokens stand at running positions right before
     the window, and only those before them at the one distance [tokens]; 0: all do."""
+    memory_reference: int | None = 4096
+    """For position fixed and fusion joint: tokens at the one distance weigh, all together, as if they were so many,
+    however many they are [tokens]; null: as many as they are, so that a few weigh next to nothing beside a window."""
     memory_bias: bool = True
     """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for
     fusion joint: 0 changes nothing, with less a head reads less. Learned in every tuning mode, alone in gates_only."""
@@ -89,5 +92,7 @@ class ModelConfig:
             require_choice(f"model.{name}", getattr(self, name), choices)
         ok = self.memory_distance is None or self.memory_distance >= 1
         require(ok, "model.memory_distance", self.memory_distance, "null, or 1 or more tokens", "leave it out")
+        ok = self.memory_reference is None or self.memory_reference >= 1
+        require(ok, "model.memory_reference", self.memory_reference, "null, or 1 or more tokens", "leave it out")
         require(self.memory_near >= 0, "model.memory_near", self.memory_near, "0 or more tokens", "leave it out")
         require_choice("model.attention", self.attention, AttentionBackend)

@@ -4,6 +4,7 @@ Legend: B rows, G groups of a row's tokens with a memory of their own, T tokens,
 heads, D head size, E hidden size.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,6 +76,8 @@ class ForwardContext:
     """Layer, as a string -> (H,), for fusion ``gated``."""
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     """Layer, as a string -> (H,), added to its heads' scores in memory, for fusion ``joint``."""
+    share: Tensor | None = None
+    """(B * G, 1), added to all biases, so that memory weighs as ``memory_reference`` says; None: nothing."""
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     """Layer, as a string -> (H,), logarithms of factors on its heads' scores in memory, for position ``fixed``."""
     turn_query: Callable[[int, Tensor, int], Tensor] | None = None
@@ -118,8 +121,11 @@ class ForwardContext:
             reading = self.turn_query(layer, query[:, :, self.prefix :], self.begin + self.prefix)
             if (scale := self.scales.get(name)) is not None:
                 reading = reading * scale.exp().to(reading.dtype)[:, None, None]
+        bias = self.biases.get(name)
+        if self.share is not None:
+            bias = self.share.expand(-1, query.shape[1]) if bias is None else bias + self.share
         return RetrievedKV(
-            keys, values, self.memory_mask, self.prefix, self.gates.get(name), reading, self.biases.get(name),
+            keys, values, self.memory_mask, self.prefix, self.gates.get(name), reading, bias,
             self.choice, None if near is None else RetrievedKV(*near, self.near_mask),
         )  # fmt: skip
 
@@ -128,6 +134,17 @@ def keep_hidden(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: 
     """A forward hook that leaves a layer's hidden states with what the pass carries."""
     if (context := kwargs.get("memory")) is not None:
         context.hidden = (output[0] if isinstance(output, tuple) else output).detach()
+
+
+def _share(places: Places, reference: int, rows: int, device: torch.device) -> Tensor:
+    """What lets the far tokens of each row weigh as if they were as many as the reference (R, 1).
+
+    The attention that n tokens get which all say as much grows with n, and beside a window a few get next to nothing.
+    With this their exponentials' mean counts, not their sum.
+    """
+    if places.mask is None:
+        return torch.full((rows, 1), math.log(reference / places.far), device=device)
+    return math.log(reference) - places.mask.sum(1, keepdim=True).clamp(min=1).float().log()
 
 
 class ContextFactory:
@@ -198,6 +215,8 @@ class ContextFactory:
             context.turn_query, context.scales = self._turning(), self.scales
         if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
             context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
+        if places.far and layout.memory_reference is not None:
+            context.share = _share(places, layout.memory_reference, len(retrieved.mask), device)
         if retrieved.count_attention:
             lengths = None if retrieved.length is None else retrieved.length.to(device)
             context.readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths)

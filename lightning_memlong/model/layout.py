@@ -28,6 +28,8 @@ class MemoryLayout:
     """Of all of memory but what is near, for position ``fixed`` [tokens]."""
     memory_near: int
     """The last so many retrieved tokens stand right before the window, for position ``fixed`` [tokens]."""
+    memory_reference: int | None
+    """Those at the one distance weigh as if they were so many; None: as many as they are [tokens]."""
     memory_bias: bool
     memory_scale: bool
     stored: tuple[int, ...] | None = None
@@ -58,6 +60,8 @@ def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedReading | N
     memory_layer, layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole, best)
     how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout) if hasattr(chosen, f.name)}
     how["memory_distance"] = _distance(config, chosen)
+    if chosen.fusion != "joint" or chosen.position != "fixed":
+        how["memory_reference"] = None
     how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
     how["memory_scale"] = chosen.memory_scale and chosen.fusion == "joint" and chosen.position == "fixed"
     return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": layers}))

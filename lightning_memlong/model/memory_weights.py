@@ -43,7 +43,7 @@ def _shape(backbone: PreTrainedModel) -> dict[str, Any]:
 
 def _held(model: Any) -> dict[str, Any]:
     """Settings of the network that the numbers were learned with."""
-    names = ("position", "memory_distance", "memory_near", "source", "memory_layer")
+    names = ("position", "memory_distance", "memory_near", "memory_reference", "source", "memory_layer")
     return {name: getattr(model.layout, name) for name in names}
 
 

@@ -12,7 +12,7 @@ from lightning_memlong.model.layout import MemoryLayout, lay_out
 from lightning_memlong.model.memory_weights import LearnedReading, find_memory_weights
 from lightning_memlong.model.model import MemLongModel
 
-READING = ("position", "memory_distance", "memory_near", "memory_weights", "retrieval_layers")
+READING = ("position", "memory_distance", "memory_near", "memory_reference", "memory_weights", "retrieval_layers")
 """Fields of the model group that say nothing of what a bank holds."""
 
 

@@ -39,7 +39,8 @@ def inputs(groups: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_query_of_its_own_and_a_bias_equal_the_oracle(way: dict[str, Any], groups: int) -> None:
     tensors, mask, query, bias = inputs(groups)
-    for q, b in ((query, bias), (query, None), (None, bias)):
+    of_rows = bias + torch.arange(ROWS * groups)[:, None]
+    for q, b in ((query, bias), (query, None), (None, bias), (query, of_rows)):
         output = retrieval_causal_attention(*tensors, memory_mask=mask, memory_query=q, memory_bias=b, **way)
         expected = attention_oracle(*tensors, mask, "joint", softcap=way.get("softcap"), memory_query=q, memory_bias=b)
         torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
@@ -59,10 +60,12 @@ def test_tokens_that_choose_equal_the_oracle(way: dict[str, Any], top_k: int) ->
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("of_rows", [False, True])
 @pytest.mark.parametrize("chosen", [None, Choice(CHUNK, 2)])
-def test_gradients_of_the_two_parts_are_those_of_plain_operations(chosen: Choice | None) -> None:
+def test_gradients_of_the_two_parts_are_those_of_plain_operations(chosen: Choice | None, of_rows: bool) -> None:
     tensors, mask, query, bias = inputs(2)
     bias = bias.clamp(min=-5.0)
+    bias = bias + torch.arange(ROWS * 2)[:, None] if of_rows else bias
     grads = []
     for softcap in (None, 1e6):  # a cap this high changes nothing, and takes plain operations
         leaves = [t.clone().requires_grad_() for t in (*tensors[:3], query, bias)]

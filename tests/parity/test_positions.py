@@ -29,9 +29,12 @@ def test_a_query_at_a_distance_is_as_keys_turned_back_so_far(family: str) -> Non
 @pytest.mark.parametrize("family", ["Llama, YaRN", "Gemma 2", "Gemma 3 (text)", "SmolLM3"])
 @torch.no_grad()
 def test_what_stands_near_and_far_at_once_is_read_as_keys_turned_there(family: str) -> None:
-    """The same as keys turned by hand: near ones to running positions, far ones for each token to t - distance."""
+    """The same as keys turned by hand: near ones to running positions, far ones for each token to t - distance.
+
+    Those far weigh as if they were 20.
+    """
     first, second = windows()
-    settings: dict[str, Any] = {"position": "fixed", "memory_near": 4, "memory_distance": 40}
+    settings: dict[str, Any] = {"position": "fixed", "memory_near": 4, "memory_distance": 40, "memory_reference": 20}
     model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 2], **settings).eval()
     memory = remembered(model(first), chunks=3)
     memory.mask[1, 8:10] = False  # row 1 has two near tokens less
@@ -53,6 +56,8 @@ def test_what_stands_near_and_far_at_once_is_read_as_keys_turned_there(family: s
             keys = torch.cat([far, near, key[:, :, : t + 1]], dim=2)
             values = torch.cat([memory.values[place], value[:, :, : t + 1]], dim=2)
             seen = torch.cat([memory.mask, torch.ones(ROWS, t + 1, dtype=torch.bool)], dim=1)[:, None, None]
+            seen = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+            seen[..., :8] += (20 / memory.mask[:, :8].sum(1)).log()[:, None, None, None]
             expected = torch.nn.functional.scaled_dot_product_attention(
                 rotated[:, :, t : t + 1], keys, values, attn_mask=seen, scale=0.3, enable_gqa=True
             )

@@ -1,6 +1,7 @@
 """MemLong on a tiny Llama: invariants 1, 3, 4 and what is frozen."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -192,6 +193,28 @@ def test_a_scale_multiplies_scores_in_what_stands_far() -> None:
     near = wrap(retrieval_layers=[2]).eval()
     assert torch.equal(wrap(retrieval_layers=[2], memory_scale=False).eval()(window(), memory=memory).logits,
                        near(window(), memory=memory).logits)  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_memory_weighs_as_the_reference_however_much_there_is(attention: str) -> None:
+    """Twice the same memory is worth as much as once; without a reference, twice as much, which log 2 more tells."""
+    how: dict[str, Any] = {"retrieval_layers": [2], "memory_near": 0, "attention": attention}
+    model, plain = wrap(**how).eval(), wrap(**how, memory_reference=None).eval()
+    once = memory_for(model)
+    tokens = once.keys.shape[-2]
+    twice = Retrieved(
+        *(torch.cat([t, t], dim=-2) for t in (once.keys, once.values)), torch.cat([once.mask, once.mask], dim=1),
+        *(torch.cat([t, t], dim=1) for t in (once.scores, once.entries, once.positions)),
+    )  # fmt: skip
+    ragged = Retrieved(twice.keys, twice.values, twice.mask.clone(), twice.scores, twice.entries, twice.positions)
+    ragged.mask[0, tokens:] = False  # row 0 has it once, the other row twice
+    ragged.full = False
+    expected = model(window(), memory=once).logits
+    for memory in (twice, ragged):
+        torch.testing.assert_close(model(window(), memory=memory).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (plain(window(), memory=twice).logits - plain(window(), memory=once).logits).abs().max() > 1e-3
+    plain.memory_bias["2"].data.fill_(math.log(4096 / tokens))
+    torch.testing.assert_close(plain(window(), memory=once).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_bias_of_minus_infinity_reads_no_memory() -> None:
