@@ -35,6 +35,8 @@ class Retrieved:
     full: bool | None = None
     """Whether all tokens are real; likewise."""
 
+    begin: Tensor | None = None
+    """(R,) place in the document of the first token of the window that reads [tokens]; None: nobody knows."""
     top_k: int | None = None
     """Chunks of these that each token and head reads, by its own scores; None: all."""
     length: Tensor | None = None

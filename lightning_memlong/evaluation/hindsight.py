@@ -38,14 +38,14 @@ def choose_with_hindsight(
     pool = _pool(batch, candidates, retrievals, banks)
     gains = torch.full(pool.shape, float("-inf"))
     for place in range(pool.shape[1]):
-        memory = bank.gather(pool[:, place : place + 1], count=False)
+        memory = retrievals[first].gather(bank, pool[:, place : place + 1], count=False, begin=batch["offset"].cpu())
         losses = score_windows(subject, batch, memory)[0]
         gains[:, place] = -losses.sum(1)
     gains[pool < 0] = float("-inf")
     best = gains.topk(min(top_k, pool.shape[1]), dim=1)
     chosen = pool.gather(1, best.indices)
     chosen[best.values <= -limit[:, None]] = -1
-    return bank.gather(chosen, count=False)
+    return retrievals[first].gather(bank, chosen, count=False, begin=batch["offset"].cpu())
 
 
 def _pool(

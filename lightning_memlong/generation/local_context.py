@@ -103,6 +103,8 @@ class LocalContext:
     def _attach_memory(self) -> None:
         """Let the passes that come carry what was retrieved; it is rotated once."""
         self._context = ForwardContext(backend=self._model.layout.attention)
+        if self.retrieved is not None:
+            self.retrieved.begin = torch.full((len(self.retrieved.mask),), self.origin + self.moved)
         self._model.contexts.attach_memory(self._context, self.retrieved, self.window, self._model.device)
 
     def _record_found(self) -> None:

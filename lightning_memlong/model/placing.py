@@ -30,7 +30,7 @@ class LayerMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Places:
-    """Which tokens of a record stand far, all at one distance, and which near, at running positions before the window.
+    """Which tokens of a record stand far, all at one distance, and which near, where they are before the window.
 
     Chunks lie in document order, missing ones first, so the near ones are the last of their rows.
     """
@@ -51,14 +51,40 @@ class Places:
         mask, tokens = None if retrieved.full else real, real.shape[1]
         if layout.position != "fixed":
             return cls(memory_positions(real, layout.position), 0, mask)
-        near = min(tokens, layout.memory_near // retrieved.chunk_size * retrieved.chunk_size)
-        far = tokens - near
-        if near == 0:
-            return cls(None, far, mask)
-        positions = memory_positions(real[:, far:], "sequential")
-        if far == 0:
+        most, least, positions, is_near = _near(retrieved, layout.memory_near, real)
+        if most == 0:
+            return cls(None, tokens, mask)
+        if least == tokens:
             return cls(positions, 0, mask)
+        far = tokens - least
+        if is_near is not None:  # rows differ: some tokens are far in one of them and near in another
+            return cls(positions, far, (real & ~is_near)[:, :far], (real & is_near)[:, tokens - most :])
         return cls(positions, far, None if mask is None else mask[:, :far], None if mask is None else mask[:, far:])
+
+
+def _near(retrieved: Retrieved, reach: int, real: Tensor) -> tuple[int, int, Tensor, Tensor | None]:
+    """Which tokens stand near: those that lie so close before the window in their document, where they lie.
+
+    Args:
+        retrieved: A record; where nobody knows the window's place, its chunks are taken for the text before it.
+        reach: How close [tokens].
+        real: (R, M) bool, where the window is.
+
+    Returns:
+        How many tokens are near in the row that has most, and in that which has least; positions (R, most) of the last
+        ones; and, where rows differ, which are near (R, M) bool.
+    """
+    size = retrieved.chunk_size
+    if retrieved.begin is None:
+        most = min(real.shape[1], reach // size * size)
+        return most, most, memory_positions(real[:, real.shape[1] - most :], "sequential"), None
+    distance = retrieved.begin[:, None] - retrieved.positions  # known on the host
+    near = (retrieved.positions >= 0) & (distance <= reach)
+    counts = near.sum(1)
+    most, least = int(counts.max()), int(counts.min())
+    places = torch.arange(size) - distance[:, near.shape[1] - most :, None].clamp(max=reach)
+    differ = None if most == least else near.repeat_interleave(size, dim=1).to(real.device)
+    return most * size, least * size, places.flatten(1).to(real.device), differ
 
 
 @torch.no_grad()

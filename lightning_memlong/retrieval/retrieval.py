@@ -94,7 +94,7 @@ class Retrieval:
             found = bank.gather(entries, scores, count and not self._by_attention)
             if distractors:
                 found = with_distractors(self.select, request, found, batch["document_id"], distractors)
-        return self._completed(found, count, batch["length"])
+        return self._completed(found, count, batch["length"], batch["offset"])
 
     def gather(
         self,
@@ -102,21 +102,25 @@ class Retrieval:
         entries: Tensor,
         scores: Tensor | None = None,
         count: bool = True,
+        begin: Tensor | None = None,
     ) -> Retrieved | None:
         """As :meth:`BankView.gather`; the record says how many of its chunks each token reads.
 
-        It counts as :meth:`retrieve` does.
+        It counts as :meth:`retrieve` does. ``begin`` (R,) or (1,): where what reads it begins in the document.
         """
         found = bank.gather(entries, scores, count and not self._by_attention)
-        return self._completed(found, count)
+        return self._completed(found, count, begin=begin)
 
     @property
     def _by_attention(self) -> bool:
         return self.config.use == "attention"
 
-    def _completed(self, found: Retrieved | None, count: bool, length: Tensor | None = None) -> Retrieved | None:
+    def _completed(
+        self, found: Retrieved | None, count: bool, length: Tensor | None = None, begin: Tensor | None = None
+    ) -> Retrieved | None:
         if found is not None:
             found.length = length
+            found.begin = None if begin is None else begin.repeat_interleave(len(found.mask) // len(begin))
             found.count_attention = count and self._by_attention
             if self.config.candidates is not None:
                 found.top_k = self.config.top_k

@@ -63,4 +63,4 @@ def retrieve_for(
         newest=config.newest_chunks,
     )  # fmt: skip
     scores, entries = retrieval.select(request)
-    return retrieval.gather(bank, entries, scores, count)
+    return retrieval.gather(bank, entries, scores, count, torch.tensor([end if before is None else before]))

@@ -69,7 +69,8 @@ def follow(model: MemLong, bank: MemoryBank, prompt: list[int], then: list[int])
 
 def stacked(sets: list[Retrieved]) -> Retrieved:
     return Retrieved(*(torch.cat([getattr(s, n) for s in sets], dim=-4 if n in ("keys", "values") else 0)
-                       for n in ("keys", "values", "mask", "scores", "entries", "positions")))  # fmt: skip
+                       for n in ("keys", "values", "mask", "scores", "entries", "positions")),
+                     begin=torch.cat([s.begin for s in sets]))  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.7, "top_p": 0.9}])

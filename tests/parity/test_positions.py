@@ -62,3 +62,39 @@ def test_what_stands_near_and_far_at_once_is_read_as_keys_turned_there(family: s
                 rotated[:, :, t : t + 1], keys, values, attn_mask=seen, scale=0.3, enable_gqa=True
             )
             torch.testing.assert_close(output[:, :, t : t + 1], expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["Llama, YaRN", "SmolLM3"])
+@torch.no_grad()
+def test_what_lies_close_before_the_window_stands_where_it_lies(family: str) -> None:
+    """Rows with more and less of it: the same as each key turned by hand to where it stands for each token."""
+    first, second = windows()
+    settings: dict[str, Any] = {"position": "fixed", "memory_near": 8, "memory_distance": 40, "memory_reference": 20}
+    model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 2], **settings).eval()
+    memory = remembered(model(first), chunks=3)
+    memory.positions = torch.tensor([[0, 4, 14], [-1, 9, 12]])
+    memory.begin = torch.tensor([20, 17])
+    memory.mask[1, :4], memory.mask[1, 11], memory.full = False, False, False
+    near = torch.tensor([[False, False, True], [False, True, True]]).repeat_interleave(4, 1)
+    context = model.contexts.new_context(memory, second, None)
+    query = torch.randn(ROWS, 4, TOKENS, memory.keys.shape[-1], generator=torch.Generator().manual_seed(2))
+    value = torch.randn(ROWS, 2, TOKENS, memory.keys.shape[-1], generator=torch.Generator().manual_seed(3))
+    tokens = torch.arange(TOKENS)
+    lies = (memory.positions[..., None] + torch.arange(4)).flatten(1) - memory.begin[:, None]
+    for place, layer in enumerate(model.retrieval_layers):
+        turn = model.rotary.rotate
+        rotated = turn(query[None], tokens[None], [layer], TOKENS - 1)[0]
+        key = turn(value[None], tokens[None], [layer], TOKENS - 1)[0]
+        output = attend_with_memory(rotated, key, value, context.retrieved(layer, rotated), None, Scores(0.3))[0]
+        for t in range(TOKENS):
+            stands = torch.where(near, lies, t - 40)
+            keys = torch.cat([turn(memory.keys[place][None], stands, [layer], TOKENS - 1)[0], key[:, :, : t + 1]], 2)
+            values = torch.cat([memory.values[place], value[:, :, : t + 1]], dim=2)
+            seen = torch.zeros(ROWS, 12 + t + 1)
+            seen[:, :12].masked_fill_(~memory.mask, -torch.inf)
+            far = memory.mask & ~near
+            seen[:, :12] += torch.where(far, (20 / far.sum(1, keepdim=True).clamp(min=1)).log(), 0.0)
+            expected = torch.nn.functional.scaled_dot_product_attention(
+                rotated[:, :, t : t + 1], keys, values, attn_mask=seen[:, None, None], scale=0.3, enable_gqa=True
+            )
+            torch.testing.assert_close(output[:, :, t : t + 1], expected, atol=1e-4, rtol=1e-3)
