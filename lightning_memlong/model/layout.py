@@ -27,7 +27,7 @@ class MemoryLayout:
     memory_distance: int
     """Of all of memory but what is near, for position ``fixed`` [tokens]."""
     memory_near: int
-    """The last so many retrieved tokens stand right before the window, for position ``fixed`` [tokens]."""
+    """Chunks that begin within so many before the window stand where they lie, for position ``fixed`` [tokens]."""
     memory_reference: int | None
     """Those at the one distance weigh as if they were so many; None: as many as they are [tokens]."""
     memory_bias: bool
