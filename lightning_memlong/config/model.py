@@ -62,13 +62,14 @@ class ModelConfig:
     fusion: str = "joint"
     """joint: one softmax over memory and window; gated: two, with a zero-initialised gate a head (paper, section 2)."""
     position: str = "fixed"
-    """fixed: retrieved tokens stand at one distance from every query, so that many chunks need no more positions than few,
-    but those that lie right before the window (memory_near) stand where they lie; sequential: all at running positions; zero: all right before the window (the paper)."""
+    """fixed: retrieved tokens stand at one distance from every query, so that many chunks need no more positions than
+    few, but those that lie right before the window (memory_near) where they lie; sequential: all at running positions;
+    zero: all right before the window (the paper)."""
     memory_distance: int | None = None
     """That distance, for position fixed [tokens]; null: 2,048, or what the backbone was trained for if that is less."""
     memory_near: int = 1024
-    """For position fixed: chunks that begin within so many tokens before the window stand where they lie, and only others
-    at the one distance [tokens]; 0: all do."""
+    """For position fixed: chunks that begin within so many tokens before the window stand where they lie, and only
+    others at the one distance [tokens]; 0: all do."""
     memory_reference: int | None = 4096
     """For position fixed and fusion joint: tokens at the one distance weigh, all together, as if they were so many,
     however many they are [tokens]; null: as many as they are, so that a few weigh next to nothing beside a window."""
