@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_memlong.backbone import text_config
+from lightning_memlong.backbone import layer_index, text_config
 from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.errors import UserError
 
@@ -85,6 +85,8 @@ class LearnedReading:
     """The same, logarithms of factors; none where none were learned."""
     facts: Mapping[str, Any]
     """``name`` and ``backbone`` they belong to, settings of ``model`` and ``memory`` they were learned with."""
+    shipped: bool = False
+    """Whether they come with the project; then other layers than theirs begin with 0."""
     asked_for: bool = False
     """Whether somebody named the file; then it is told where settings differ."""
 
@@ -122,14 +124,18 @@ def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfi
 
 
 def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedReading | None:
+    """Those that come with the project: learned with this memory layer, or the next below there is, else above."""
+    shape, wanted = _shape(backbone), {name: getattr(chosen, name) for name in ("position", "source")}
+    fit: dict[int, LearnedReading] = {}
     for file in sorted(SHIPPED.glob("*.safetensors")):
         found = _read(file)
         held, its = found.facts["model"], found.facts["backbone"]
-        fits = all(held[k] == getattr(chosen, k) for k in ("position", "source"))
         # The sum over all embeddings is asked for last, of those few that may be it.
-        if fits and _shape(backbone).items() <= its.items() and recognise_backbone(backbone) == its:
-            return found
-    return None
+        if wanted.items() <= held.items() and shape.items() <= its.items() and recognise_backbone(backbone) == its:
+            fit[held["memory_layer"]] = replace(found, shipped=True)
+    layer = layer_index("model.memory_layer", chosen.memory_layer, shape["num_hidden_layers"])
+    below = [there for there in fit if there <= layer]
+    return fit[max(below) if below else min(fit)] if fit else None
 
 
 def take_memory_weights(model: Any, found: LearnedReading) -> None:
@@ -144,7 +150,7 @@ def take_memory_weights(model: Any, found: LearnedReading) -> None:
     """
     here, there = sorted(map(int, model.memory_bias)), sorted(map(int, found.biases))
     fix = "learn them with conf/recipes/calibrate.yaml"
-    known = set(here) <= set(there)
+    known = found.shipped or set(here) <= set(there)
     require(known, KEY, f"{found.source} (layers {there})", f"a file for model.retrieval_layers {here}", fix)
     for name, value in _held(model).items():
         if found.asked_for and found.facts["model"].get(name) != value:

@@ -81,6 +81,27 @@ def test_what_comes_with_the_project_is_taken_for_its_backbone_and_position(
     assert not begins_with_them(tiny_llama(vocab_size=64), position="fixed")
 
 
+def test_what_comes_with_the_project_serves_any_memory_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That learned with this layer, else with one below; layers it does not know begin with 0."""
+    monkeypatch.setattr(memory_weights, "SHIPPED", tmp_path)
+    files = {}
+    for layer in (1, 3):
+        model = MemLong(tiny_llama(), memory_layer=layer, memory_weights=None)
+        for number, numbers in model.memory_bias.items():
+            numbers.data.fill_(10 * layer + int(number))
+        files[layer] = save_memory_weights(model, tmp_path / f"{layer}.safetensors")
+
+    def begins_with(layer: int | float) -> dict[str, float]:
+        return {n: float(b[0]) for n, b in MemLong(tiny_llama(), memory_layer=layer).memory_bias.items()}
+
+    assert begins_with(3) == begins_with(0.75) == {"3": 33.0}
+    assert begins_with(1) == {"1": 11.0, "2": 12.0, "3": 13.0}
+    assert begins_with(2) == {"2": 12.0, "3": 13.0}
+    assert begins_with(0) == {"0": 0.0, "1": 11.0, "2": 12.0, "3": 13.0}
+    with pytest.raises(UserError, match="model.memory_weights.*layers .3.*conf/recipes/calibrate.yaml"):
+        MemLong(tiny_llama(), memory_layer=1, memory_weights=str(files[3]))
+
+
 @pytest.mark.parametrize("content", [None, b"no tensors", b""])
 def test_what_is_no_such_file_is_told(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "memory.safetensors"
