@@ -198,12 +198,14 @@ def test_a_query_that_leaks_is_named_whatever_it_is_called(options: list[str]) -
 
 
 def test_one_bank_is_read_in_several_ways(options: list[str]) -> None:
-    ways = {"own": "{}", "far": "{model: {position: fixed, memory_near: 0}}", "same": "{model: {position: sequential}}",
-            "near": "{model: {position: fixed, memory_near: 4096}}"}  # fmt: skip
+    ways = {"own": "{}", "far": "{model: {memory_near: 0}}", "running": "{model: {position: sequential}}",
+            "same": "{model: {position: fixed, memory_near: 1024}}", "few": "{model: {memory_reference: 16}}",
+            "few far": "{model: {memory_near: 0, memory_reference: 16}}"}  # fmt: skip
     settings = "{" + ", ".join(f"{name}: {fields}" for name, fields in ways.items()) + "}"
     assert main([*options, SETTING, settings]) == 0
     by = {name: [r["nll"] for r in rows_of(options) if r["setting"] == name] for name in ways}
-    assert by["own"] == by["same"] and len({tuple(losses) for losses in by.values()}) == 3
+    assert by["own"] == by["same"] == by["few"], "in texts this short, all of memory is near"
+    assert len({tuple(losses) for losses in by.values()}) == 4
 
 
 @pytest.mark.parametrize("retriever", ["bm25", "hybrid"])
