@@ -40,11 +40,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=65536)
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--top_k", type=int, default=3)
+    parser.add_argument("--memory_layer", type=int, default=8, help="11: the default of conf/memlong.yaml")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--filler", help="text file; without it, the sentences of the pass-key task")
     options = parser.parse_args()
     memory = {"top_k": options.top_k, "dtype": "int8"}
-    model = MemLong.from_pretrained("smollm2-135m", memory, memory_layer=11)
+    model = MemLong.from_pretrained("smollm2-135m", memory, memory_layer=options.memory_layer)
     filler = filler_tokens(options.filler, options.length, model.retrieval.tokenizer, "filler")
     right = {True: 0, False: 0}
     hits = 0
