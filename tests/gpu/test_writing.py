@@ -40,7 +40,9 @@ def writer(device: torch.device, storage: str = "device", **settings: Any) -> Me
 def stacked(sets: list[Retrieved]) -> Retrieved:
     """What several groups of tokens retrieved, as one record."""
     names = ("keys", "values", "mask", "scores", "entries", "positions")
-    return Retrieved(*(torch.cat([getattr(s, n) for s in sets], dim=-4 if n in names[:2] else 0) for n in names))
+    found = Retrieved(*(torch.cat([getattr(s, n) for s in sets], dim=-4 if n in names[:2] else 0) for n in names))
+    found.begin = torch.cat([s.begin for s in sets])
+    return found
 
 
 @pytest.mark.parametrize("storage", ["device", "host"])
