@@ -83,7 +83,8 @@ def curves(run: Path) -> dict[str, Any]:
         row.pop("epoch", None)
     kept = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in kept.Tags()["scalars"] if not tag.startswith("cost/") and tag != "epoch"]
-    scalars = {tag: [(event.step, event.value) for event in kept.Scalars(tag)] for tag in tags}
+    # Two files of one second are read in the order of their names, of which number 10 comes before 9.
+    scalars = {tag: sorted((event.step, event.value) for event in kept.Scalars(tag)) for tag in tags}
     return {"rows": rows, "scalars": scalars, "before": json.loads((run / "results.json").read_text())["before"]}
 
 
