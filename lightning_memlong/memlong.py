@@ -186,9 +186,10 @@ class MemLong(MemLongModel):
         several = are_several(prompt)
         prompts: list[Any] = [*prompt] if several else [prompt]
         rows, queries = one_each("row", row, len(prompts)), one_each("query", query, len(prompts))
-        for one, where in zip(prompts, rows, strict=True):
+        for where in {*rows} if several else ():  # one alone is refused where it is said
             with self.converse(memory, row=where, window=window) as conversation:
-                conversation.require_prompt(one)
+                for one in (p for p, its in zip(prompts, rows, strict=True) if its == where):
+                    conversation.require_prompt(one)
         found = []
         for one, asked, where in zip(prompts, queries, rows, strict=True):
             with self.converse(memory, row=where, window=window) as conversation:

@@ -87,7 +87,7 @@ def rehearse(backbone: PreTrainedModel, tokenizer: Any, options: dict[str, Any])
     given = loop_options(options, tokenizer, lambda: True)
     try:
         # In a state of its own: what is drawn here is not to change what is drawn later.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             GenerateAdapter(backbone, logits).generate(torch.zeros(1, 1, dtype=torch.long, device=device), **given)
     except (ValueError, TypeError) as error:
         raise refused(error) from error

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,12 @@ def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfi
 def _shipped(backbone: PreTrainedModel, chosen: ModelConfig) -> LearnedReading | None:
     """Those that come with the project: learned with this memory layer, or the next below there is, else above."""
     shape, wanted = _shape(backbone), {name: getattr(chosen, name) for name in ("position", "source")}
+    recognised = cache(lambda: recognise_backbone(backbone))  # a sum over all embeddings: once, and for few backbones
     fit: dict[int, LearnedReading] = {}
     for file in sorted(SHIPPED.glob("*.safetensors")):
         found = _read(file)
         held, its = found.facts["model"], found.facts["backbone"]
-        # The sum over all embeddings is asked for last, of those few that may be it.
-        if wanted.items() <= held.items() and shape.items() <= its.items() and recognise_backbone(backbone) == its:
+        if wanted.items() <= held.items() and shape.items() <= its.items() and recognised() == its:
             fit[held["memory_layer"]] = replace(found, shipped=True)
     layer = layer_index("model.memory_layer", chosen.memory_layer, shape["num_hidden_layers"])
     below = [there for there in fit if there <= layer]

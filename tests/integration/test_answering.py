@@ -208,7 +208,7 @@ def test_chatting(
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", person)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)  # a person types, nothing is piped in
     monkeypatch.chdir(book.parent)
     assert chat([book.name, *options]) == 0
     out = capfd.readouterr().err
@@ -234,7 +234,7 @@ def test_questions_are_piped_in_and_answers_out(
 def test_an_answer_broken_off_ends_there(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["kan lor", "mis tur", "/quit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(typed))
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)  # a person types, nothing is piped in
     said: list[list[int]] = []
     begun = chatting.TextStreamer.put
 

@@ -140,6 +140,6 @@ def test_the_chat_command_runs(
     at = options.index("--data.path")
     typed = iter(["kan", "/quit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(typed))
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)  # a person types, nothing is piped in
     assert chat([*shlex.split(words)[3:], *options[:at], *options[at + 2 :]]) == 0
     assert (tmp_path / "b").exists()

@@ -67,7 +67,7 @@ def test_so_many_layers_are_those_whose_heads_read_most(tmp_path: Path) -> None:
 def test_what_comes_with_the_project_is_taken_for_its_backbone_and_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_weights, "SHIPPED", tmp_path)
+    monkeypatch.setattr(memory_weights, "SHIPPED", tmp_path)  # what ships is for another backbone
     model = learned(position="fixed")
     save_memory_weights(model, tmp_path / "tiny.safetensors")
 
@@ -83,7 +83,7 @@ def test_what_comes_with_the_project_is_taken_for_its_backbone_and_position(
 
 def test_what_comes_with_the_project_serves_any_memory_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That learned with this layer, else with one below; layers it does not know begin with 0."""
-    monkeypatch.setattr(memory_weights, "SHIPPED", tmp_path)
+    monkeypatch.setattr(memory_weights, "SHIPPED", tmp_path)  # what ships is for another backbone
     files = {}
     for layer in (1, 3):
         model = MemLong(tiny_llama(), memory_layer=layer, memory_weights=None)
@@ -92,7 +92,7 @@ def test_what_comes_with_the_project_serves_any_memory_layer(tmp_path: Path, mon
         files[layer] = save_memory_weights(model, tmp_path / f"{layer}.safetensors")
 
     def begins_with(layer: int | float) -> dict[str, float]:
-        return {n: float(b[0]) for n, b in MemLong(tiny_llama(), memory_layer=layer).memory_bias.items()}
+        return {n: float(b.detach()[0]) for n, b in MemLong(tiny_llama(), memory_layer=layer).memory_bias.items()}
 
     assert begins_with(3) == begins_with(0.75) == {"3": 33.0}
     assert begins_with(1) == {"1": 11.0, "2": 12.0, "3": 13.0}
