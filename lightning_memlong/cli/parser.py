@@ -7,11 +7,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
+from enum import Enum
 from importlib import import_module
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_dumper
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.documents import DocumentDataModule
@@ -21,6 +22,52 @@ from lightning_memlong.training.lightning_private import actions, all_actions
 
 DEBUG = "--debug"
 """Typed anywhere; no setting of a run."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes configurations, members of enumerations and texts of a kind of their own included."""
+
+
+def _represent(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
+    if isinstance(value, Enum):
+        return dumper.represent_data(value.value)
+    return dumper.represent_str(str(value))
+
+
+Dumper.add_multi_representer(Enum, _represent)
+Dumper.add_multi_representer(str, _represent)
+
+NO_WORDS = "Unable to serialize instance "
+"""What jsonargparse writes for an object that was given as it is: a callback's default, mostly."""
+not_written: dict[str, str] = {}
+"""Of each option that no file can say, what it is; parsing itself writes and reads again, so it is known early."""
+
+
+def _without_objects(value: Any) -> Any:
+    """A configuration without what no file can say: read again, the defaults are there instead."""
+    if isinstance(value, list):
+        return [_without_objects(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, inner in value.items():
+        text = inner.removeprefix(NO_WORDS) if isinstance(inner, str) and inner.startswith(NO_WORDS) else None
+        if text is None:
+            found[key] = _without_objects(inner)
+        elif text.startswith("<"):
+            not_written[key] = text.partition(" at 0x")[0].lstrip("<").rstrip(">")
+        else:  # a number or a word, taken for an object where a function would have been right as well
+            found[key] = yaml.safe_load(text)
+    return found
+
+
+def dump_yaml(data: Any) -> str:
+    """A configuration as YAML, without what it cannot say."""
+    known = _without_objects(data)
+    return yaml.dump(known, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
+set_dumper("yaml", dump_yaml)
 
 
 class Parser(LightningArgumentParser):

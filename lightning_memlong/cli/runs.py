@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lightning_memlong.cli.parser import plain, typed_option
+from lightning_memlong.cli.parser import not_written, plain, typed_option
 from lightning_memlong.config import flat
 from lightning_memlong.errors import UserError
 from lightning_memlong.training.loggers import claim_folders
@@ -92,9 +92,9 @@ class RunRecord(SaveConfigCallback):
         try:
             raw = folder / f"config_files{suffix}"
             raw.mkdir(parents=True)
-            (folder / f"config{suffix}.yaml").write_text(
-                self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
-            )
+            text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+            left_out = "".join(f"# not written: {option}, {what}\n" for option, what in not_written.items())
+            (folder / f"config{suffix}.yaml").write_text(left_out + text)
             for number, file in enumerate(self.config_files):
                 shutil.copy(file, raw / f"{number}-{Path(file).name}")
             record = {"command": sys.argv, "git_commit": git_commit(), "seed": self.config.get("seed_everything")}
