@@ -1,4 +1,4 @@
-"""Observer: TensorBoard dashboards of the memory. It reads what is there and changes nothing."""
+"""Observer: dashboards of the memory, in TensorBoard and what else is logged to. It reads what is there and changes nothing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from callbacks.validation_record import ValidationRecord
 from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import require
-from lightning_memlong.training.loggers import tensorboard_writers
+from lightning_memlong.training.loggers import show_anything, show_figure, show_text, tensorboard_writers
 from lightning_memlong.training.profiler import PARTS, StepProfiler
 
 
@@ -57,7 +57,7 @@ LAYOUT = {
 
 
 class Dashboard(L.Callback):
-    """Writes what the memory does to TensorBoard: curves, histograms, a map and texts of each validation.
+    """Writes what the memory does: curves, a map and texts of each validation; in TensorBoard histograms, too.
 
     Milliseconds of a step's parts need ``trainer.profiler: lightning_memlong.training.profiler.StepProfiler``.
 
@@ -132,7 +132,7 @@ class Dashboard(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Begin a record of this validation."""
-        self._record = ValidationRecord() if self.figures and _writers(trainer) and not pl_module.sharded else None
+        self._record = ValidationRecord() if self._draws(trainer, pl_module) else None
 
     def on_validation_batch_end(
         self,
@@ -154,23 +154,34 @@ class Dashboard(L.Callback):
         self._windows = 0
         if record is None:
             return
-        step = trainer.global_step
-        for writer in _writers(trainer):
-            if (figure := record.map()) is not None:
-                writer.add_figure("retrieval/map", figure, step)
-            if record.mass:
-                writer.add_figure("attention/memory_mass", draw_heads(record.mean_mass(), "share on memory [%]"), step)
-            if pl_module.model.gates:
-                gates = {int(k): gate.detach().float().cpu().flatten() for k, gate in pl_module.model.gates.items()}
-                writer.add_figure("attention/gates", draw_heads(gates, "gate"), step)
-            if pl_module.model.memory_bias:
-                biases = {int(k): b.detach().float().cpu() for k, b in pl_module.model.memory_bias.items()}
-                writer.add_figure("attention/memory_bias", draw_heads(biases, "bias in memory"), step)
-            if pl_module.model.memory_scale:
-                scales = {int(k): s.detach().float().exp().cpu() for k, s in pl_module.model.memory_scale.items()}
-                writer.add_figure("attention/memory_scale", draw_heads(scales, "factor on scores in memory"), step)
-            for name, text in record.texts(pl_module.tokenizer).items():
-                writer.add_text(name, text, step)
+        loggers, step = trainer.loggers, trainer.global_step
+        if (figure := record.map()) is not None:
+            show_figure(loggers, "retrieval/map", figure, step)
+        for name, (title, values) in _of_heads(record, pl_module.model).items():
+            show_figure(loggers, f"attention/{name}", draw_heads(values, title), step)
+        for name, text in record.texts(pl_module.tokenizer).items():
+            show_text(loggers, name, text, step)
+
+    def _draws(self, trainer: L.Trainer, pl_module: Any) -> bool:
+        shown = self.figures and trainer.is_global_zero and show_anything(trainer.loggers)
+        return shown and not pl_module.sharded
+
+
+def _of_heads(record: ValidationRecord, model: Any) -> dict[str, tuple[str, dict[int, Tensor]]]:
+    """Numbers a layer and head, each with its title; those that the model has."""
+    named = {
+        "memory_mass": ("share on memory [%]", record.mean_mass() if record.mass else {}),
+        "gates": ("gate", _numbers_of(model.gates)),
+        "memory_bias": ("bias in memory", _numbers_of(model.memory_bias)),
+        "memory_scale": (
+            "factor on scores in memory", {layer: scale.exp() for layer, scale in _numbers_of(model.memory_scale).items()},
+        ),
+    }  # fmt: skip
+    return {name: (title, values) for name, (title, values) in named.items() if values}
+
+
+def _numbers_of(parameters: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    return {int(layer): values.detach().float().cpu().flatten() for layer, values in parameters.items()}
 
 
 def _ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

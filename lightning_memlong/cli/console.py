@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
 from lightning_memlong.backbone import describe, spans
 from lightning_memlong.evaluation.base import Report
 from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.memlong import MemLong
+from lightning_memlong.training.loggers import show_figure, show_text
 
 
 def wide_console(beside: bool = False) -> Console:
@@ -84,7 +84,9 @@ def show_parameters(model: MemLong) -> None:
 
 
 @rank_zero_only
-def show_perplexity(title: str, rows: dict[str, dict[str, float]], memory: str | None, folder: Path | None) -> None:
+def show_perplexity(
+    title: str, rows: dict[str, dict[str, float]], memory: str | None, folder: Path | None, logdir: Path | None
+) -> None:
     """Perplexity with memory on and off, and the run folder.
 
     Args:
@@ -92,6 +94,7 @@ def show_perplexity(title: str, rows: dict[str, dict[str, float]], memory: str |
         rows: Name -> metrics; a single row without a name has no column for it.
         memory: Heading of the column with memory; None: there is none.
         folder: The run's.
+        logdir: What to open TensorBoard on; None: it was given nothing.
     """
     table = Table(title=title, title_justify="left")
     named = set(rows) != {""}
@@ -105,7 +108,8 @@ def show_perplexity(title: str, rows: dict[str, dict[str, float]], memory: str |
     out.print(table)
     if folder:
         out.print(f"Run folder: {folder}", soft_wrap=True)
-        out.print(f"Look at it: {_tensorboard()} --logdir {folder.parent}", soft_wrap=True)
+    if logdir:
+        out.print(f"Look at it: {_tensorboard()} --logdir {logdir}", soft_wrap=True)
 
 
 @rank_zero_only
@@ -156,22 +160,22 @@ def markdown(report: Report, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(report: Report, name: str, folder: Path, writers: list[SummaryWriter]) -> None:
-    """Write ``name.md``, ``name.csv``, ``name-figure.png``, and the same into TensorBoard."""
+def write_report(report: Report, name: str, folder: Path, loggers: list[Any]) -> None:
+    """Write ``name.md``, ``name.csv``, ``name-figure.png``, and give the same to loggers."""
     text = markdown(report, name)
     (folder / f"{name}.md").write_text(text)
     write_csv(folder / f"{name}.csv", report.data)
     for title, figure in report.figures.items():
         figure.savefig(folder / f"{name}-{title}.png", dpi=110)
-    for writer in writers:
-        writer.add_text(f"{name}/tables", text)
-        for title, figure in report.figures.items():
-            writer.add_figure(f"{name}/{title}", figure, close=False)
-        writer.flush()
+    show_text(loggers, f"{name}/tables", text)
+    for title, figure in report.figures.items():
+        show_figure(loggers, f"{name}/{title}", figure)
+    for logger in loggers:
+        logger.save()
 
 
 @rank_zero_only
-def show_report(report: Report, name: str, folder: Path, logdir: Path) -> None:
+def show_report(report: Report, name: str, folder: Path, logdir: Path | None) -> None:
     """The tables of a report, how to read them, where they are, and what to open TensorBoard on."""
     out = Console(width=max(150, Console().width))
     for title, rows in report.tables.items():
@@ -187,7 +191,8 @@ def show_report(report: Report, name: str, folder: Path, logdir: Path) -> None:
         out.print(note, soft_wrap=True)
     files = ", ".join([f"{name}.md", f"{name}.csv", *(f"{name}-{title}.png" for title in report.figures)])
     out.print(f"Written: {folder}/: {files}", soft_wrap=True)
-    out.print(f"Look at it: {_tensorboard()} --logdir {logdir}", soft_wrap=True)
+    if logdir:
+        out.print(f"Look at it: {_tensorboard()} --logdir {logdir}", soft_wrap=True)
 
 
 def _tensorboard() -> str:

@@ -6,12 +6,12 @@ from typing import Any
 
 from lightning_memlong.cli.checkpoints import on_device
 from lightning_memlong.cli.console import show_report, write_report
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
+from lightning_memlong.cli.run_folders import check_writable, run_folder, tensorboard_folder
+from lightning_memlong.cli.run_record import note_settings
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.record import Record
 from lightning_memlong.progress import token_bar
-from lightning_memlong.training.loggers import tensorboard_writers
 
 
 def evaluate(
@@ -44,8 +44,8 @@ def evaluate(
         say(f"Results, {before}: {record.file}", flush=True)
         _run(evaluation, subject, record)
     report = evaluation.report(record.of(evaluation.planned()))
-    write_report(report, evaluation.name, folder, tensorboard_writers(trainer.loggers))
-    show_report(report, evaluation.name, folder, folder.parent)
+    write_report(report, evaluation.name, folder, trainer.loggers)
+    show_report(report, evaluation.name, folder, tensorboard_folder(trainer))
     return report
 
 

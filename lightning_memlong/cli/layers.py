@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_memlong.cli.console import show_layers, write_csv
-from lightning_memlong.cli.runs import check_writable, note_settings, run_folder
+from lightning_memlong.cli.run_folders import check_writable, run_folder
+from lightning_memlong.cli.run_record import note_settings
 from lightning_memlong.config import LayerIndex, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import LayerChoice, layer_grid, layer_table, sweep_layers
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.training import MemLongModule
-from lightning_memlong.training.loggers import tensorboard_writers
+from lightning_memlong.training.loggers import show_figure
 
 
 class ValidationScore:
@@ -74,8 +75,7 @@ def score_layers(
     title = f"{Path(module.backbone_name).name}, {data.text_name}, untrained"
     figure = show_layers(rows, title, folder)
     if figure is not None:  # drawn by the first process
-        for writer in tensorboard_writers(loggers):
-            writer.add_figure("layers/ratio", figure)
+        show_figure(loggers, "layers/ratio", figure)
 
 
 def check_layers(trainer: Any, module: MemLongModule) -> None:

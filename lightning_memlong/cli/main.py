@@ -10,7 +10,7 @@ from jsonargparse import set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 
 from callbacks.memory_bank import MemoryBankCallback
 from datamodules.documents import DocumentDataModule
@@ -22,15 +22,17 @@ from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import DEBUG, Parser, config_files, not_written, open_data, parse_over, plain
 from lightning_memlong.cli.results import first_validation, write_results
-from lightning_memlong.cli.runs import (
-    RunRecord,
+from lightning_memlong.cli.run_folders import (
     begin_run,
     check_writable,
     continue_in,
     last_checkpoint,
+    noted_names,
     run_folder,
     runs_root,
+    tensorboard_folder,
 )
+from lightning_memlong.cli.run_record import RunRecord
 from lightning_memlong.cli.switches import leave_out_forbidden
 from lightning_memlong.cli.trainer import Trainer
 from lightning_memlong.config import MemoryConfig, require
@@ -39,7 +41,7 @@ from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, run_of, stored_settings
 from lightning_memlong.training import MemLongModule, require_memory
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
-from lightning_memlong.training.loggers import MetricsCSV
+from lightning_memlong.training.loggers import MetricsCSV, tensorboard_loggers
 
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
 """Of results in the table that is printed."""
@@ -125,7 +127,8 @@ class MemLongCLI(CheckpointAwareCLI):
         self._put_under(stored_settings(checkpoint), name, "checkpoint")
         self.config[name].ckpt_path = str(path)
         if given == "last" and name == "fit":
-            continue_in(self.config[name], (run_of(path) or path.parents[1]).name)
+            folder = run_of(path) or path.parents[1]
+            continue_in(self.config[name], folder.name, noted_names(folder))
         self.notes["ckpt_path"] = str(path)
 
     def _put_under(self, stored: dict[str, Any], name: str, whose: str) -> None:
@@ -167,7 +170,8 @@ class MemLongCLI(CheckpointAwareCLI):
         trainer.callbacks[:] = [
             ParameterSummary() if isinstance(c, ModelSummary) and c not in chosen else c for c in trainer.callbacks
         ]
-        trainer.loggers += [MetricsCSV(logger) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.loggers and not isinstance(trainer.loggers[0], CSVLogger):
+            trainer.loggers += [MetricsCSV(trainer.loggers[0], trainer.default_root_dir)]
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -181,9 +185,8 @@ class MemLongCLI(CheckpointAwareCLI):
         if self.trainer.loggers:
             check_writable(runs_root(self.config[self.subcommand]))
         if self._resumed_at:
-            for logger in self.trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    hide_later_events(logger, self._resumed_at)
+            for logger in tensorboard_loggers(self.trainer.loggers):
+                hide_later_events(logger, self._resumed_at)
         if self.subcommand not in ("predict", "chat"):  # they know later whether there will be a run
             begin_run(self.trainer)
 
@@ -250,7 +253,9 @@ class MemLongCLI(CheckpointAwareCLI):
         memory = self._built("memory")
         on = "memory on" + (" (LEAKING query: current)" if memory.query == "current" else "")
         rows = {HEADINGS[key]: metrics for key, metrics in results.items()}
-        show_perplexity(title, rows, on if memory.enabled else None, run_folder(self.trainer))
+        show_perplexity(
+            title, rows, on if memory.enabled else None, run_folder(self.trainer), tensorboard_folder(self.trainer)
+        )
 
 
 def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:

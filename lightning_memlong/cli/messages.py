@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from lightning_memlong.errors import UserError
 
+OURS = ("callbacks.", "lightning_memlong.")
 CANNOT_WRITE = (28, 27, 30, 13)
 """Numbers of system errors: no space, too large, read-only, not permitted."""
 INTERRUPTED = 130
@@ -95,7 +96,8 @@ def _describe(error: BaseException) -> str | None:
         return f"Lightning: {_one_line(error)} Fix: change that option; --debug shows where it was raised."
     built = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "__init__"]
     asked_for = [type(one) for one in built if isinstance(one, L.Callback | Logger | Profiler)]
-    if asked_for and isinstance(error, TypeError | ValueError):
+    ours = any(kind.__module__.startswith(OURS) for kind in asked_for)
+    if asked_for and (isinstance(error, TypeError | ValueError) or not ours):
         name = f"{asked_for[0].__module__}.{asked_for[0].__qualname__}"
         return f"{name} refuses its arguments: {_one_line(error)} Fix: correct its init_args; --debug shows where."
     return None

@@ -9,7 +9,8 @@ from typing import Any
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.answers import Answer, show_answer, write_answer
 from lightning_memlong.cli.checkpoints import on_device
-from lightning_memlong.cli.runs import begin_run, check_writable, note_settings
+from lightning_memlong.cli.run_folders import begin_run, check_writable
+from lightning_memlong.cli.run_record import note_settings
 from lightning_memlong.config import require
 from lightning_memlong.distributed import note
 from lightning_memlong.errors import UserError

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import lightning as L
 
-from lightning_memlong.cli.runs import run_folder, suffix_of
+from lightning_memlong.cli.run_folders import run_folder
+from lightning_memlong.cli.run_record import suffix_of
 
 RESULTS = {"fit": "after", "validate": "metrics", "test": "metrics"}
 """Where ``results.json`` of a subcommand has what its run ended with."""

@@ -10,7 +10,7 @@ from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.cli.answers import Answer
 from lightning_memlong.cli.layers import score_layers
 from lightning_memlong.cli.predict import DocumentBanks, documents, load_for_inference, predict, refuse_what_is_known
-from lightning_memlong.cli.runs import begin_run
+from lightning_memlong.cli.run_folders import begin_run
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import READERS

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lightning_memlong.cli.console import wide_console
 from lightning_memlong.cli.messages import quiet_libraries
 from lightning_memlong.cli.parser import Parser
-from lightning_memlong.cli.runs import check_writable
+from lightning_memlong.cli.run_folders import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError

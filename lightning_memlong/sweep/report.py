@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.cli import console as shown
 from lightning_memlong.cli.parser import resolved_option
-from lightning_memlong.cli.runs import OUTCOMES, add_summary, hyperparameters, suffix_of
+from lightning_memlong.cli.run_record import OUTCOMES, add_summary, hyperparameters, suffix_of
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Report
 from lightning_memlong.sweep.execute import results
@@ -171,9 +171,10 @@ def write_report(plan: Plan) -> None:
     for old in plan.folder.glob("events.out.tfevents.*"):  # TensorBoard would show every old one as well
         old.unlink()
     # The sweep's runs do not say which columns the HParams tab has, its report does: those in which trials differ.
-    with SummaryWriter(str(plan.folder)) as writer:
-        add_summary(writer, hparams(_varied(plan), dict.fromkeys(OUTCOMES, 0.0))[0])
-        shown.write_report(report, "report", plan.folder, [writer])
+    logger = TensorBoardLogger(plan.folder, name="", version="")
+    add_summary(logger.experiment, hparams(_varied(plan), dict.fromkeys(OUTCOMES, 0.0))[0])
+    shown.write_report(report, "report", plan.folder, [logger])
+    logger.experiment.close()
     shown.show_report(report, "report", plan.folder, plan.folder)
 
 

@@ -68,8 +68,16 @@ class ConfigResolver(MemLongCLI):
         require(windows != 0, "trainer.limit_val_batches", windows, allowed, "raise it")
         for key in ("seed_everything", "ckpt_path"):
             config.pop(key, None)
-        config["trainer"].pop("logger", None)
+        _require_one_folder(config["trainer"].pop("logger", None))
         return flat(config)
+
+
+def _require_one_folder(logger: Any) -> None:
+    """A sweep says where each run lies, which only loggers of one folder a run can be told."""
+    kind = logger["class_path"].rpartition(".")[2] if isinstance(logger, Mapping) else logger
+    allowed = "TensorBoardLogger: its folders are where the sweep looks for results"
+    fix = "leave trainer.logger out of its files; a single run takes any logger"
+    require(kind == "TensorBoardLogger", "trainer.logger", kind, allowed, fix)
 
 
 def tokens_a_step(settings: Mapping[str, Any]) -> int:

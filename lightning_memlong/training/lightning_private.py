@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 # ---- callbacks ----------------------------------------------------------------------------------------------
@@ -91,6 +91,14 @@ class KeptRowsWriter(ExperimentWriter):
                 writer.writerows(kept)
         self._found = []
         super().log_metrics(metrics_dict, step)
+
+
+def keep_rows(logger: CSVLogger) -> None:
+    """Let a logger go on with the file of a run that is resumed; needs its ``_experiment``.
+
+    A class of our own would have another name than the one in the configuration.
+    """
+    logger._experiment = KeptRowsWriter(logger.log_dir)
 
 
 def claim_version(logger: TensorBoardLogger) -> None:

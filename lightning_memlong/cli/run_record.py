@@ -1,11 +1,10 @@
-"""Run folders: what is written into them, and which checkpoint is the last."""
+"""What is written into a run folder, and which settings loggers are told."""
 
 import json
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.cli.parser import not_written, plain, typed_option
+from lightning_memlong.cli.run_folders import cannot_write, names_of_runs, run_folder
 from lightning_memlong.config import flat
-from lightning_memlong.errors import UserError
-from lightning_memlong.training.loggers import claim_folders
+from lightning_memlong.training.loggers import note_settings_of_run, tensorboard_loggers
 
 PACKAGES = ("torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
             "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
@@ -98,12 +96,15 @@ class RunRecord(SaveConfigCallback):
             for number, file in enumerate(self.config_files):
                 shutil.copy(file, raw / f"{number}-{Path(file).name}")
             record = {"command": sys.argv, "git_commit": git_commit(), "seed": self.config.get("seed_everything")}
-            record |= {"subcommand": self.subcommand, "versions": versions(), **self.notes}
+            record |= {"subcommand": self.subcommand, "versions": versions(), "loggers": names_of_runs(trainer)}
+            record |= self.notes
             (folder / f"run{suffix}.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
         except OSError as error:
-            raise _cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from error
         if self.subcommand == "fit":
-            note_hyperparameters(trainer, plain(self.parser, self.config))
+            settings = hyperparameters(flat(plain(self.parser, self.config)))
+            note_hyperparameters(trainer.loggers, settings)
+            note_settings_of_run(trainer.loggers, settings)
 
     @staticmethod
     def _free_suffix(folder: Path, stage: str) -> str:
@@ -118,22 +119,20 @@ def suffix_of(subcommand: str) -> str:
     return "" if subcommand == "fit" else f"_{subcommand}"
 
 
-def note_hyperparameters(trainer: L.Trainer, config: dict[str, Any]) -> None:
+def note_hyperparameters(loggers: list[Any], settings: dict[str, Any]) -> None:
     """Fill TensorBoard's HParams tab: every setting that says what is learned, and what became of it.
 
     Args:
-        trainer: Its loggers are written to.
-        config: Of ``fit``, as plain values.
+        loggers: A Trainer's.
+        settings: As :func:`hyperparameters` gives them.
     """
-    settings = hyperparameters(flat(config))
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.hparams.update(settings)
-            columns, *session = hparams(settings, dict.fromkeys(OUTCOMES, 0.0))
-            # TensorBoard takes the columns from any one run that says them; for a sweep, its report says them.
-            in_sweep = (Path(logger.log_dir) / "sweep.json").exists()
-            for summary in session if in_sweep else [columns, *session]:
-                add_summary(logger.experiment, summary)
+    for logger in tensorboard_loggers(loggers):
+        logger.hparams.update(settings)
+        columns, *session = hparams(settings, dict.fromkeys(OUTCOMES, 0.0))
+        # TensorBoard takes the columns from any one run that says them; for a sweep, its report says them.
+        in_sweep = (Path(logger.log_dir) / "sweep.json").exists()
+        for summary in session if in_sweep else [columns, *session]:
+            add_summary(logger.experiment, summary)
 
 
 def add_summary(writer: SummaryWriter, summary: Any) -> None:
@@ -157,91 +156,8 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def begin_run(trainer: L.Trainer) -> Path | None:
-    """Make a run folder that is no other run's; None where nothing is logged.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    if trainer.loggers:
-        claim_folders(trainer.loggers)
-    return run_folder(trainer)
-
-
 def note_settings(trainer: Any, module: L.LightningModule) -> None:
     """Write what makes the run, for what Lightning has no loop of its own for and so does not set up."""
     for callback in trainer.callbacks:
         if isinstance(callback, RunRecord):
             callback.save_config(trainer, module, callback.subcommand)
-
-
-def run_folder(trainer: L.Trainer) -> Path | None:
-    """What ``trainer.log_dir`` gives, without asking the other processes, which may not be listening."""
-    if not trainer.loggers:
-        return None
-    logger = trainer.loggers[0]
-    folder = logger.log_dir if isinstance(logger, TensorBoardLogger | CSVLogger) else logger.save_dir
-    return None if folder is None else Path(folder)
-
-
-def check_writable(folder: Path, key: str = "trainer.logger.save_dir") -> None:
-    """Make a folder, so that a run that could not be written does not start.
-
-    Args:
-        folder: The folder.
-        key: The setting that says where, for messages.
-
-    Raises:
-        UserError: If that is not possible.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _cannot_write(folder, error, key) from error
-
-
-def _cannot_write(folder: Path, error: OSError, key: str = "trainer.logger.save_dir") -> UserError:
-    return UserError(
-        f"{key}: cannot write the folder {folder} ({error.strerror or error}). Allowed: a writable folder with free "
-        f"space. Fix: free some, or choose another with --{key}."
-    )
-
-
-def last_checkpoint(root: Path) -> Path:
-    """The newest ``last.ckpt`` of all runs under a folder.
-
-    Raises:
-        UserError: If there is none.
-    """
-    files = [*root.glob("*/checkpoints/last*.ckpt"), *root.glob("checkpoints/last*.ckpt")]  # these without a logger
-    found = sorted(files, key=lambda f: f.stat().st_mtime)
-    if not found:
-        raise UserError(
-            f"ckpt_path='last': no run under {root} has a checkpoint. Allowed: last, once a run has saved one, or the "
-            "path of a .ckpt file. Fix: start without --ckpt_path, or give the path."
-        )
-    return found[-1]
-
-
-def _loggers(config: Namespace) -> list[Namespace]:
-    logger = config.trainer.logger
-    found = logger if isinstance(logger, list) else [logger]
-    return [entry for entry in found if isinstance(entry, Namespace) and "init_args" in entry]
-
-
-def runs_root(config: Namespace) -> Path:
-    """Folder in which this configuration's run folders lie."""
-    for entry in _loggers(config):
-        args = entry.init_args
-        return Path(args.get("save_dir") or ".") / (args.get("name") or "")
-    root = Path(config.trainer.default_root_dir or ".")
-    return root if config.trainer.logger is False else root / "lightning_logs"
-
-
-def continue_in(config: Namespace, version: str) -> None:
-    """Let a resumed fit write on in the folder of its run, unless another version was asked for."""
-    for entry in _loggers(config):
-        if entry.init_args.get("version") is None:
-            entry.init_args.version = version
