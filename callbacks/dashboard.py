@@ -1,4 +1,4 @@
-"""Observer: dashboards of the memory, in TensorBoard and what else is logged to. It reads what is there and changes nothing."""
+"""Observer: dashboards of the memory, in TensorBoard and what else is logged to. It changes nothing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -169,14 +169,13 @@ class Dashboard(L.Callback):
 
 def _of_heads(record: ValidationRecord, model: Any) -> dict[str, tuple[str, dict[int, Tensor]]]:
     """Numbers a layer and head, each with its title; those that the model has."""
+    scales = {layer: scale.exp() for layer, scale in _numbers_of(model.memory_scale).items()}
     named = {
         "memory_mass": ("share on memory [%]", record.mean_mass() if record.mass else {}),
         "gates": ("gate", _numbers_of(model.gates)),
         "memory_bias": ("bias in memory", _numbers_of(model.memory_bias)),
-        "memory_scale": (
-            "factor on scores in memory", {layer: scale.exp() for layer, scale in _numbers_of(model.memory_scale).items()},
-        ),
-    }  # fmt: skip
+        "memory_scale": ("factor on scores in memory", scales),
+    }
     return {name: (title, values) for name, (title, values) in named.items() if values}
 
 

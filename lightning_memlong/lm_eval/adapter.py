@@ -14,6 +14,7 @@ from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Conversation, LocalContext, first_of_all
 from lightning_memlong.memlong import MemLong
+from lightning_memlong.model import decode
 from lightning_memlong.text import tokenise
 
 try:
@@ -38,8 +39,9 @@ class MemLongLM(TemplateLM):
         window: Tokens of the local context [tokens]; None: see :meth:`MemLong.window`.
         max_gen_toks: Longest answer of tasks that do not say [tokens].
         device: Where it computes.
-        batch_size: 1: requests are read one after the other.
-        max_batch_size: Likewise.
+        batch_size: How many contexts that fit the window are scored side by side; what is longer, and what is
+            written, comes one after the other, as each has a memory of its own. ``auto``: ``max_batch_size``.
+        max_batch_size: For ``auto``.
         **options: Settings of the memory (``top_k=3``, ``chunk_size=128``; ``retriever`` is the encoder's name) and of
             the model (``memory_layer=11``, ``source=single``) by their names.
 
@@ -54,15 +56,13 @@ class MemLongLM(TemplateLM):
         max_gen_toks: int = 256,
         device: str | None = None,
         batch_size: int | str | None = 1,
-        max_batch_size: int | None = None,
+        max_batch_size: int | None = 8,
         **options: Any,
     ) -> None:
         super().__init__()
         allowed = "a checkpoint, run folder, exported folder or backbone"
         require(pretrained is not None, "pretrained", None, allowed, "give --model_args pretrained=smollm2-135m")
-        allowed = "1: requests are read one after the other"
-        require(batch_size in (None, 1, "1", "auto"), "batch_size", batch_size, allowed, "leave it out")
-        require(max_batch_size in (None, 1), "max_batch_size", max_batch_size, allowed, "leave it out")
+        self.batch_size = _as_batch_size(batch_size, max_batch_size)
         memory = {k: options.pop(k) for k in list(options) if k in MemoryConfig.__dataclass_fields__}
         if isinstance(memory.get("retriever"), str):
             memory["retriever"] = RetrieverConfig(memory["retriever"])
@@ -100,7 +100,13 @@ class MemLongLM(TemplateLM):
         return tokenise(self.tokenizer, [string])[0].tolist()
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the backbone's template writes them."""
+        """Messages as the backbone's template writes them.
+
+        Raises:
+            UserError: If it has none.
+        """
+        ok = bool(self.tokenizer.chat_template)
+        require(ok, "apply_chat_template", True, "a backbone with a chat template", "leave --apply_chat_template out")
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -113,21 +119,19 @@ class MemLongLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        scores = []
-        for (context, continuation), before, scored in tqdm(requests, desc="memlong", disable=disable_tqdm):
-            require(
-                len(scored) < self.window,
-                "continuation",
-                f"{len(scored)} tokens",
-                f"less than {self.window}",
-                "raise window",
-            )
-            with self._behind(before, self.window - len(scored)) as (bank, local):
-                with Conversation(self.model.long_context, bank, window=self.window) as conversation:
-                    losses, likeliest = self._score(conversation.context, local, scored)
-            scores.append((-float(losses.sum()), bool(likeliest.all())))
-            self.cache_hook.add_partial("loglikelihood", (context, continuation), scores[-1])
-        return scores
+        for _, _, scored in requests:
+            allowed, given = f"less than {self.window}", f"{len(scored)} tokens"
+            require(len(scored) < self.window, "continuation", given, allowed, "raise window")
+        found: dict[int, tuple[float, bool]] = {}
+        with tqdm(total=len(requests), desc="memlong", disable=disable_tqdm) as progress:
+            for batch in self._batches([(before, scored) for _, before, scored in requests]):
+                pairs = [(requests[n][1], requests[n][2]) for n in batch]
+                scores = self._score_short(pairs) if self._is_short(*pairs[0]) else [self._score_long(*pairs[0])]
+                for n, (losses, likeliest) in zip(batch, scores, strict=True):
+                    found[n] = -float(losses.sum()), bool(likeliest.all())
+                    self.cache_hook.add_partial("loglikelihood", requests[n][0], found[n])
+                progress.update(len(batch))
+        return [found[n] for n in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts: each token sees the newest ones, and what they retrieve of those before."""
@@ -158,14 +162,14 @@ class MemLongLM(TemplateLM):
             stops = options.pop("until", None) or []
             stops = [stops] if isinstance(stops, str) else list(stops)
             options["max_new_tokens"] = int(options.pop("max_gen_toks", self.max_gen_toks))
-            if stops:
-                options["stop_strings"] = stops
             # Greedy unless a task asks for sampling, whatever the backbone's own settings are.
             if not float(options.get("temperature") or 0.0):
                 options = {**options, "do_sample": False}
                 options.pop("temperature", None)
             with self._behind(self.tok_encode(context), self.window) as (bank, local):
                 local = local or [self.prefix_token_id]
+                if stops:
+                    options["stopping_criteria"] = [self._stop_at(stops, len(local))]
                 with Conversation(self.model.long_context, bank, window=self.window) as conversation:
                     ids = conversation.generate_from_tokens(local, self.question_in(local), **options)
             text = self.tokenizer.decode(ids[0, len(local) :], skip_special_tokens=True)
@@ -177,14 +181,59 @@ class MemLongLM(TemplateLM):
 
     # ---- the work -----------------------------------------------------------------------------------------
 
+    def _is_short(self, before: Sequence[int], scored: Sequence[int]) -> bool:
+        """Whether a context fits the window beside what is scored: it needs no memory."""
+        return len(self._bare(before)) + len(scored) <= self.window
+
+    def _bare(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Tokens without the model's own first one, which stands there by itself."""
+        return tokens[1:] if list(tokens[:1]) == [self.model.bos] else tokens
+
+    def _batches(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[int]]:
+        """Which requests are scored together: short ones by length, as little is padded then; others one by one."""
+        short = [n for n, pair in enumerate(pairs) if self._is_short(*pair)]
+        short.sort(key=lambda n: -len(pairs[n][0]) - len(pairs[n][1]))
+        together = [short[n : n + self.batch_size] for n in range(0, len(short), self.batch_size)]
+        return together + [[n] for n in range(len(pairs)) if n not in set(short)]
+
+    @torch.no_grad()
+    def _score_short(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[Tensor, Tensor]]:
+        """Of requests without a memory, what :meth:`_score_long` gives of one."""
+        first = [] if self.model.bos is None else [self.model.bos]
+        texts = [[*first, *self._bare(before), *scored] for before, scored in pairs]
+        longest = max(len(text) for text in texts)
+        # What follows a text is seen by nothing before it.
+        ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=self.model.device)
+        context, losses = self.model.contexts.new_context(None, ids[:, len(first) :], self.model.bos), []
+        with self.model.long_context.autocast():
+            hidden = decode(self.model.backbone, ids, context)
+            for row, (text, (_, scored)) in enumerate(zip(texts, pairs, strict=True)):
+                asked = hidden[row : row + 1, len(text) - len(scored) - 1 : len(text) - 1]
+                losses.append(_losses(self.model.head.logits(asked), scored))
+        return losses
+
+    def _score_long(self, before: Sequence[int], scored: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Losses (n,) of the scored tokens, and whether each is the likeliest; what is before the window is read."""
+        with self._behind(before, self.window - len(scored)) as (bank, local):
+            with Conversation(self.model.long_context, bank, window=self.window) as conversation:
+                return self._score(conversation.context, local, scored)
+
+    def _stop_at(self, stops: Sequence[str], begin: int) -> Any:
+        """Ends an answer that holds one of the stop texts, as lm-eval's own models do: what was asked has no say."""
+
+        def stop(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            text = self.tokenizer.decode(ids[0, begin:])
+            return torch.full((len(ids),), any(stop in text for stop in stops), device=ids.device)
+
+        return stop
+
     @contextmanager
     def _behind(self, tokens: Sequence[int], room: int) -> Any:
         """A bank with the beginning of a context, and the rest of it, which fits the window.
 
         Many requests share a context: the bank of the last one is kept.
         """
-        if list(tokens[:1]) == [self.model.bos]:
-            tokens = tokens[1:]  # it stands there by itself
+        tokens = self._bare(tokens)
         least, size = max(0, len(tokens) - room), self.model.retrieval.config.chunk_size
         whole = -(-least // size) * size  # chunks are whole, if anything is left after them
         cut = whole if whole < len(tokens) else least
@@ -211,6 +260,14 @@ class MemLongLM(TemplateLM):
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([tokens], device=self.model.device)
+
+
+def _as_batch_size(given: int | str | None, most: int | None) -> int:
+    """As lm-eval's own models take it."""
+    value = (most or 1) if str(given).startswith("auto") else 1 if given is None else given
+    ok = str(value).isdigit() and int(value) >= 1
+    require(ok, "batch_size", given, "1 or more contexts, or auto", "correct it")
+    return int(value)
 
 
 def _losses(logits: Tensor, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:

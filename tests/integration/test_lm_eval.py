@@ -113,6 +113,33 @@ def test_what_does_not_fit_the_window_is_read_into_memory(backbone: Path) -> Non
     assert found[0] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("bos", [None, 7])
+def test_contexts_side_by_side_score_as_one_after_the_other(backbone: Path, bos: int | None) -> None:
+    long = ("kan lor mis tur " * 30).strip()
+    texts = [("kan lor", " mis"), (long, " rax"), ("", "kan"), ("x " * 40, "tur rax"), ("y" * 127, "z"), (long, " sin")]
+    pairs = requests("loglikelihood", *texts)
+    alone, *others = (ours(backbone, bos=bos, batch_size=n).loglikelihood(pairs) for n in (1, 2, "auto"))
+    for scores in others:
+        assert [s for s, _ in scores] == pytest.approx([s for s, _ in alone], rel=1e-4)
+        assert [greedy for _, greedy in scores] == [greedy for _, greedy in alone]
+
+
+def test_a_stop_text_counts_in_the_answer_alone(backbone: Path) -> None:
+    """One that begins in the question, and ends in the answer, is none."""
+    mine = ours(backbone)
+    theirs = HFLM(pretrained=str(backbone), device="cpu", dtype="float32", batch_size=1)
+    (free,) = mine.generate_until(requests("generate_until", ("kan lor", {"until": [], "max_gen_toks": 12})))
+    stops = ["r" + free[0], free[2:4]]
+    asked = requests("generate_until", ("kan lor", {"until": stops, "max_gen_toks": 12}))
+    (answer,) = mine.generate_until(asked)
+    assert answer == theirs.generate_until(asked)[0] == free[: free.index(free[2:4])] and answer
+
+
+def test_a_chat_template_that_is_not_there_is_told(backbone: Path) -> None:
+    with pytest.raises(UserError, match="apply_chat_template.*a backbone with a chat template"):
+        ours(backbone).apply_chat_template([{"role": "user", "content": "kan"}])
+
+
 def test_it_writes_the_likeliest_whatever_the_backbone_says(backbone: Path) -> None:
     mine = ours(backbone)
     asked = requests("generate_until", ("kan lor", {"until": ["\n\n"], "max_gen_toks": 12}))
@@ -158,7 +185,8 @@ def test_a_local_task_through_the_command_line(backbone: Path, tasks: Path) -> N
 
 def test_mistakes_are_told(backbone: Path) -> None:
     for options, message in (
-        ({"batch_size": 8}, "batch_size=8.*one after the other"),
+        ({"batch_size": 0}, "batch_size=0.*1 or more"),
+        ({"batch_size": "many"}, "batch_size='many'.*auto"),
         ({"topk": 3}, "topk=3.*memory_layer"),
         ({"window": 100}, "window=100"),
         ({"top_k": 0}, "memory.top_k=0"),

@@ -84,6 +84,41 @@ def test_without_memory_it_is_transformers_own(options: dict[str, Any]) -> None:
     assert model.generate(words(prompt), window=WINDOW, max_new_tokens=12, **options) == words(expected)
 
 
+def ends(lists: Any) -> dict[str, Any]:
+    """A model's own settings: what it ends with, and nothing to pad with."""
+    return {"eos_token_id": lists, "pad_token_id": None}
+
+
+@pytest.mark.parametrize(
+    "own, options",
+    [
+        (lambda free: ends([free[5], free[2]]), {"max_new_tokens": 12}),
+        (lambda free: ends(free[3]), {"max_new_tokens": 12, "min_new_tokens": 6}),
+        (lambda free: ends(None), {"max_new_tokens": 12}),
+        (lambda free: ends(None), {"max_new_tokens": 12, "eos_token_id": 5}),
+        (lambda free: {"max_length": 15}, {"max_new_tokens": 12}),
+        (lambda free: {"max_length": 15}, {}),
+        (lambda free: {}, {"max_length": 14}),
+        (lambda free: ends([free[2]]), {"max_new_tokens": 9, "num_beams": 2}),
+        (lambda free: ends([free[2]]), {"max_new_tokens": 9, "do_sample": True, "num_return_sequences": 3}),
+    ],
+)
+def test_it_ends_where_transformers_does(own: Any, options: dict[str, Any]) -> None:
+    prompt = torch.tensor([text(11, 1)])
+    free = tiny_llama().generate(prompt, max_new_tokens=12, pad_token_id=0)[0, 11:].tolist()
+    found = []
+    for of_project in (False, True):
+        backbone = tiny_llama()
+        backbone.generation_config.update(**own(free))
+        torch.manual_seed(3)
+        if of_project:
+            found.append(model_of(backbone).generate(words(prompt[0].tolist()), window=WINDOW, **options))
+        else:
+            written = backbone.generate(prompt, **options)[:, 11:].tolist()
+            found.append([words(row) for row in written] if len(written) > 1 else words(written[0]))
+    assert found[0] == found[1]
+
+
 LLAMAS: list[dict[str, Any]] = [{"source": "single"}, {"fusion": "gated"}, {"bos": 2}, {"position": "zero"},
                                 {"position": "fixed"},
                                 {"attention": "sdpa"}, {"attention": "flex"}]  # fmt: skip
