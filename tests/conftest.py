@@ -39,7 +39,12 @@ def tiny_llama(seed: int = 0, **changes: object) -> LlamaForCausalLM:
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four documents of 200 to 900 words."""
-    folder = tmp_path_factory.mktemp("text")
+    return write_texts(tmp_path_factory.mktemp("text"))
+
+
+def write_texts(folder: Path) -> Path:
+    """The documents of ``text_folder``."""
+    folder.mkdir(exist_ok=True)
     mixer = random.Random(0)
     for number in range(24):
         words = [mixer.choice(WORDS) for _ in range(mixer.randrange(200, 900))]
@@ -62,7 +67,11 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def byte_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a tokenizer that knows every text: a token is a byte."""
-    folder = tmp_path_factory.mktemp("bytes")
+    return write_byte_backbone(tmp_path_factory.mktemp("bytes"))
+
+
+def write_byte_backbone(folder: Path) -> Path:
+    """The model and the tokenizer of ``byte_backbone``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

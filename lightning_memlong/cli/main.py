@@ -40,6 +40,7 @@ from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import Evaluation
 from lightning_memlong.model import exported_settings, read_checkpoint, run_of, stored_settings
 from lightning_memlong.training import MemLongModule, require_memory
+from lightning_memlong.training.checkpoint_io import write_whole_checkpoints
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
 from lightning_memlong.training.loggers import MetricsCSV, tensorboard_loggers
 
@@ -165,6 +166,7 @@ class MemLongCLI(CheckpointAwareCLI):
         if config.enabled:
             callbacks = [*callbacks, MemoryBankCallback(config)]
         trainer: Any = super().instantiate_trainer(**kwargs)
+        write_whole_checkpoints(trainer)
         # First in line, so that observers find the retrieved record in the batch.
         trainer.callbacks[:0] = callbacks
         trainer.callbacks[:] = [

@@ -56,6 +56,17 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class StepNote(L.Callback):
+    """Writes down each optimiser step once it is made."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def on_before_zero_grad(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        with open(self.file, "a") as file:
+            file.write(f"{trainer.global_step}\n")
+
+
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """Places at which two nested structures of tensors and numbers differ, to the last bit."""
     if isinstance(a, torch.Tensor):

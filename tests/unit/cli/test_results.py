@@ -34,9 +34,9 @@ def test_files_with_headings_are_read(subcommand: str, heading: str, tmp_path: P
 
 
 def test_a_single_row_without_a_name_has_no_column_for_it(capsys: pytest.CaptureFixture[str]) -> None:
-    show_perplexity("Title", {"": METRICS}, "memory on", None)
+    show_perplexity("Title", {"": METRICS}, "memory on", None, None)
     alone = capsys.readouterr().out
-    show_perplexity("Title", {"before training": METRICS, "after training": METRICS}, "memory on", None)
+    show_perplexity("Title", {"before training": METRICS, "after training": METRICS}, "memory on", None, None)
     named = capsys.readouterr().out
     line = next(line for line in alone.splitlines() if "4.000" in line)
     assert len(line.strip(" │").split("│")) == 3
