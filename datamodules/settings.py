@@ -5,7 +5,7 @@ from typing import Literal
 
 from datamodules.hub import Hub
 from datamodules.splits import Split
-from lightning_memlong.config import require, require_choice
+from lightning_memlong.config import require, require_choice, require_types
 from lightning_memlong.text import Windows
 
 OnBad = Literal["raise", "skip"]
@@ -48,6 +48,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         """Check windows, numbers and choices, in the order in which a user meets them."""
+        require_types(self, "data")
         self._check_path()
         self._check_windows()
         for key, smallest in (("batch_size", 1), ("shuffle_buffer", 1), ("num_workers", 0), ("retries", 0)):
@@ -69,6 +70,7 @@ class DataSettings:
 
     def _check_windows(self) -> None:
         chunk, window = self.chunk_size, self.window
+        require(chunk >= 1, "memory.chunk_size", chunk, "1 or more tokens", "raise it")
         fits = f"a multiple of memory.chunk_size={chunk}"
         require(window >= 1 and window % chunk == 0, "data.window", window, fits, "change one of the two")
         ok = 0 < self.stride <= window and self.stride % chunk == 0

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _load(factory: Any, name: str, **settings: Any) -> Any:
         return factory.from_pretrained(resolve_backbone(name), trust_remote_code=False, **settings)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise _cannot_load(name, error) from error
 
 

@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from rich.console import Console
 from rich.logging import RichHandler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_memlong.errors import UserError
 
@@ -22,6 +24,8 @@ CANNOT_WRITE = (28, 27, 30, 13)
 """Numbers of system errors: no space, too large, read-only, not permitted."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
+ASKED_FOR = (L.Callback, Logger, Profiler, Optimizer, LRScheduler)
+"""Kinds of objects that a configuration names by class."""
 LIGHTNING_RAISES = (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError)
 """What Lightning refuses options with."""
 DOES_NOT_APPLY = (
@@ -95,7 +99,7 @@ def _describe(error: BaseException) -> str | None:
     if isinstance(error, LIGHTNING_RAISES) and module.startswith(("lightning.", "lightning_utilities.")):
         return f"Lightning: {_one_line(error)} Fix: change that option; --debug shows where it was raised."
     built = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "__init__"]
-    asked_for = [type(one) for one in built if isinstance(one, L.Callback | Logger | Profiler)]
+    asked_for = [type(one) for one in built if isinstance(one, ASKED_FOR)]
     ours = any(kind.__module__.startswith(OURS) for kind in asked_for)
     if asked_for and (isinstance(error, TypeError | ValueError) or not ours):
         name = f"{asked_for[0].__module__}.{asked_for[0].__qualname__}"

@@ -7,6 +7,7 @@ from lightning_memlong.config.checks import (
     named_or_imported,
     require,
     require_choice,
+    require_types,
 )
 from lightning_memlong.config.memory import (
     BankDtype,
@@ -56,4 +57,5 @@ __all__ = [
     "named_or_imported",
     "require",
     "require_choice",
+    "require_types",
 ]

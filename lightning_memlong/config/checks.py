@@ -1,11 +1,13 @@
 """Checks that all settings share, with one format of what they say; and changing settings by name."""
 
 import importlib.util
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lightning_memlong.errors import UserError
 
@@ -14,6 +16,30 @@ def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
     """Raise a :class:`UserError` in the project's one format unless ``ok``."""
     if not ok:
         raise UserError(f"{key}={value!r} cannot be used. Allowed: {allowed}. Fix: {fix}.")
+
+
+SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def require_types(config: Any, key: str) -> None:
+    """Raise unless each number, text and switch of a settings dataclass is one: a file's ``null`` is none.
+
+    Args:
+        config: The dataclass. Fields of other types than these are left to whom they belong.
+        key: Its group, for messages.
+
+    Raises:
+        UserError: If a value is of another type, or no finite number.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if not all(kind in SCALARS for kind in kinds):
+            continue
+        value = getattr(config, name)
+        ok = type(value) in kinds or (float in kinds and type(value) is int)
+        ok = ok and not (isinstance(value, float) and not math.isfinite(value))
+        allowed = " or ".join(SCALARS[kind] for kind in kinds)
+        require(ok, f"{key}.{name}", value, allowed, "correct it, or leave it out for the default")
 
 
 def require_choice(key: str, value: object, choices: Any) -> None:

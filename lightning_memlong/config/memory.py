@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_memlong.config.checks import require, require_choice
+from lightning_memlong.config.checks import require, require_choice, require_types
 
 QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
@@ -44,6 +44,7 @@ class RetrieverConfig:
 
     def __post_init__(self) -> None:
         """Check each value."""
+        require_types(self, "memory.retriever")
         require(self.batch_size >= 1, "memory.retriever.batch_size", self.batch_size, "1 or more", "raise it")
         ok, allowed = self.max_length is None or self.max_length >= 8, "null, or 8 or more encoder tokens"
         require(ok, "memory.retriever.max_length", self.max_length, allowed, "raise it or leave it out")
@@ -119,6 +120,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         """Check each value, and the values against each other."""
+        require_types(self, "memory")
         for name in ("chunk_size", "top_k", "query_chunks"):
             value = getattr(self, name)
             require(value >= 1, f"memory.{name}", value, "1 or more", "raise it, or set --memory.enabled false")

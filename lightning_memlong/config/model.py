@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from lightning_memlong.config.checks import require, require_choice
+from lightning_memlong.config.checks import require, require_choice, require_types
 
 TuningMode = Literal["full", "lora", "gates_only", "none"]
 Source = Literal["single", "per_layer"]
@@ -40,6 +40,7 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         """Check each value."""
+        require_types(self, "model.tuning")
         require_choice("model.tuning.mode", self.mode, TuningMode)
         require(self.lora_rank >= 1, "model.tuning.lora_rank", self.lora_rank, "1 or more", "raise it")
         ok, allowed = 0 <= self.lora_dropout < 1, "from 0 up to but not including 1"
@@ -89,6 +90,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check each value."""
+        require_types(self, "model")
         for name, choices in (("source", Source), ("fusion", Fusion), ("position", Position)):
             require_choice(f"model.{name}", getattr(self, name), choices)
         ok = self.memory_distance is None or self.memory_distance >= 1

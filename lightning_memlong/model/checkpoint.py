@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lightning_memlong.errors import UserError
+from lightning_memlong.model.export import require_settings_of_a_network
 from lightning_memlong.model.memory_weights import recognise_backbone
 from lightning_memlong.model.model import MemLongModel
 
@@ -52,8 +53,14 @@ def run_of(path: Path) -> Path | None:
 
 
 def stored_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What the network is; the recipe (optimiser, schedule) is a run's and is not in there."""
-    return {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    """What the network is; the recipe (optimiser, schedule) is a run's and is not in there.
+
+    Raises:
+        UserError: If there is more than that: what names a class, for one, would have its module imported.
+    """
+    stored = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    require_settings_of_a_network(stored, "the checkpoint's")
+    return stored
 
 
 def check_checkpoint(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lightning_memlong.config import require
+from lightning_memlong.config import ModelConfig, TuningConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import write_folder
 from lightning_memlong.model.memory_weights import MEMORY_WEIGHTS_FILE, save_memory_weights
@@ -62,9 +62,12 @@ def exported_settings(folder: str) -> dict[str, Any] | None:
     """The model settings an exported folder was written with; None for any other backbone.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file is damaged, or says more than that.
     """
-    return None if (stored := _stored(folder)) is None else dict(stored["model"])
+    if (stored := _stored(folder)) is None:
+        return None
+    require_settings_of_a_network(stored["model"], f"{Path(folder) / SETTINGS_FILE}:")
+    return dict(stored["model"])
 
 
 def exported_memory(folder: str) -> dict[str, Any]:
@@ -74,6 +77,26 @@ def exported_memory(folder: str) -> dict[str, Any]:
         UserError: If the file is damaged.
     """
     return dict((_stored(folder) or {}).get("memory") or {})
+
+
+def require_settings_of_a_network(stored: dict[str, Any], whose: str) -> None:
+    """See that stored settings, which a stranger may have written, are those of a network and nothing else.
+
+    Args:
+        stored: By name.
+        whose: For messages.
+
+    Raises:
+        UserError: If they are not.
+    """
+    known = {*ModelConfig.__dataclass_fields__, "tuning", "backbone", "prepend_bos", "compare_memory_off"}
+    fix = "do not use what came with it, or remove it there"
+    for name, value in stored.items():
+        require(name in known, f"{whose} model.{name}", value, "settings of MemLong: " + ", ".join(sorted(known)), fix)
+    tuning = stored.get("tuning") or {}
+    for name, value in tuning.items():
+        fields = TuningConfig.__dataclass_fields__
+        require(name in fields, f"{whose} model.tuning.{name}", value, "one of " + ", ".join(fields), fix)
 
 
 def _stored(folder: str) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_memlong.config import require, require_choice
+from lightning_memlong.config import require, require_choice, require_types
 
 Launcher = Literal["local", "slurm", "ray"]
 Subcommand = Literal["fit", "validate"]
@@ -23,6 +23,7 @@ class Search:
 
     def __post_init__(self) -> None:
         """Check the space."""
+        require_types(self, "search")
         require(self.trials >= 1, "search.trials", self.trials, "1 or more", "raise it")
         for option, values in self.space.items():
             range_given = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {
@@ -77,6 +78,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Check the values against each other."""
+        require_types(self, "sweep")
         require_choice("launcher", self.launcher, Launcher)
         require_choice("subcommand", self.subcommand, Subcommand)
         ok = not self.launcher_args or self.launcher != "local"
