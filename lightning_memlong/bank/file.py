@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from safetensors.torch import save_file
 
 from lightning_memlong.errors import UserError
 
-FORMAT, VERSION = "memlong-bank", 1
+FORMAT, VERSION = "memlong-bank", 2
+
+
+def _sum_of(tensor: torch.Tensor) -> int:
+    """A checksum of a tensor's kind, shape and numbers."""
+    kind = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    return zlib.crc32(memoryview(tensor.flatten().view(torch.uint8).numpy()), kind) if tensor.numel() else kind
 
 
 def save_bank(path: Path, state: dict[str, Any], provenance: Mapping[str, str]) -> Path:
@@ -25,10 +32,12 @@ def save_bank(path: Path, state: dict[str, Any], provenance: Mapping[str, str]) 
     tensors: dict[str, torch.Tensor] = {}
     rows = []
     for number, row in enumerate(state["ledgers"]):
-        tensors |= {f"{number}.{name}": t.contiguous() for name, t in row.items() if isinstance(t, torch.Tensor)}
+        tensors |= {f"{number}.{name}": t.contiguous().cpu() for name, t in row.items() if isinstance(t, torch.Tensor)}
         rows.append({name: value for name, value in row.items() if not isinstance(value, torch.Tensor)})
     facts = {"bank": {**state, "ledgers": rows}, "made_with": dict(provenance)}
-    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    told = json.dumps(facts)
+    sums = {"": zlib.crc32(told.encode())} | {name: _sum_of(tensor) for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "facts": told, "sums": json.dumps(sums)}
     scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +74,15 @@ def load_bank(path: Path, provenance: Mapping[str, str]) -> tuple[dict[str, Any]
                     f"{path} is a bank of version {metadata['version']}. Allowed: {VERSION}. Fix: save it again, or "
                     "use the release of this project that wrote it."
                 )
+            sums = json.loads(metadata["sums"])
+            _require_whole(sums.pop("") == zlib.crc32(metadata["facts"].encode()) and {*sums} == {*file.keys()})
             facts = json.loads(metadata["facts"])
             require_same(f"the bank {path}", facts["made_with"], provenance)
             state = facts["bank"]
             for name in file.keys():  # noqa: SIM118  (not a dictionary)
                 number, field = name.split(".", 1)
-                state["ledgers"][int(number)][field] = file.get_tensor(name)
+                tensor = state["ledgers"][int(number)][field] = file.get_tensor(name)
+                _require_whole(sums[name] == _sum_of(tensor))
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -80,6 +92,11 @@ def load_bank(path: Path, provenance: Mapping[str, str]) -> tuple[dict[str, Any]
             f"the bank {path} is damaged or cut short ({error}). Allowed: a whole file. Fix: save it again."
         ) from error
     return state, dict(facts["made_with"])
+
+
+def _require_whole(ok: bool) -> None:
+    if not ok:
+        raise ValueError("its checksum is another")
 
 
 def require_same(what: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
