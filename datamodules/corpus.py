@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from datamodules.formats import COMPRESSION
 from datamodules.hub import Hub
 from datamodules.records import Columns, Document, Record, Shard
 
@@ -21,7 +22,7 @@ class Corpus:
     columns = Columns("text")
     """Which columns of its rows are read."""
     endings: tuple[str, ...] = tuple(
-        kind + packed for kind in (".txt", ".jsonl", ".ndjson", ".jsonlines") for packed in ("", ".gz", ".zst")
+        kind + packed for kind in (".txt", ".jsonl", ".ndjson", ".jsonlines") for packed in ("", *COMPRESSION)
     ) + (".parquet", ".arrow")
     """Of the files that are read from a folder."""
     empty_is_bad = True

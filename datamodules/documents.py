@@ -38,8 +38,8 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
     Args:
         tokenizer: Backbone whose tokenizer is used (set by ``model.backbone``).
         chunk_size: Tokens of a bank entry (set by ``memory.chunk_size``).
-        path: A file, folder, glob or http:// address (.txt, .jsonl, .csv, .parquet; .gz and .zst of these); or a
-            list of these; or one or a list for each split, as {train: ..., validation: ...}; null: the hub.
+        path: A file, folder, glob or http:// address (.txt, .jsonl, .csv, .parquet; .gz, .zst, .xz, .bz2 of these); or
+            a list of these; or one or a list for each split, as {train: ..., validation: ...}; null: the hub.
         extensions: Endings of files that are read from a folder; null: the corpus's own.
         hub_id: Data set of the Hugging Face hub, streamed; null: the corpus's own.
         hub_config: Its configuration; null: the corpus's own.

@@ -53,10 +53,12 @@ def find_files(
         else:
             passed.endings[PurePosixPath(name).suffix.lower()] += 1
     if not chosen:
-        words = passed.words()
+        words, packed = passed.words(), tuple(COMPRESSION)
+        plain = ", ".join(end for end in endings if not end.endswith(packed)) or ", ".join(endings)
+        plain += f" (or {', '.join(packed)} of these)" if any(end.endswith(packed) for end in endings) else ""
         raise UserError(
             f"data.path={path!r} holds no text{f' (not read: {words})' if words else ''}. Allowed: files ending in "
-            f"{', '.join(endings)}. Fix: correct the path, or name other endings with --data.extensions."
+            f"{plain}. Fix: correct the path, or name other endings with --data.extensions."
         )
     return sorted(chosen, key=lambda file: (file.name, file.url))
 

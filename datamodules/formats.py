@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2"}
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bz2": b"BZh"}
 ROWS = {".jsonl": "json", ".ndjson": "json", ".jsonlines": "json", ".json": "json", ".parquet": "parquet",
         ".arrow": "arrow", ".csv": "csv", ".tsv": "tsv"}  # fmt: skip
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 MARKUP = {".html": "HTML", ".htm": "HTML", ".xhtml": "HTML", ".ipynb": "a notebook", ".rtf": "RTF", ".pdf": "PDF",
           ".doc": "a Word file", ".docx": "a Word file", ".odt": "an OpenDocument file", ".epub": "EPUB"}  # fmt: skip
-UNPACK = "unpack it, or read it as .gz or .zst"
+UNPACK = "unpack it, or read it as .gz, .zst, .xz or .bz2"
 LONG_WINDOW = ("compressed by zstd --long, which looks further back than is unpacked here (128 MB): "
                "zstd -d --long=31 -c FILE | zstd -o NEW")  # fmt: skip
 BEGINNINGS = {
@@ -20,8 +20,8 @@ BEGINNINGS = {
     b"%PDF-": "PDF, not text: convert it, for instance by pdftotext",
     b"{\\rtf": "RTF, not text: convert it, for instance by pandoc",
     b"PK\x03\x04": f"a zip archive (or a file made as one, such as .docx or .epub), not text: {UNPACK}",
-    b"\xfd7zXZ\x00": f"compressed by xz: {UNPACK}",
-    b"BZh": f"compressed by bzip2: {UNPACK}",
+    b"\xfd7zXZ\x00": "compressed by xz: give it a name that ends in .xz",
+    b"BZh": "compressed by bzip2: give it a name that ends in .bz2",
     b"7z\xbc\xaf\x27\x1c": f"a 7z archive: {UNPACK}",
     b"\x1f\x8b": "compressed by gzip: give it a name that ends in .gz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: give it a name that ends in .zst",
@@ -80,8 +80,6 @@ def check_beginning(name: str, kind: str | None, head: bytes) -> None:
     if head[257:262] == b"ustar":
         raise NotTextError(f"a tar archive, not text: {UNPACK}")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if kind == "json" and start.startswith(b"["):
-        raise NotTextError("one JSON array, not a row a line: convert it by jq -c '.[]'")
     if kind is None:
         _check_text(name, start, whole=len(head) < HEAD_BYTES)
 

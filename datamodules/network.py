@@ -8,6 +8,7 @@ waiting (:func:`_wait`, 8 lines); which faults are worth another try, and what a
 import asyncio
 import csv
 import logging
+import lzma
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from lightning_memlong.errors import UserError
 
 log = logging.getLogger("lightning_memlong")
 
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error, pa.ArrowException)
 FIRST_WAIT_S = 0.5
 
 T = TypeVar("T")

@@ -5,12 +5,15 @@ does not say which one that was. Here such a row is a record with its number and
 and begins at any row, so that a run is resumed in the middle of a file.
 """
 
+import bz2
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import json
 import logging
+import lzma
 import re
 import shutil
 import sys
@@ -39,13 +42,14 @@ from datamodules.records import Columns, Record, column_record, text_record
 
 log = logging.getLogger("lightning_memlong")
 
+UNPACKERS: dict[str, Callable[[Any], Any]] = {"xz": lzma.LZMAFile, "bz2": bz2.BZ2File}
 VALIDATORS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated",
               "mtime")  # fmt: skip
 """What file systems call that by which one content is told from another."""
 
 
 class FileShard:
-    """One file: plain text, JSON lines, a table (.csv, .tsv), Arrow or parquet; all but the last may be compressed.
+    """One file: plain text, JSON, a table (.csv, .tsv), Arrow or parquet; all but the last may be compressed.
 
     Args:
         name: Path relative to the source; what documents are called by.
@@ -120,16 +124,18 @@ class FileShard:
     def _json(self, start: int) -> Iterator[Record]:
         columns: tuple[str, str | None] | None = None
         with ExitStack() as stack:
-            for number, line in enumerate(self._begin(stack)):
-                if not line.strip() or (number < start and columns is not None):
+            stream = self._begin(stack)
+            array = _begins_array(stream)
+            for number, line in enumerate(_members(stream) if array else stream):
+                if not array and (not line.strip() or (number < start and columns is not None)):
                     continue
                 try:
-                    value = json.loads(line)
+                    value = line if array else json.loads(line)
                     if not isinstance(value, dict):
                         raise ValueError(f"it holds a {type(value).__name__}, not an object with columns")
                 except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                     if number >= start:
-                        yield Record(number, problem=f"not a line of JSON ({error})")
+                        yield Record(number, problem=f"not a row of JSON ({error})")
                     continue
                 columns = columns or self.columns.choose(list(value), self.url)  # the first row says what there is
                 if number >= start:
@@ -187,8 +193,22 @@ class FileShard:
             return raw  # the server has unpacked it already
         if self.compression == "gzip":
             return gzip.GzipFile(fileobj=raw)  # of several members, or padded with zeros, too
+        if self.compression in UNPACKERS:
+            return UNPACKERS[self.compression](raw)
         # pyarrow notices a stream that was cut short; zstandard does not.
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression), 1 << 16)
+
+
+def _begins_array(stream: Any) -> bool:
+    return bool(stream.peek(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["))
+
+
+def _members(stream: Any) -> list[Any]:
+    """Of one JSON array, which can only be read whole, as ``datasets`` does."""
+    try:
+        return list(json.loads(stream.read().decode("utf-8-sig")))
+    except (ValueError, RecursionError) as error:
+        raise NotTextError(f"no whole JSON array ({error})") from error
 
 
 def _digest(file: Any) -> str:

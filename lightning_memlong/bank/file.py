@@ -20,7 +20,7 @@ FORMAT, VERSION = "memlong-bank", 2
 def _sum_of(tensor: torch.Tensor) -> int:
     """A checksum of a tensor's kind, shape and numbers."""
     kind = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    return zlib.crc32(memoryview(tensor.flatten().view(torch.uint8).numpy()), kind) if tensor.numel() else kind
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, kind) if tensor.numel() else kind
 
 
 def save_bank(path: Path, state: dict[str, Any], provenance: Mapping[str, str]) -> Path:

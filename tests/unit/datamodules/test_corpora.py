@@ -182,7 +182,7 @@ def test_bad_documents_stop_the_run_or_are_counted(
     rows: list[dict[str, Any]] = [{"text": text(50, i)} for i in range(6)]
     file = write_rows(tmp_path / "train" / "books.jsonl", rows)
     cases = {
-        "{cut": "not a line of JSON",
+        "{cut": "not a row of JSON",
         '{"text": " "}': "it is empty",
         '{"text": "kan los"}': "fewer than one chunk",
     }

@@ -15,6 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from datamodules import PG19, BookCorpus, WikiText103
 from lightning_memlong.backbone import load_tokenizer
@@ -53,9 +54,9 @@ NOT_TEXT: dict[str, tuple[str, bytes, str]] = {
     "zip": ("a.txt", zipped(), "zip archive.*unpack"),
     "tar": ("a.txt", tarred(), "tar archive.*unpack"),
     "gzip without a name": ("a.txt", gzip.compress(b"kan los"), "compressed by gzip.*ends in .gz"),
-    "bzip2": ("a.txt", bz2.compress(b"kan los"), "bzip2"),
-    "xz": ("a.txt", lzma.compress(b"kan los"), "xz"),
-    "array": ("a.jsonl", b'[\n{"text": "kan"}]', "jq -c"),
+    "bzip2": ("a.txt", bz2.compress(b"kan los"), "bzip2.*ends in .bz2"),
+    "xz": ("a.txt", lzma.compress(b"kan los"), "xz.*ends in .xz"),
+    "array cut short": ("a.json", b'[\n{"text": "kan"},', "no whole JSON array"),
     "utf-16": ("a.txt", "kan los".encode("utf-16"), "UTF-16, not UTF-8.*iconv"),
 }
 
@@ -77,6 +78,32 @@ def test_text_about_mark_up_and_files_is_text(tmp_path: Path, tiny_backbone: Pat
     for i, content in enumerate(texts):
         write(tmp_path, f"{i}.txt", [content])
     assert read_all(tmp_path, tiny_backbone) == tokens(tiny_backbone, texts)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".xz", ".bz2"])
+def test_arrays_and_lines_are_read_compressed_too(ending: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+    rows = [{"text": text(i), "id": i} for i in range(3)]
+    forms = {"a.json": json.dumps(rows, indent=1), "b.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+    expected = tokens(tiny_backbone, [str(row["text"]) for row in rows])
+    for name, form in {**forms, "c.json": json.dumps(rows)}.items():
+        file = tmp_path / (name + ending)
+        file.write_bytes(pack.get(ending, bytes)(form.encode("utf-8-sig" if name == "c.json" else "utf-8")))
+        assert read_all(file, tiny_backbone) == expected, name
+        cut = tmp_path / f"cut-{name}{ending}"
+        cut.write_bytes(file.read_bytes()[:-20])
+        with pytest.raises(UserError, match=f"cut-{name}"):
+            read_all(cut, tiny_backbone)
+    (tmp_path / "d.txt.xz").write_bytes(lzma.compress(text(9).encode()))
+    assert read_all(tmp_path / "d.txt.xz", tiny_backbone) == tokens(tiny_backbone, [text(9)])
+
+
+def test_rows_of_an_array_that_are_none_are_told_by_number(tmp_path: Path, tiny_backbone: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text(1)}, 7, {"text": None}, {"text": text(2)}]))
+    with pytest.raises(UserError, match="a.json:2 .*not a row of JSON.*int"):
+        read_all(tmp_path / "a.json", tiny_backbone)
+    found = read_all(tmp_path / "a.json", tiny_backbone, on_bad_document="skip")
+    assert found == tokens(tiny_backbone, [text(1), text(2)])
 
 
 def test_tables_are_read_as_tables(tmp_path: Path, tiny_backbone: Path) -> None:
