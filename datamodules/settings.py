@@ -79,6 +79,8 @@ class DataSettings:
 
     def _check_longest(self) -> None:
         least, longest = self.min_document_tokens, self.max_document_tokens
+        ok, fix = least is None or least >= 1, "raise it, or leave it out for none"
+        require(ok, "data.min_document_tokens", least, "null, or 1 or more tokens", fix)
         allowed = f"null, or at least data.min_document_tokens={least}"
         ok = longest is None or longest >= max(2, least or 0)
         fix = "raise it, or lower --data.min_document_tokens"
