@@ -219,6 +219,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
             dataloader_idx: Lightning's number of the dataloader.
         """
         read = {name: batch[name] for name in ON_DEVICE if name in batch}
+        batch = {**batch, "tokens": batch["input_ids"]} if "input_ids" in batch else batch
         return {**batch, **super().transfer_batch_to_device(read, device, dataloader_idx)}
 
     # ---- what was read ------------------------------------------------------------------------------------

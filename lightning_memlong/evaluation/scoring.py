@@ -16,7 +16,7 @@ from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.generation import Span, read_windows, reading_stride
 from lightning_memlong.model import MemLongOutput
 from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.text import ON_DEVICE, Windows, WindowSpec
+from lightning_memlong.text import Windows, WindowSpec, to_device
 
 
 def read_documents(
@@ -59,7 +59,7 @@ def read_documents(
 
 
 def _on(subject: Subject, batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(subject.device) if name in ON_DEVICE else value for name, value in batch.items()}
+    return to_device(batch, subject.device)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ class GenerateAdapter(GenerationMixin):
 
     Args:
         backbone: Its configuration is the loop's.
-        logits: Gives next-token logits (B, 1, V) after a text (B, T).
+        logits: Gives next-token logits (B, 1, V) after a text (B, T); ``goes_on``: the text is that of the call before
+            and one token more, which nobody need look up.
     """
 
     main_input_name = "input_ids"
 
-    def __init__(self, backbone: PreTrainedModel, logits: Callable[[Tensor], Tensor]) -> None:
-        self._backbone, self._logits = backbone, logits
+    def __init__(self, backbone: PreTrainedModel, logits: Callable[..., Tensor]) -> None:
+        self._backbone, self._logits, self._begun = backbone, logits, False
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the backbone's."""
@@ -32,7 +33,8 @@ class GenerateAdapter(GenerationMixin):
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutput:
         """Logits (B, 1, V) after a text (B, T)."""
-        return CausalLMOutput(logits=self._logits(input_ids))
+        goes_on, self._begun = self._begun and len(input_ids) == 1, True  # several may change places
+        return CausalLMOutput(logits=self._logits(input_ids, goes_on=goes_on))
 
     __call__ = forward
 
@@ -81,7 +83,7 @@ def rehearse(backbone: PreTrainedModel, tokenizer: Any, options: dict[str, Any])
     """
     device, size = backbone.device, text_config(backbone).vocab_size
 
-    def logits(ids: Tensor) -> Tensor:
+    def logits(ids: Tensor, goes_on: bool = False) -> Tensor:
         return torch.zeros(len(ids), 1, size, device=ids.device)
 
     given = loop_options(options, tokenizer, lambda: True)

@@ -139,17 +139,19 @@ class LocalContext:
     # ---- going on -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, last: int = 1) -> Tensor:
+    def logits(self, ids: Tensor, last: int = 1, goes_on: bool = False) -> Tensor:
         """Next-token logits (B, last, V) at the end of a text (B, T) that goes on from the one before.
 
         Args:
             ids: The whole text.
             last: At how many of its tokens, of those that are new.
+            goes_on: Whether it is known to go on from the one before; comparing them waits for the device.
 
         Raises:
             UserError: If it is another text whose beginning is gone, or several sequences no longer fit the window.
         """
-        self._reorder_beams(ids)
+        if not goes_on:
+            self._reorder_beams(ids)
         hidden: list[Tensor] = []
         while self.ids.shape[1] < ids.shape[1]:
             if self.local == self.window:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_memlong.bank import BankView
 from lightning_memlong.model import MemLongModel
 from lightning_memlong.retrieval import Retrieval
-from lightning_memlong.text import Windows, WindowSpec
+from lightning_memlong.text import Windows, WindowSpec, to_device
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Embed = Callable[[dict[str, Any], Tensor | None], Tensor]
@@ -83,7 +83,7 @@ def read_windows(
     hidden_wanted = retrieval.retriever.needs_hidden or embed is not None
     for start in windows.offsets(max(len(s.tokens) for s in spans)):
         batch = _batch(windows, spans, start, size)
-        batch["input_ids"] = batch["input_ids"].to(model.device)
+        batch = to_device(batch, model.device)
         sink = sink_before(model, retrieval.tokenizer, start, window, size)
         memory = retrieval.retrieve(bank, batch) if retrieve else None
         with autocast():

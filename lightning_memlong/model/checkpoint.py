@@ -3,8 +3,10 @@
 import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.export import require_settings_of_a_network
@@ -124,11 +126,24 @@ def weights_digest(model: MemLongModel) -> str:
     """
     decoder = model.backbone.get_decoder()
     parts = [decoder.embed_tokens, *decoder.layers[: model.stored_layers[-1] + 1]]
+    named = [pair for part in parts for pair in part.named_parameters()]
+    # Where a weight lies, and how often it was written to, is known without asking the device.
+    if any(weight.is_inference() for _, weight in named):  # nobody counts there
+        return _digest_of(model, named)
+    state = (model.bos, *((weight.data_ptr(), weight._version) for _, weight in named))
+    known = _DIGESTS.get(model)
+    if known is None or known[0] != state:
+        known = _DIGESTS[model] = state, _digest_of(model, named)
+    return known[1]
+
+
+_DIGESTS: WeakKeyDictionary[MemLongModel, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
+
+
+def _digest_of(model: MemLongModel, named: list[tuple[str, nn.Parameter]]) -> str:
+    flat = [weight.detach().reshape(-1) for _, weight in named]
+    some = torch.cat([one[:: max(1, len(one) // 64)].float() for one in flat]).cpu()  # one question to the device
     digest = hashlib.blake2b(f"{model.bos}".encode(), digest_size=8)
-    for part in parts:
-        for name, weight in part.named_parameters():
-            flat = weight.detach().reshape(-1)
-            some = flat[:: max(1, len(flat) // 64)].float().cpu()
-            digest.update(f"{name} {tuple(weight.shape)}".encode())
-            digest.update(some.numpy().tobytes())
+    digest.update(repr([(name, tuple(weight.shape)) for name, weight in named]).encode())
+    digest.update(some.numpy().tobytes())
     return f"{model.backbone.config.model_type} {digest.hexdigest()}"

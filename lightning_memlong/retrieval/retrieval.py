@@ -219,7 +219,9 @@ class Retrieval:
 
     def embed(self, batch: Batch, wanted: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """Embeddings (R, n, E) of the window's chunks; see :meth:`embed_tokens`."""
-        return self.embed_tokens(batch["input_ids"], batch["length"], wanted, hidden)
+        device = batch["input_ids"].device
+        tokens: Tensor = batch["input_ids"] if batch.get("tokens") is None else batch["tokens"]
+        return self.embed_tokens(tokens, batch["length"], wanted, hidden, device)
 
     def embed_tokens(
         self,
@@ -227,6 +229,7 @@ class Retrieval:
         length: Tensor | None = None,
         wanted: Tensor | None = None,
         hidden: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> Tensor:
         """Embeddings (R, n, E) of chunks, float32, on the CPU; zeros where not ``wanted``.
 
@@ -235,6 +238,7 @@ class Retrieval:
             length: (R,) real tokens; None: all.
             wanted: (R, n) which chunks; None: all that have tokens.
             hidden: (R, T, hidden size) states of the memory layer, for an encoder that needs them.
+            device: Where the encoder works; None: where the tokens are.
         """
         size, (rows, tokens) = self.config.chunk_size, ids.shape
         length = torch.full((rows,), tokens) if length is None else length
@@ -242,9 +246,11 @@ class Retrieval:
         which = (lengths > 0) if wanted is None else wanted.flatten()
         embeddings = torch.zeros(len(lengths), self.retriever.size)
         if bool(which.any()):
-            states = None if hidden is None else hidden.detach().float().cpu().reshape(len(lengths), size, -1)[which]
+            states = None
+            if hidden is not None and self.retriever.needs_hidden:
+                states = hidden.detach().float().cpu().reshape(len(lengths), size, -1)[which]
             chunks = Chunks(ids.cpu().reshape(-1, size)[which], lengths[which], self._decode, states)
-            self.retriever.to(ids.device)
+            self.retriever.to(ids.device if device is None else device)
             with self._profile("memory.retriever"):
                 embeddings[which] = self.retriever.embed(chunks)
         return embeddings.view(rows, tokens // size, -1)

@@ -2,7 +2,7 @@
 
 from lightning_memlong.text.given import Text, as_tokens
 from lightning_memlong.text.tokenise import tokenise, tokenizer_digest
-from lightning_memlong.text.windows import ON_DEVICE, Batch, WindowBatch, Windows, WindowSpec, window_offsets
+from lightning_memlong.text.windows import ON_DEVICE, Batch, WindowBatch, Windows, WindowSpec, to_device, window_offsets
 
 __all__ = [
     "ON_DEVICE",
@@ -14,5 +14,6 @@ __all__ = [
     "as_tokens",
     "tokenise",
     "tokenizer_digest",
+    "to_device",
     "window_offsets",
 ]

@@ -31,6 +31,8 @@ class WindowBatch(TypedDict):
     """(B,) where the window begins in its document [tokens]."""
     overlap: Tensor
     """(B,) tokens at its beginning that belong to the window before, and are neither scored nor stored again."""
+    tokens: NotRequired[Tensor]
+    """(B, T) what ``input_ids`` are, on the host: for the encoder's texts, so that nothing is brought back."""
     memory_start: NotRequired[Tensor]
     """(B,) only entries that begin there or after it are retrieved [tokens]."""
     planted: NotRequired[Tensor]
@@ -45,6 +47,12 @@ Batch = dict[str, Any]
 """A :class:`WindowBatch` while it is put together, and as Lightning's hooks see it."""
 ON_DEVICE = ("input_ids", "labels")
 """Of a batch, what the network reads."""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with what the network reads on its device, and the tokens on the host as well."""
+    read = {name: batch[name].to(device) for name in ON_DEVICE if name in batch}
+    return {**batch, "tokens": batch["input_ids"], **read}
 
 
 def window_offsets(length: int, window: int, stride: int) -> list[int]:
