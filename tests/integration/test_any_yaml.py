@@ -1,5 +1,6 @@
 """Any key of the shipped configuration with any value: the run ends well, or one line says what is wrong."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,23 @@ def without(options: list[str], key: str) -> list[str]:
     return options if at is None else [*options[:at], *options[at + 2 :]]
 
 
+@pytest.fixture(autouse=True)
+def back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder it began in once it is over."""
+    monkeypatch.chdir(ROOT)
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(KEYS), st.sampled_from(VALUES))
 def test_any_value(
     tiny_backbone: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
 ) -> None:
+    os.chdir(tmp_path)  # where a folder of any name may be made
     file = tmp_path / "changed.yaml"
     file.write_text(yaml.safe_dump(nested(key, value)))
     short = {"validate_first": "false", "trainer.max_steps": "2", "trainer.limit_val_batches": "1"}
+    short["trainer.max_time"] = "00:00:00:20"  # some values let it go on for ever
     options = tiny(tiny_backbone, text_folder, tmp_path / "runs")
     options += [word for name, one in short.items() for word in (f"--{name}", one)]
     try:

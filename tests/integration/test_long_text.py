@@ -176,7 +176,7 @@ def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, m
             assert text.startswith(f"kan lor{first} mis tur"), "read anew, without the turn that failed"
     assert len(bank.row(0).tokens) == len(book)
 
-    def broken(self: Any, ids: Any, last: int = 1) -> Any:
+    def broken(self: Any, ids: Any, last: int = 1, goes_on: bool = False) -> Any:
         raise KeyboardInterrupt
 
     with model.converse(bank, window=64) as talk:
