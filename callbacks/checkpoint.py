@@ -1,18 +1,20 @@
 """One checkpoint to go on from, always the newest, also after Ctrl-C."""
 
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.progress import deferred_interrupt
 from lightning_memlong.training.lightning_private import last_saved_step, save_last
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt`` up to date: every so many steps and, unlike Lightning's own, at the end of training.
+    """Keeps ``last.ckpt`` up to date: every so often and, unlike Lightning's own, at the end of training.
 
     Ctrl-C lets the optimiser step end that is being made, saves it and says how to go on; pressed twice, it stops at
     once. With several processes it stops at once: each would end with another step.
@@ -20,11 +22,19 @@ class LastCheckpoint(ModelCheckpoint):
     To keep the best of several as well, add a ``ModelCheckpoint`` that monitors ``val/perplexity``.
 
     Args:
-        every_n_train_steps: Optimiser steps between saves; also what a killed run loses at most [steps].
+        every_minutes: Time between saves; also what a killed run loses at most [minutes].
+        every_n_train_steps: Optimiser steps between saves instead; null: by time [steps].
     """
 
-    def __init__(self, every_n_train_steps: int = 100) -> None:
-        super().__init__(every_n_train_steps=every_n_train_steps, save_last=True, save_top_k=0)
+    def __init__(self, every_minutes: float = 5.0, every_n_train_steps: int | None = None) -> None:
+        key, allowed = "trainer.callbacks.every_", "above 0"
+        require(every_minutes > 0, f"{key}minutes", every_minutes, f"{allowed} minutes", "raise it")
+        ok = every_n_train_steps is None or every_n_train_steps > 0
+        require(ok, f"{key}n_train_steps", every_n_train_steps, f"null, or {allowed} steps", "raise it")
+        interval = timedelta(minutes=every_minutes) if every_n_train_steps is None else None
+        super().__init__(
+            every_n_train_steps=every_n_train_steps, train_time_interval=interval, save_last=True, save_top_k=0
+        )
         self._handler = ExitStack()
         self._interrupted = _never
 

@@ -1,0 +1,36 @@
+"""When the last checkpoint is written."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import pytest
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from callbacks.checkpoint import LastCheckpoint
+from lightning_memlong.errors import UserError
+
+
+@pytest.mark.parametrize(("minutes", "saves"), [(1e-9, 6), (60.0, 1)])
+def test_it_saves_by_time_and_at_the_end(minutes: float, saves: int, tmp_path: Path) -> None:
+    callback, saved = LastCheckpoint(every_minutes=minutes), list[int]()
+
+    class Count(L.Callback):
+        def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: object) -> None:
+            saved.append(trainer.global_step)
+
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=6, callbacks=[callback, Count()], default_root_dir=tmp_path, logger=False,
+        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    assert len(saved) == saves and saved[-1] == 6 and len(set(saved)) == saves
+
+
+def test_steps_win_over_time() -> None:
+    callback = LastCheckpoint(every_minutes=2, every_n_train_steps=7)
+    assert callback._every_n_train_steps == 7 and callback._train_time_interval is None
+    assert LastCheckpoint()._train_time_interval == timedelta(minutes=5)
+    for settings in ({"every_minutes": 0}, {"every_n_train_steps": 0}):
+        with pytest.raises(UserError, match="trainer.callbacks.every_"):
+            LastCheckpoint(**settings)
