@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 VERSIONS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 BIN := .venv/bin
 
-.PHONY: setup fit test lint check format bench gpu clean
+.PHONY: setup fit test test-all lint check format bench gpu clean
 
 setup: .venv/.ready
 
@@ -27,6 +27,10 @@ fit: setup
 # Three on two cores, each on one thread: most of a test is Python, and many wait for processes of their own.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
+# What takes minutes each, too: killed runs, several processes, every sweep.
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m ''
 
 lint: setup
 	$(BIN)/ruff check .

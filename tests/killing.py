@@ -102,10 +102,16 @@ class Killing:
 
     def __init__(self, folder: Path, times: int, seed: int) -> None:
         self.folder, self.times, self.moments = folder, times, random.Random(seed)
-        self.backbone, self.texts = write_byte_backbone(folder / "backbone"), write_texts(folder / "texts")
-        self.log = folder / "log.txt"
+        self.backbone, self.texts, self.log = folder / "backbone", folder / "texts", folder / "log.txt"
         self.log.touch()
-        os.environ["MEMLONG_CACHE"] = str(folder / "cache")
+        self.timed(self._prepare)
+        os.environ |= {"MEMLONG_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
+
+    def _prepare(self) -> int:
+        # In a child, as all work: threads that the tokenizer begins here would be missed after a fork.
+        write_byte_backbone(self.backbone)
+        write_texts(self.texts)
+        return 0
 
     def timed(self, work: Callable[[], int]) -> float:
         """Seconds that work takes, which must end well."""

@@ -32,7 +32,7 @@ def saved(runs: Path) -> dict[str, Any]:
     return torch.load(next(runs.rglob("last.ckpt")), weights_only=True)
 
 
-@pytest.mark.parametrize("loss_weights", ["none", "long_context"])
+@pytest.mark.parametrize("loss_weights", ["none", pytest.param("long_context", marks=pytest.mark.long)])
 def test_gradients_of_two_processes_are_those_of_one_with_both_rows(
     loss_weights: str, tiny_backbone: Path, text_folder: Path, tmp_path: Path
 ) -> None:

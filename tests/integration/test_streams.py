@@ -137,7 +137,7 @@ def fit(args: list[str], **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("corpus", ["pg19", "proof_pile"])
+@pytest.mark.parametrize("corpus", ["pg19", pytest.param("proof_pile", marks=pytest.mark.long)])
 def test_the_defaults_stream_from_the_hub(corpus: str, tiny_backbone: Path, tmp_path: Path) -> None:
     """The hub is a model of it on this machine; its client is the real one."""
     if corpus == "pg19":
@@ -171,7 +171,7 @@ def streamed(backbone: Path, folder: Path, runs: Path, workers: int) -> list[str
     return [*options("pg19", backbone, folder, runs), *more]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_run_that_is_killed_again_and_again_sees_every_window_in_order(
     workers: int, tiny_backbone: Path, tmp_path: Path
@@ -203,7 +203,7 @@ def test_a_streamed_run_that_is_killed_again_and_again_sees_every_window_in_orde
         assert [{k: v for k, v in line.items() if k != "epoch"} for line in seen] == expected[first : last + 1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_the_corpus_and_end_together(tiny_backbone: Path, tmp_path: Path) -> None:
     folder = write_pg19(tmp_path / "corpus")
     pair = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]

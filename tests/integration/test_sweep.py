@@ -30,6 +30,8 @@ from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
 
 SHIPPED = sorted((ROOT / "conf" / "sweeps").glob("*.yaml"))
+AT_ONCE = ("overview", "search", "policy")
+"""Those that are tried in the short suite."""
 
 
 @pytest.fixture
@@ -106,7 +108,11 @@ def test_cells_with_the_same_settings_are_one(options: list[str], tmp_path: Path
     assert on_axis["memory.top_k", 16] == on_axis["memory.policy", "retrieval_frequency"] == "baseline"
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file",
+    [file if file.stem in AT_ONCE else pytest.param(file, marks=pytest.mark.long) for file in SHIPPED],
+    ids=[file.stem for file in SHIPPED],
+)
 def test_every_shipped_sweep_is_planned_and_takes_a_step(
     file: Path, text_folder: Path, tiny_backbone: Path, tmp_path: Path, in_process: list[list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -134,6 +140,7 @@ def test_every_shipped_sweep_is_planned_and_takes_a_step(
 # ---- running ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_past_a_failure_and_tries_only_that_again_as_a_job_array(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +200,7 @@ def test_runs_share_the_cache_of_tokens(options: list[str], tmp_path: Path, in_p
     assert capsys.readouterr().out.count("Tokens are kept in") <= 1
 
 
+@pytest.mark.long
 def test_runs_on_a_ray_cluster(options: list[str], tmp_path: Path) -> None:
     cut = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
     run = plan_of(write(tmp_path, cells=[{"memory.top_k": 1}]), *options, *cut).runs()[1]
