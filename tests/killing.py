@@ -146,6 +146,7 @@ class Killing:
             number += 1
             runs = self.folder / f"fit-{number}"
             runs.mkdir()
+            history: list[str] = []
             while True:
                 options = self.fit_options(runs) + (["--ckpt_path", "last"] if _last(runs) else [])
                 (runs / "steps.txt").unlink(missing_ok=True)
@@ -154,13 +155,15 @@ class Killing:
                 if not gone:
                     break
                 at += 1
+                history.append(_history(runs))
                 saved, made = _last(runs), _steps(runs)
                 reached = saved["global_step"] if saved else 0
                 need(reached >= made - EVERY, f"{made} steps were made, {reached} are saved")
             ended = _last(runs)
             need(ended is not None and expected is not None, "no checkpoint at the end")
             for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "memlong", "LocalText"):
-                need(not differences(ended[part], expected[part]), f"{part} differs from an undisturbed run's")
+                differ = differences(ended[part], expected[part])
+                need(not differ, f"{part} differs from an undisturbed run's in {differ}; saved at steps {history}")
             shutil.rmtree(runs)
 
     # ---- predict ------------------------------------------------------------------------------------------
@@ -263,6 +266,13 @@ def _report(output: Path) -> list[dict[str, str]]:
     """What the report of the sweep says of each run, without times."""
     with (output / "mine" / "report.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if "perplexity" in k or k == "state"} for row in csv.DictReader(file)]
+
+
+def _history(runs: Path) -> str:
+    """What a killed run leaves, for messages."""
+    saved, made = _last(runs), _steps(runs)
+    folders = sorted(folder.name for folder in runs.glob("memlong/*"))
+    return f"{made} made, {saved['global_step'] if saved else None} saved, {folders}"
 
 
 def _steps(runs: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 ApplyRotary = Callable[..., tuple[Tensor, Tensor]]
 
@@ -72,6 +73,17 @@ def logits_shape(config: Any) -> tuple[float, float | None]:
     Needs ``logits_scaling`` and ``final_logit_softcapping``; that this is all is proved when a model is wrapped.
     """
     return float(getattr(config, "logits_scaling", None) or 1.0), getattr(config, "final_logit_softcapping", None)
+
+
+def new_cache(layers: int) -> DynamicCache:
+    """An empty cache that has its layers; needs ``DynamicCache.layers`` to be a list that grows by itself.
+
+    Left to grow in the first pass, layers that are compiled would be compiled anew for each length of that list. Made
+    from a configuration, it would forget what is beyond a sliding window.
+    """
+    cache = DynamicCache()
+    cache.layers.extend(DynamicLayer() for _ in range(layers))
+    return cache
 
 
 def cache_layers(cache: DynamicCache) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 FORMAT = 2
 """Raised when what is measured changes, so that no table mixes old and new."""
-RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compare_memory_off", "tuning")
+RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compile", "compare_memory_off", "tuning")
 """Of the model group, what has no effect on an evaluation."""
 AROUND = ("num_workers", "retries", "cache", "shuffle", "shuffle_buffer", "batch_size", "on_bad_document")
 """Of the data group, likewise."""

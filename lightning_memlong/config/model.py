@@ -84,6 +84,9 @@ class ModelConfig:
     """A file of these numbers (conf/recipes/calibrate.yaml); auto: those of the backbone; null: begin with 0."""
     gradient_checkpointing: bool = field(default=False, metadata={"recipe": True})
     """Recompute layers in the backward pass instead of keeping their activations."""
+    compile: str | None = field(default=None, metadata={"recipe": True})
+    """Compile the backbone's layers by torch.compile, whose backend this names: inductor. What stands between their
+    attention and memory stays as it is, so the same code serves every bank; the first steps take a minute. null: no."""
     attention: str = "auto"
     """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
     CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA)."""

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from lightning_memlong.backbone import cache_layers
+from lightning_memlong.backbone import cache_layers, new_cache
 from lightning_memlong.errors import UserError
 from lightning_memlong.model import MemLongModel
 
@@ -34,7 +33,7 @@ class SinkCache:
                 "by its rotary tables. Allowed: backbones whose keys can. Fix: choose another for writing."
             )
         self._model = model
-        self.of_backbone = DynamicCache()
+        self.of_backbone = new_cache(model.config.num_hidden_layers)
         """What the decoder is given."""
 
     @property

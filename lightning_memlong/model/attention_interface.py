@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 
@@ -21,6 +22,7 @@ def decode(backbone: PreTrainedModel, input_ids: Tensor, context: ForwardContext
     ).last_hidden_state
 
 
+@torch.compiler.disable
 def memory_attention_forward(
     module: nn.Module,
     query: Tensor,

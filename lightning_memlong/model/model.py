@@ -17,7 +17,9 @@ from lightning_memlong.backbone import (
     Rotary,
     Tuning,
     attention_of,
+    compile_layers,
     gradient_checkpointing,
+    leave_uncompiled,
     load_backbone,
     text_config,
 )
@@ -95,6 +97,8 @@ class MemLongModel(nn.Module):
         self._checkpointed = chosen.gradient_checkpointing
         if self._checkpointed:
             gradient_checkpointing(self.backbone, True)
+        if chosen.compile is not None:
+            compile_layers(self.backbone, chosen.compile)
         self.train(self.training)
 
     def _one_a_head(self, wanted: bool) -> nn.ParameterDict:
@@ -254,6 +258,7 @@ class MemLongModel(nn.Module):
         self.tuning.undo()
         if self._checkpointed:
             gradient_checkpointing(self.backbone, False)
+        leave_uncompiled(self.backbone)
         self._restore_attention()
         return self.backbone.train(self._was_training)
 
