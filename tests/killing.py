@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -163,7 +164,11 @@ class Killing:
             need(ended is not None and expected is not None, "no checkpoint at the end")
             for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "memlong", "LocalText"):
                 differ = differences(ended[part], expected[part])
-                need(not differ, f"{part} differs from an undisturbed run's in {differ}; saved at steps {history}")
+                need(
+                    not differ,
+                    f"{part} differs from an undisturbed run's in {differ}; "
+                    f"by {_largest(ended['state_dict'], expected['state_dict'])} in weights; {history}",
+                )
             shutil.rmtree(runs)
 
     # ---- predict ------------------------------------------------------------------------------------------
@@ -266,6 +271,11 @@ def _report(output: Path) -> list[dict[str, str]]:
     """What the report of the sweep says of each run, without times."""
     with (output / "mine" / "report.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if "perplexity" in k or k == "state"} for row in csv.DictReader(file)]
+
+
+def _largest(a: Any, b: Any) -> float:
+    """How much the weights differ."""
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
 def _history(runs: Path) -> str:
