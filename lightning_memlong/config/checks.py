@@ -5,6 +5,8 @@ import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -19,6 +21,15 @@ def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
 
 
 SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    wider: dict[type, Any] = {int: Integral, str: (str, PathLike)}  # NumPy's numbers, paths
+    return isinstance(value, wider.get(kind, kind))
 
 
 def require_types(config: Any, key: str) -> None:
@@ -36,8 +47,7 @@ def require_types(config: Any, key: str) -> None:
         if not all(kind in SCALARS for kind in kinds):
             continue
         value = getattr(config, name)
-        ok = type(value) in kinds or (float in kinds and type(value) is int)
-        ok = ok and not (isinstance(value, float) and not math.isfinite(value))
+        ok = any(_is(value, kind) for kind in kinds)
         allowed = " or ".join(SCALARS[kind] for kind in kinds)
         require(ok, f"{key}.{name}", value, allowed, "correct it, or leave it out for the default")
 
