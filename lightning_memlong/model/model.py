@@ -95,11 +95,14 @@ class MemLongModel(nn.Module):
         for learned in self._numbers():
             learned.requires_grad_(self.tuning.config.mode != "none")
         self._checkpointed = chosen.gradient_checkpointing
-        if self._checkpointed:
+        self._compute_as(chosen)
+        self.train(self.training)
+
+    def _compute_as(self, chosen: ModelConfig) -> None:
+        if chosen.gradient_checkpointing:
             gradient_checkpointing(self.backbone, True)
         if chosen.compile is not None:
             compile_layers(self.backbone, chosen.compile)
-        self.train(self.training)
 
     def _one_a_head(self, wanted: bool) -> nn.ParameterDict:
         heads, layers = self.config.num_attention_heads, self.retrieval_layers if wanted else []

@@ -21,9 +21,9 @@ def test_facts_of_a_window_stay_on_the_host(text_folder: Path, tiny_backbone: Pa
     data.setup("fit")
     batch = next(iter(data.train_dataloader())) | {"memory": None, "note": "as it is"}
     moved = data.transfer_batch_to_device(batch, META, 0)
-    assert list(moved) == list(batch)
+    assert list(moved) == [*batch, "tokens"] and moved["tokens"] is batch["input_ids"], "for the encoder, on the host"
     devices = {name: value.device.type for name, value in moved.items() if isinstance(value, torch.Tensor)}
-    assert devices == {name: "meta" if name in ON_DEVICE else "cpu" for name in devices} and len(devices) == 7
+    assert devices == {name: "meta" if name in ON_DEVICE else "cpu" for name in devices} and len(devices) == 8
     assert moved["note"] == "as it is" and moved["memory"] is None
     assert all(batch[name].device.type == "cpu" for name in ON_DEVICE), "the batch itself is left as it is"
 
