@@ -26,7 +26,9 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 ASKED_FOR = (L.Callback, Logger, Profiler, Optimizer, LRScheduler)
 """Kinds of objects that a configuration names by class."""
-LIGHTNING_RAISES = (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError, ZeroDivisionError)
+LIGHTNING_RAISES = (
+    MisconfigurationException, ValueError, TypeError, RuntimeError, ModuleNotFoundError, ZeroDivisionError,
+)  # fmt: skip
 """What Lightning refuses options with."""
 DOES_NOT_APPLY = (
     ".*does not have many workers.*",

@@ -89,7 +89,7 @@ class RunRecord(SaveConfigCallback):
         suffix = self._free_suffix(folder, suffix_of(self.subcommand))
         try:
             raw = folder / f"config_files{suffix}"
-            raw.mkdir(parents=True)
+            raw.mkdir(parents=True, exist_ok=True)  # a run that was killed just here has left it
             text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
             left_out = "".join(f"# not written: {option}, {what}\n" for option, what in not_written.items())
             (folder / f"config{suffix}.yaml").write_text(left_out + text)

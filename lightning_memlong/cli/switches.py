@@ -1,7 +1,8 @@
 """Lightning's switches and callbacks: what cannot be is left out, and told, or refused by name with its reason."""
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import lightning as L
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 
+from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
@@ -65,6 +67,17 @@ def refuse_impossible(callbacks: list[Callback]) -> None:
             )
 
 
+def _require_values(options: Any) -> None:
+    """The parser takes null for anything; see that no option of the Trainer has it that cannot be null.
+
+    Raises:
+        UserError: If one has.
+    """
+    for name, hint in get_type_hints(L.Trainer.__init__).items():
+        if name in options and options[name] is None and type(None) not in get_args(hint) and name != "return":
+            require(False, f"trainer.{name}", None, "a value", "give one, or leave it out for Lightning's default")
+
+
 def _one_progress_bar(callbacks: list[Callback]) -> list[Callback]:
     """Lightning takes one: the last, which a person asked for after the configuration did."""
     bars = [c for c in callbacks if isinstance(c, ProgressBar)]
@@ -83,6 +96,7 @@ def leave_out_forbidden(options: Any) -> None:
     Raises:
         UserError: If a callback cannot work at all.
     """
+    _require_values(options)
     given = options.get("callbacks") or []
     callbacks: list[Callback] = _one_progress_bar(list(given) if isinstance(given, list) else [given])
     refuse_impossible(callbacks)

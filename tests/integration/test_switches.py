@@ -60,6 +60,7 @@ REFUSED = {
     "a share of an epoch that has no length": (
         ["--data.cache", "false", "--trainer.val_check_interval", "0.5"], "val_check_interval.*an int",
     ),
+    "nothing for a number": (["--trainer.devices", ""], "devices"),
     "more than an epoch": (
         ["--trainer.val_check_interval", "100000", "--trainer.check_val_every_n_epoch", "1"],
         "val_check_interval.*100000",
@@ -100,6 +101,15 @@ def test_what_lightning_refuses_is_told_in_one_line(
     assert re.search(words, told) and told.startswith("error: ") and "Fix: " in told, told
     with pytest.raises(Exception, match=""):
         main([*options, "--validate_first", "false", *more, "--debug"])
+
+
+def test_null_in_a_file_for_what_cannot_be_null_is_told(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Typed, the parser refuses it; in a file it does not look."""
+    (tmp_path / "null.yaml").write_text("trainer: {accumulate_grad_batches: null}\n")
+    assert main([*options, "--config", str(tmp_path / "null.yaml")]) == 2
+    assert "trainer.accumulate_grad_batches=None" in capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
