@@ -120,6 +120,10 @@ class Killing:
         need((status := wait(in_child(work, self.log))) == 0, f"exit status {status}:\n{self.log.read_text()[-2000:]}")
         return time.monotonic() - begin
 
+    def moment(self, earliest: float, latest: float, killed_already: int) -> float:
+        """When to kill [s]; never, once it was done often enough: then the run is to end."""
+        return self.moments.uniform(earliest, latest) if killed_already < self.times else float("inf")
+
     def forget(self) -> None:
         """Sometimes, let caches be written anew, to be killed in that."""
         if self.moments.random() < 0.3:
@@ -152,7 +156,7 @@ class Killing:
                 options = self.fit_options(runs) + (["--ckpt_path", "last"] if _last(runs) else [])
                 (runs / "steps.txt").unlink(missing_ok=True)
                 self.forget()
-                gone = killed(lambda o=options: main(o), self.log, self.moments.uniform(0.05, 0.8 * seconds))  # type: ignore[misc]
+                gone = killed(lambda o=options: main(o), self.log, self.moment(0.05, 0.8 * seconds, at))  # type: ignore[misc]
                 if not gone:
                     break
                 at += 1
@@ -206,7 +210,7 @@ class Killing:
         while at < self.times:
             shutil.rmtree(output)
             finished: dict[Path, int] = {}
-            while killed(lambda: sweep(command), self.log, self.moments.uniform(0.3, 1) * seconds):
+            while killed(lambda: sweep(command), self.log, self.moment(0.3 * seconds, seconds, at)):
                 at += 1
                 now = {f: f.stat().st_mtime_ns for f in output.rglob("results.json")}
                 need(all(now.get(f) == when for f, when in finished.items()), "a finished run was made again")
