@@ -23,6 +23,7 @@ def command(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_every_part_gives_rows(byte_backbone: Path, tmp_path: Path) -> None:
     done = command(tmp_path, "--weights", str(byte_backbone))
     assert done.returncode == 0, done.stdout + done.stderr

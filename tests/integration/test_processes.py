@@ -62,6 +62,7 @@ def test_gradients_of_two_processes_are_those_of_one_with_both_rows(
         assert len(banks) == 2, "a bank each"
 
 
+@pytest.mark.long
 def test_tensor_parallelism_is_refused(tiny_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     options = tiny(tiny_backbone, text_folder, tmp_path / "runs")
     command = [sys.executable, "train.py", "fit", *options, *STRATEGIES["fsdp"], "--trainer.devices", "2"]

@@ -70,7 +70,9 @@ def options(corpus: str, backbone: Path, path: object, runs: Path) -> list[str]:
     return [*base[:2], *conf, *base[2:], "--data.path", str(path), *own]
 
 
-@pytest.mark.parametrize("corpus", WRITE)
+@pytest.mark.parametrize(
+    "corpus", [name if name in ("pg19", "proof_pile") else pytest.param(name, marks=pytest.mark.long) for name in WRITE]
+)
 def test_each_corpus_trains_and_tests_from_files_and_from_a_server(
     corpus: str, tiny_backbone: Path, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

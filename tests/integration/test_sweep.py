@@ -30,7 +30,7 @@ from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
 
 SHIPPED = sorted((ROOT / "conf" / "sweeps").glob("*.yaml"))
-AT_ONCE = ("overview", "search", "policy")
+AT_ONCE = ("search", "policy")
 """Those that are tried in the short suite."""
 
 
