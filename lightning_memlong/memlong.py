@@ -1,7 +1,7 @@
 """MemLong as a user holds it: ready to read and write, from a checkpoint, an exported folder or any backbone."""
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,11 @@ from lightning_memlong.config import (
     DEFAULT_MEMORY_LAYER,
     MemoryConfig,
     ModelConfig,
-    RetrieverConfig,
     TuningConfig,
     changed,
+    memory_settings,
     require,
+    require_own_code,
 )
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Conversation, LongContext, Prompt, are_several, one_each
@@ -220,7 +221,9 @@ class MemLong(MemLongModel):
         else:
             model, stored = _from_folder(cls, str(folder), settings)
         if not isinstance(memory, MemoryConfig):
-            memory = cast(MemoryConfig, changed(memory_settings(stored, memory or {}), memory or {}, "memory"))
+            given = memory or {}
+            memory = cast(MemoryConfig, changed(memory_settings(stored), given, "memory"))
+            require_own_code(memory, given)
         model.use_memory(memory, load_tokenizer(model.name))
         return model.eval()
 
@@ -273,26 +276,3 @@ def _from_folder(cls: type[MemLong], where: str, settings: dict[str, Any]) -> tu
     if stored is None and "memory_layer" not in settings:
         log.info("%s comes without settings: memory_layer=%s of its depth", where, DEFAULT_MEMORY_LAYER)
     return cls(where, **(chosen | settings)), exported_memory(where)
-
-
-def memory_settings(stored: Mapping[str, Any], trusted: Container[str] = ()) -> MemoryConfig:
-    """Memory settings that were stored with weights; defaults for those that were not.
-
-    Args:
-        stored: As read; a stranger may have written them.
-        trusted: Names of settings that somebody gave here.
-
-    Raises:
-        UserError: If there are others, or one names code that is to be imported.
-    """
-    own = "." not in str(stored.get("policy", "")) or "policy" in trusted
-    allowed = "a policy by its name; the import path of a function from you alone, since importing runs code"
-    fix = "give memory={'policy': ...} yourself, if you know the function"
-    require(own, "the stored memory.policy", stored.get("policy"), allowed, fix)
-    known = MemoryConfig.__dataclass_fields__
-    for name, value in stored.items():
-        require(name in known, f"memory.{name}", value, "one of " + ", ".join(known), "remove it from the stored file")
-    given = dict(stored)
-    if isinstance(given.get("retriever"), Mapping):
-        given["retriever"] = RetrieverConfig(**given["retriever"])
-    return MemoryConfig(**given)

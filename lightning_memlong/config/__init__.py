@@ -18,6 +18,8 @@ from lightning_memlong.config.memory import (
     RetrieverConfig,
     Storage,
     Use,
+    memory_settings,
+    require_own_code,
 )
 from lightning_memlong.config.model import (
     DEFAULT_MEMORY_LAYER,
@@ -57,5 +59,7 @@ __all__ = [
     "named_or_imported",
     "require",
     "require_choice",
+    "memory_settings",
+    "require_own_code",
     "require_types",
 ]

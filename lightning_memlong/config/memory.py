@@ -1,9 +1,10 @@
 """Settings of the memory bank, and of the encoder that it is searched with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_memlong.config.checks import require, require_choice, require_types
+from lightning_memlong.config.checks import is_import_path, require, require_choice, require_types
 
 QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
@@ -168,3 +169,33 @@ class MemoryConfig:
     def retrieved(self) -> int:
         """Chunks retrieved for a window: the candidates, or those that are read."""
         return self.candidates or self.top_k
+
+
+def require_own_code(memory: MemoryConfig, given: Mapping[str, Any]) -> None:
+    """See that what names code to import was given here, and not stored with weights: a stranger may have written that.
+
+    Raises:
+        UserError: If it was stored.
+    """
+    retriever = given.get("retriever") or {}
+    encoder = retriever.get("name") if isinstance(retriever, Mapping) else retriever.name
+    named = {
+        "policy": ("." in memory.policy, memory.policy, given.get("policy")),
+        "selection": ("." in memory.selection, memory.selection, given.get("selection")),
+        "retriever.name": (is_import_path(memory.retriever.name), memory.retriever.name, encoder),
+    }
+    allowed = "one of the project's names; an import path from you alone, since importing runs code"
+    for name, (is_code, value, asked) in named.items():
+        fix = f"give memory.{name} yourself, if you know what it names"
+        require(not is_code or asked == value, f"the stored memory.{name}", value, allowed, fix)
+
+
+def memory_settings(stored: Mapping[str, Any]) -> MemoryConfig:
+    """Memory settings that were stored with weights; defaults for those that were not."""
+    known = MemoryConfig.__dataclass_fields__
+    for name, value in stored.items():
+        require(name in known, f"memory.{name}", value, "one of " + ", ".join(known), "remove it from the stored file")
+    given = dict(stored)
+    if isinstance(given.get("retriever"), Mapping):
+        given["retriever"] = RetrieverConfig(**given["retriever"])
+    return MemoryConfig(**given)

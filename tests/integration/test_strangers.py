@@ -126,10 +126,17 @@ def test_settings_of_a_folder_import_nothing(
     folder = tmp_path / "out"
     assert main(["export", *options, "--ckpt_path", str(trained), "--output", str(folder)]) == 0
     settings = yaml.safe_load((folder / "memlong.yaml").read_text())
-    evil = {"memory": {"policy": f"{evil_module}.policy"}}
-    (folder / "memlong.yaml").write_text(yaml.safe_dump(settings | {"memory": settings["memory"] | evil["memory"]}))
-    with pytest.raises(UserError, match="stored memory.policy='evil_module.policy'.*from you alone"):
-        MemLong.from_pretrained(folder)
+    for evil, mine in (
+        ({"selection": f"{evil_module}.selection"}, {"policy": "fifo"}),
+        (
+            {"retriever": settings["memory"]["retriever"] | {"name": f"{evil_module}.Encoder"}},
+            {"retriever": {"batch_size": 2}},
+        ),
+        ({"policy": f"{evil_module}.policy"}, {}),
+    ):
+        (folder / "memlong.yaml").write_text(yaml.safe_dump(settings | {"memory": settings["memory"] | evil}))
+        with pytest.raises(UserError, match=f"stored memory.{next(iter(evil))}.*='evil_module.*from you alone"):
+            MemLong.from_pretrained(folder, mine)
     assert MemLong.from_pretrained(folder, {"policy": "fifo"}).retrieval.config.policy == "fifo"
     evil = {"model": settings["model"] | {"optimizer": {"class_path": f"{evil_module}.Optimizer"}}}
     (folder / "memlong.yaml").write_text(yaml.safe_dump(settings | evil))
