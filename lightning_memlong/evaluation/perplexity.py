@@ -190,6 +190,18 @@ class PerplexityGrid(Evaluation):
         require(bool(found), "evaluation.lengths", self.lengths, f"at most {longest} tokens for {corpus}", fix)
         return found
 
+    @property
+    def remarks(self) -> list[str]:
+        """Peers that are left out at some lengths."""
+        told = []
+        for name, peer in self._grid.peers.items():
+            if beyond := [length for length in self.lengths if not peer.takes(length)]:
+                told.append(
+                    f"evaluation.peers.{name}: made for {peer.longest:,} tokens; left out at "
+                    f"{', '.join(f'{length:,}' for length in beyond)}."
+                )
+        return told
+
     def planned(self) -> list[Measurement]:
         """The cells of all documents."""
         alone = [([document], w) for document in self._documents for w in self._grid.windows_of([document])]

@@ -167,6 +167,15 @@ def test_what_cannot_be_done_is_told(
     assert re.search(told, capsys.readouterr().err)
 
 
+def test_a_peer_is_left_out_where_it_was_not_made_for_the_length_and_that_is_said(
+    options: list[str], short_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = ["--evaluation.peers", json.dumps({"other": str(short_backbone)}), "--evaluation.alternatives", "[]"]
+    assert main([*options, *peer, "--evaluation.lengths", f"[{MADE_FOR}, 256]"]) == 0
+    assert "evaluation.peers.other: made for 128 tokens; left out at 256." in capsys.readouterr().out
+    assert {length for _, _, length in cells(options, "other")} == {MADE_FOR}
+
+
 def test_positions_that_are_stretched_already_are_refused(
     options: list[str], short_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
