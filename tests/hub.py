@@ -4,6 +4,7 @@ As much of its interface as streaming a data set needs, and pushing a model and 
 """
 
 import base64
+import hashlib
 import http.server
 import json
 import threading
@@ -22,7 +23,7 @@ class FakeHub:
 
     Args:
         root: The folder.
-        refuses: Part of an address that is answered with status 500.
+        refuses: Part of an address that it refuses to write to.
     """
 
     def __init__(self, root: Path, refuses: str = "/nothing/") -> None:
@@ -89,7 +90,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._json({"error": "Invalid username or password."}, 401)
         if self.hub.refuses in self.path:
-            return self._json({"error": "the disk is full"}, 500)
+            return self._json({"error": "the disk is full"}, 400)
         asked = [json.loads(line) for line in body.splitlines()]
         owner = asked[0].get("organization") or "me" if parts == ["create"] else parts[0]
         if owner != "me":
@@ -140,7 +141,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = repo / name
         if not path.is_file():
             return self._missing("EntryNotFound")
-        data, headers = path.read_bytes(), {"ETag": '"etag"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        data = path.read_bytes()
+        etag = f'"{hashlib.sha1(data).hexdigest()}"'
+        headers = {"ETag": etag, "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
         if "Range" not in self.headers:
             return self._answer(200, data, **headers)
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")

@@ -1,4 +1,4 @@
-"""The package as it is published: built, looked into, installed beside nothing of ours, and used from an empty folder."""
+"""The package as it is published: built, looked into, installed and used from an empty folder."""
 
 import os
 import re
@@ -79,6 +79,11 @@ def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(tiny_backbone: Path, text_folder: Path) -> list[str]:
     """A tiny run with the packaged file, found by its name."""
     return ["--config", "memlong.yaml", *tiny(tiny_backbone, text_folder, Path("runs"))[2:], *QUICK]
+
+
+def without(options: list[str], *names: str) -> list[str]:
+    """Options but for some, and their values."""
+    return [word for pair in zip(options[::2], options[1::2], strict=True) if pair[0] not in names for word in pair]
 
 
 def test_what_is_in_the_wheel(wheel: Path) -> None:
@@ -179,43 +184,42 @@ def test_a_run_from_an_empty_folder_and_on_in_a_checkout(bin_folder: Path, optio
     ran([sys.executable, str(ROOT / "train.py"), "fit", *there, *more, "4"], tmp_path)
     ran([str(bin_folder / "memlong"), "fit", *options, *more, "5"], tmp_path)
     assert yaml.safe_load((folder / "results.json").read_text())["steps"] == 5
-    evaluation = ["--config", "eval/perplexity.yaml", "--data.window", "64", "--data.stride", "64", "--memory.top_k", "3",
-                  "--evaluation.lengths", "[128]", "--evaluation.documents", "1", "--evaluation.windows", "1",
-                  "--evaluation.settings", "{retrieved: {}}", "--ckpt_path", "last"]  # fmt: skip
+    evaluation = ["--config", "eval/perplexity.yaml", "--data.window", "64", "--data.stride", "64",
+                  "--memory.top_k", "3", "--evaluation.lengths", "[128]", "--evaluation.documents", "1",
+                  "--evaluation.windows", "1", "--evaluation.settings", "{retrieved: {}}", "--ckpt_path", "last"]  # fmt: skip
     told = ran([str(bin_folder / "memlong"), "test", *options, *evaluation], tmp_path)
     assert "Written: runs/memlong/PerplexityGrid-" in told
 
 
 def test_files_here_win_and_are_told(bin_folder: Path, options: list[str], tmp_path: Path) -> None:
     (tmp_path / "memlong.yaml").write_text("memory: {top_k: 2}\n")
-    command = [str(bin_folder / "memlong"), "validate", *options[2:-2], "--config", "conf/memlong.yaml"]
-    told = run([*command, "--config", "memlong.yaml", "--data.path", "missing"], tmp_path)
+    command = [str(bin_folder / "memlong"), "validate", "--config", "conf/memlong.yaml"]
+    command += ["--config", "memlong.yaml", *without(options[2:], "--trainer.max_steps"), "--data.path", "missing"]
+    told = run(command, tmp_path)
     assert told.returncode == 2 and "config: memlong.yaml is the file here, not the packaged one, " in told.stderr
     assert "conf/memlong.yaml is" not in told.stderr and "data.path='missing'" in told.stderr
 
 
 def test_sweeps_and_talk(bin_folder: Path, options: list[str], text_folder: Path, tmp_path: Path) -> None:
-    memlong, of_runs = str(bin_folder / "memlong"), options[2:]
-    at = of_runs.index("--trainer.logger.save_dir")
-    of_runs = of_runs[:at] + of_runs[at + 2 :]
-    planned = ran(
-        [memlong, "sweep", "sweeps/top_k.yaml", *of_runs[: of_runs.index("--memory.top_k")], "--dry_run"], tmp_path
-    )
-    assert "memlong fit --config conf/memlong.yaml" in planned and "--memory.top_k 32 " in planned
+    memlong, of_runs = str(bin_folder / "memlong"), without(options[2:], "--trainer.logger.save_dir")
+    planned = ran([memlong, "sweep", "sweeps/query.yaml", "--dry_run", *of_runs], tmp_path)
+    assert planned.startswith("memlong fit --config conf/memlong.yaml ") and len(planned.splitlines()) > 2
     (tmp_path / "mine.yaml").write_text("cells: [conf/ablations/random.yaml]\nseeds: [0]\n")
     ran([memlong, "sweep", "mine.yaml", *of_runs], tmp_path)
     assert len(list((tmp_path / "runs" / "sweeps" / "mine").glob("*/results.json"))) == 2
     book = str(next(text_folder.iterdir()))
-    at = options.index("--memory.capacity")
-    talk = [memlong, "chat", book, *options[2:at], *options[at + 2 : -len(QUICK)], "--max_new_tokens", "3"]
-    assert "tokens in memory" in ran(talk, tmp_path)
+    talk = [memlong, "chat", book, *without(options[2:], "--memory.capacity", "--data.path"), "--max_new_tokens", "3"]
+    assert "tokens in memory" in ran([word for word in talk if word not in QUICK[:2]], tmp_path)
 
 
 def test_workers_that_begin_anew(bin_folder: Path, options: list[str], tmp_path: Path) -> None:
     """What they are sent is found by its real name, which is inside the package."""
-    given = [*options, "--data.num_workers", "1", "--data.cache", "false"]
-    (tmp_path / "mine.py").write_text(
-        "import multiprocessing, sys\nfrom lightning_memlong.__main__ import main\n"
-        f"if __name__ == '__main__':\n    multiprocessing.set_start_method('spawn')\n    sys.exit(main({['fit', *given]}))\n"
-    )
+    given = ["fit", *options, "--data.num_workers", "1", "--data.cache", "false"]
+    (tmp_path / "mine.py").write_text(f"""
+import multiprocessing, sys
+from lightning_memlong.__main__ import main
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    sys.exit(main({given}))
+""")
     ran([str(bin_folder / "python"), "mine.py"], tmp_path)
