@@ -184,9 +184,10 @@ def test_a_run_from_an_empty_folder_and_on_in_a_checkout(bin_folder: Path, optio
     ran([sys.executable, str(ROOT / "train.py"), "fit", *there, *more, "4"], tmp_path)
     ran([str(bin_folder / "memlong"), "fit", *options, *more, "5"], tmp_path)
     assert yaml.safe_load((folder / "results.json").read_text())["steps"] == 5
-    evaluation = ["--config", "eval/perplexity.yaml", "--data.window", "64", "--data.stride", "64",
-                  "--memory.top_k", "3", "--evaluation.lengths", "[128]", "--evaluation.documents", "1",
-                  "--evaluation.windows", "1", "--evaluation.settings", "{retrieved: {}}", "--ckpt_path", "last"]  # fmt: skip
+    evaluation = ["--config", "eval/perplexity.yaml", "--ckpt_path", "last", "--data.window", "64",
+                  "--data.stride", "64", "--memory.top_k", "3", "--evaluation.lengths", "[128]",
+                  "--evaluation.documents", "1", "--evaluation.windows", "1",
+                  "--evaluation.settings", "{retrieved: {}}"]  # fmt: skip
     told = ran([str(bin_folder / "memlong"), "test", *options, *evaluation], tmp_path)
     assert "Written: runs/memlong/PerplexityGrid-" in told
 

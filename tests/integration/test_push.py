@@ -79,7 +79,7 @@ def test_a_token_that_is_none_and_a_hub_that_is_not_there(
     with pytest.raises(UserError, match="there is no token.*hf auth login"):
         check_push("me/mine", None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    hub.close()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         UserError, match=r"the hub cannot be reached \(.+\)\. Allowed: a hub that answers at http://127"
     ):
