@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
-from lightning_memlong.backbone import PACKAGED, spans
+from lightning_memlong.backbone import PACKAGED, file_beside, spans
 from lightning_memlong.files import package_file
 
 CARD_FILE = "README.md"
@@ -53,15 +52,20 @@ def _base(backbone: str) -> tuple[str, dict[str, Any]]:
         words = f"[{hub_id}](https://huggingface.co/{hub_id})"
         words += f", de-quantised from `{file}`" if package_file(package, file) else ""
         return words, {"base_model": hub_id, "license": LICENSES.get(hub_id)}
-    if Path(backbone).is_dir():
-        file = Path(backbone) / CARD_FILE
-        head = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict() if file.is_file() else {}
+    head = _head_of_card(backbone)
+    if Path(backbone).is_dir() or Path(backbone).is_absolute():
         return f"a folder called {Path(backbone).name}", {key: head.get(key) for key in ("base_model", "license")}
+    return f"[{backbone}](https://huggingface.co/{backbone})", {"base_model": backbone, "license": head.get("license")}
+
+
+def _head_of_card(backbone: str) -> dict[str, Any]:
+    """The head of a backbone's own card, in its folder or on the hub; empty where none can be read."""
+    if (card := file_beside(backbone, CARD_FILE)) is None:
+        return {}
     try:
-        validate_repo_id(backbone)
-    except HFValidationError:
-        return without_folder(backbone), {}
-    return f"[{backbone}](https://huggingface.co/{backbone})", {"base_model": backbone}
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
