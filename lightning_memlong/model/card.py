@@ -1,5 +1,6 @@
 """The model card of an exported folder: what it is, how it loads, and what was measured; nothing that was not."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class TrainingFacts:
     """Optimiser steps of the checkpoint."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the run, by dotted name; without paths of the machine it ran on."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """Of the run's memory group, with which its numbers were measured."""
     text: str = ""
     """What it was trained on."""
     results: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -73,15 +76,14 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
 
 
-def _settings(settings: Mapping[str, Any], memory: Mapping[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        value = value.get("name") if isinstance(value, Mapping) else value
-        return (
-            "null" if value is None else str(value).lower() if isinstance(value, bool) else without_folder(str(value))
-        )
+def _shown(value: Any) -> str:
+    value = value.get("name") if isinstance(value, Mapping) else value  # the encoder
+    return f"`{without_folder(value) if isinstance(value, str) else json.dumps(value)}`"
 
-    rows = [(f"`model.{name}`", f"`{shown(settings[name])}`") for name in OF_MODEL if name in settings]
-    rows += [(f"`memory.{name}`", f"`{shown(memory[name])}`") for name in OF_MEMORY if name in memory]
+
+def _settings(settings: Mapping[str, Any], memory: Mapping[str, Any]) -> str:
+    rows = [(f"`model.{name}`", _shown(settings[name])) for name in OF_MODEL if name in settings]
+    rows += [(f"`memory.{name}`", _shown(memory[name])) for name in OF_MEMORY if name in memory]
     return _table(("setting", "value"), rows)
 
 
@@ -95,7 +97,7 @@ def _training(run: TrainingFacts | None) -> str:
     return "\n\n".join(told)
 
 
-def _numbers(run: TrainingFacts | None) -> str:
+def _numbers(run: TrainingFacts | None, memory: Mapping[str, Any]) -> str:
     if run is None or not run.results:
         return f"None: {run.why_no_results if run else 'nothing was measured.'}"
     known = [number for number in NUMBERS if any(number in row for row in run.results.values())]
@@ -105,6 +107,12 @@ def _numbers(run: TrainingFacts | None) -> str:
     ]
     heads = {"perplexity": "memory on", "perplexity_memory_off": "memory off", "perplexity_ratio": "on / off"}
     said = "Perplexity on the run's validation text, of the same tokens in each row. Nothing else was measured."
+    others = {name: _shown(run.memory[name]) for name in OF_MEMORY if name in run.memory}
+    others = {name: value for name, value in others.items() if name in memory and value != _shown(memory[name])}
+    if others:
+        said += (
+            " With other settings than the above: " + ", ".join(f"`memory.{k}` {v}" for k, v in others.items()) + "."
+        )
     table = _table(("when", *(heads[number] for number in known)), rows)
     return f"{said}\n\n{table}"
 
@@ -192,7 +200,7 @@ def model_card(
         layers=spans(settings["retrieval_layers"]),
         settings=_settings(settings, memory),
         training=_training(run),
-        numbers=_numbers(run),
+        numbers=_numbers(run, memory),
         made_with=_made_with(run),
         license=f"That of the base model: {licence}."
         if licence

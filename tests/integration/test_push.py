@@ -107,6 +107,12 @@ def test_nothing_is_pushed_when_the_export_fails(
     assert "the accounts of the token" in capfd.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_private_without_a_push_is_told() -> None:
+    with pytest.raises(UserError, match="private=False.*null without --push_to_hub"):
+        check_push(None, False)
+    check_push(None, None)
+
+
 @pytest.mark.long
 def test_a_run_is_exported_with_its_card_pushed_and_loaded_from_the_hub(
     hub: FakeHub, tiny_backbone: Path, text_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

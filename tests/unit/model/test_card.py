@@ -1,6 +1,7 @@
 """The model card, word for word, and what is left out of it where nothing is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,13 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_card_says_what_is_known() -> None:
     assert model_card("me/mine", "owner/model", SETTINGS, MEMORY, RUN) == CARD
+
+
+def test_numbers_of_other_memory_settings_say_so() -> None:
+    text = model_card("mine", "owner/model", SETTINGS, MEMORY, replace(RUN, memory=MEMORY | {"top_k": 3}))
+    assert "Nothing else was measured. With other settings than the above: `memory.top_k` `3`.\n" in text
+    text = model_card("mine", "owner/model", SETTINGS, MEMORY, replace(RUN, memory=MEMORY))
+    assert "With other settings" not in text
 
 
 def test_it_says_what_is_not_known() -> None:
