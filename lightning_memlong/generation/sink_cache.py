@@ -3,6 +3,7 @@
 Legend: B sequences side by side, T tokens, H_kv key/value heads, D head size.
 """
 
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class SinkCache:
     def _layers(self) -> list[Any]:
         """Of each layer ``keys`` and ``values`` (B, H_kv, T, D), rotated."""
         return cache_layers(self.of_backbone)
+
+    def copy(self) -> "SinkCache":
+        """The same keys and values, to go on with in another way."""
+        other = copy(self)
+        other.of_backbone = deepcopy(self.of_backbone)
+        return other
 
     def reorder(self, order: Tensor) -> None:
         """Let the sequences be those of ``order`` (B,)."""

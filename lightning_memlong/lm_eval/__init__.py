@@ -4,6 +4,7 @@ What does not fit the window is read into memory; what does is read as any model
 the backbone does.
 """
 
-from lightning_memlong.lm_eval.adapter import MemLongLM
+from lightning_memlong.lm_eval.adapter import MemLongLM, tasks_with_our_tokenizers
+from lightning_memlong.lm_eval.ruler import Ruler
 
-__all__ = ["MemLongLM"]
+__all__ = ["MemLongLM", "Ruler", "tasks_with_our_tokenizers"]
