@@ -36,7 +36,9 @@ STORED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_li
           "index", "dtype", "storage", "storage_folder"}  # fmt: skip
 """Fields a setting cannot change: what is stored is the same for all."""
 Way = Callable[[list[int], str, BankView | None, int], AbstractContextManager[Answers]]
-"""How a setting answers: given the prompt's last tokens, the question, the bank with what is before them, and its row."""
+"""How a setting answers, given the prompt's last tokens, the question, the bank with what is before them, its row.
+
+A model of another kind would be one more; its bank is None."""
 
 
 @dataclass(frozen=True)

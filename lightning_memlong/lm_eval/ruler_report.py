@@ -57,8 +57,8 @@ def report_ruler(
         "answer tokens right: of the answers' tokens, those that are the likeliest given the true ones before them.",
         "likelier than a wrong answer: documents whose answer has a lower loss a token than that of another document.",
         "retrieved: of what was planted outside the window, the share that lies in chunks retrieved for the question.",
-        "tokens: what documents were asked to have at most, with room for an answer; lm-eval's functions go up to it in "
-        "steps (prompt tokens: what they have).",
+        "tokens: the most a document was to have, with room for an answer; lm-eval's functions come near it in steps "
+        "(prompt_tokens, in the file: what prompts have).",
     ]
     if style:
         notes.append("RULER-style: RULER's task, its needles planted in another text than RULER's essays.")
@@ -137,6 +137,7 @@ def draw_ruler(data: Sequence[Mapping[str, Any]], tasks: Sequence[str], settings
                 if points:
                     axes.errorbar(x, y, yerr=bars, **drawn[setting], markersize=4, capsize=2, linewidth=1)
             axes.set_xscale("log", base=2)
+            axes.set_xlim(lengths[0] / 1.4, lengths[-1] * 1.4)
             axes.set_xticks(lengths, [short_tokens(n) for n in lengths])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_ylim(-4, 104)
