@@ -113,7 +113,7 @@ class Ruler(Evaluation):
         """Make the documents."""
         require_tokens(subject.tokenizer, subject.backbone)
         self._ways, self._retrievals = self._settings(subject)
-        window = subject.data.window
+        window = _long_context(subject, subject.retrieval()).window(subject.data.window)
         require(
             max(self.lengths) > window, "data.window", window, f"less than the longest of {self.lengths}", "lower it"
         )

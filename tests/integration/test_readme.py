@@ -63,6 +63,9 @@ def _evaluated_small(command: str, folder: Path) -> list[str]:
     if "eval/recall" in command:
         return ["--data.window", "384", "--evaluation.kinds", "[pass_key]", "--evaluation.lengths", "[768]",
                 "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
+    if "eval/ruler" in command:
+        return ["--data.window", "512", "--evaluation.tasks", "[fwe]", "--evaluation.lengths", "[1024]",
+                "--evaluation.samples", "1"]  # fmt: skip
     if "eval/" in command:
         return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
                 "--evaluation.documents", "1", "--evaluation.hindsight", "2", "--memory.capacity", "1024"]  # fmt: skip
