@@ -78,7 +78,8 @@ class SharedReading:
             subject.progress.advance(count)
 
     def _banks(self) -> list[BankView]:
-        first, found = id(self._retrievals[0].retriever), {}
+        first = id(self._retrievals[0].retriever)
+        found: dict[int, BankView] = {}
         again = (self._window - reading_stride(self._window, self._chunk)) // self._chunk
         for name, embedded in self._embedded.items():
             if name == first:

@@ -1,5 +1,6 @@
 """What the README says is what happens."""
 
+import importlib
 import inspect
 import os
 import re
@@ -64,8 +65,10 @@ def _evaluated_small(command: str, folder: Path) -> list[str]:
         return ["--data.window", "384", "--evaluation.kinds", "[pass_key]", "--evaluation.lengths", "[768]",
                 "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
     if "eval/ruler" in command:
+        pytest.importorskip("wonderwords")
+        importlib.import_module("tests.few_words").import_few_words()
         return ["--data.window", "512", "--evaluation.tasks", "[fwe]", "--evaluation.lengths", "[1024]",
-                "--evaluation.samples", "1"]  # fmt: skip
+                "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
     if "eval/" in command:
         return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
                 "--evaluation.documents", "1", "--evaluation.hindsight", "2", "--memory.capacity", "1024"]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lightning_memlong import MemLong
+from lightning_memlong import MemLong, UserError
 from lightning_memlong.cli.main import main
 from lightning_memlong.evaluation import Subject
 from lightning_memlong.evaluation.scoring import read_documents
@@ -20,6 +20,7 @@ from tests.integration.helpers import EVAL, found_in, rows_of, tiny
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("wonderwords")
+from lightning_memlong.lm_eval import Ruler  # noqa: E402
 from lightning_memlong.lm_eval.answering import prompted  # noqa: E402
 from lightning_memlong.lm_eval.ruler_reading import SharedReading  # noqa: E402
 from tests.few_words import import_few_words  # noqa: E402
@@ -38,6 +39,11 @@ class Counter:
 
     def advance(self, tokens: int) -> None:
         self.tokens += tokens
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_words() -> None:
+    import_few_words()  # all of RULER's tasks import the module of needles
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +85,8 @@ def test_what_documents_begin_with_in_common_is_read_once(rows: int, subject: Su
                 assert c is not None and d is not None
                 assert torch.equal(c.keys, d.keys) and torch.equal(c.values, d.values)
                 assert one.row(row).tokens.tolist() == bank.row(row).tokens.tolist()
-        if rows == 1:  # seven windows each, 64 tokens and 48 more
-            assert windows == (7, 0, 7, 5, 5, 2)[at]
+        if rows == 1:  # of seven windows; the last one is not whole, and read again
+            assert windows == (7, 1, 7, 5, 5, 2)[at]
         read.clear()
     del subject.model.capture  # type: ignore[method-assign]
 
@@ -114,8 +120,8 @@ def test_answers_after_one_prompt_are_those_of_the_whole_text(subject: Subject) 
 def ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path, *more: str) -> list[str]:
     small = tiny(byte_backbone, text_folder, tmp_path / "runs")
     return ["test", *small, "--config", str(EVAL / "ruler.yaml"), "--data.window", "512", "--memory.chunk_size", "32",
-            "--evaluation.tasks", "[fwe]", "--evaluation.lengths", "[1024, 2048]", "--evaluation.samples", "2",
-            *more]  # fmt: skip
+            "--memory.top_k", "3", "--memory.capacity", "1024", "--evaluation.tasks", "[fwe]", "--evaluation.lengths",
+            "[1024, 2048]", "--evaluation.samples", "2", *more]  # fmt: skip
 
 
 def test_ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
@@ -135,33 +141,51 @@ def test_ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     assert main(options) == 0 and rows_of(options) == rows, "it goes on with the fifth"
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tasks": ["niah"]}, "evaluation.tasks='niah' cannot be used. Allowed: one of niah_single_1"),
+        ({"tasks": []}, "at least one of niah_single_1"),
+        ({"lengths": [512, 4096]}, "1024 or more tokens each"),
+        ({"samples": 0}, "evaluation.samples=0"),
+        ({"seed": -1}, "evaluation.seed=-1"),
+        ({"settings": {"off": {}}}, "evaluation.settings=.'off'.* names of their own"),
+        ({"settings": {"x": {"capacity": 64}}}, "evaluation.settings.x=.'capacity'.*--memory"),
+        ({"settings": {"x": {"topk": 64}}}, "evaluation.settings.x.topk=64"),
+        ({"tasks": ["niah_multiquery"]}, "evaluation.haystack=None.*we are offline"),
+        ({"lengths": [1024], "window": 1024}, "data.window=1024.*less than the longest of .1024."),
+        ({"window": 256}, "data.window=256 cannot be used. Allowed: more than the"),
+        ({"window": 500}, "window=500 cannot be used. Allowed: a multiple of memory.chunk_size=16"),
+        ({"chat": True}, "a backbone with a chat template"),
+    ],
+)
 def test_bad_input_is_told(
-    byte_backbone: Path, tiny_backbone: Path, text_folder: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    options: dict[str, Any], told: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    options = ruler(byte_backbone, text_folder, tmp_path)
-    for more, told in (
-        (["--evaluation.tasks", "[niah]"], "evaluation.tasks='niah' cannot be used. Allowed: one of niah_single_1"),
-        (["--evaluation.lengths", "[512]"], "1024 or more tokens each"),
-        (["--evaluation.samples", "0"], "evaluation.samples=0"),
-        (["--evaluation.settings", "{x: {capacity: 64}}"], "evaluation.settings.x=['capacity']"),
-        (["--evaluation.tasks", "[niah_multiquery]"], "evaluation.haystack=None"),
-        (["--data.window", "2048"], "less than the longest of [1024, 2048]"),
-        (["--data.window", "256"], "data.window=256 cannot be used. Allowed: more than the"),
-        (["--evaluation.chat", "true"], "a backbone with a chat template"),
-        (["--model.backbone", str(tiny_backbone), "--evaluation.lengths", "[2048]"], "the words and numbers of fwe"),
-    ):  # fmt: skip
-        capsys.readouterr()
-        assert main([*options, *more]) == 2
-        assert told in " ".join(capsys.readouterr().err.split()), told
+    subject.data.window = options.pop("window", 512)
+    with pytest.raises(UserError, match=told):
+        Ruler(**({"tasks": ["fwe"], "samples": 1} | options)).prepare(subject)
+
+
+def test_a_tokenizer_that_does_not_know_the_words_is_told(subject: Subject, tiny_backbone: Path) -> None:
+    subject.tokenizer, subject.data.window = AutoTokenizer.from_pretrained(tiny_backbone), 512
+    with pytest.raises(UserError, match="the words and numbers of fwe"):
+        Ruler(["fwe"], [2048], samples=1).prepare(subject)
+
+
+def test_a_mistake_is_told_in_a_line(
+    byte_backbone: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ruler(byte_backbone, text_folder, tmp_path, "--evaluation.tasks", "[niah_single_2]")
+    assert main([*options, "--evaluation.haystack", str(tmp_path / "none.txt")]) == 2
+    assert "error: evaluation.haystack=" in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("*.jsonl"))
 
 
 @pytest.mark.long
 def test_needles_are_found_where_they_are(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     """Those of a text, by the words of the question; and a setting of another encoder finds others."""
-    import_few_words()
     text = tmp_path / "haystack.txt"
     text.write_text(" ".join(f"Sentence {n} is about nothing." for n in range(400)))
     settings = {"bm25": {"retriever": {"name": "bm25"}}, "hashing": {}, "random": {"selection": "random"}}
