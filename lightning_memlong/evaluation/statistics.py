@@ -31,7 +31,7 @@ def wilson(share: float, count: int) -> Ratio:
     z = float(norm.ppf((1 + LEVEL) / 2))
     middle, width = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     low, high = ((middle + sign * width) / (1 + z**2 / count) for sign in (-1, 1))
-    return Ratio(share, max(0.0, low), min(1.0, high))
+    return Ratio(share, min(share, max(0.0, low)), max(share, min(1.0, high)))  # as far as rounding leaves it
 
 
 def bootstrap_groups(documents: Sequence[str], windows: Sequence[int]) -> tuple[np.ndarray, str]:

@@ -261,8 +261,9 @@ def tokenizer_named(name: str) -> Any:
     Raises:
         UserError: If it cannot be loaded, or makes no tokens of a text.
     """
-    ok = name not in ("", "None")
-    require(ok, "tokenizer", None, "a name, folder or hub id", "give --model_args pretrained=... or tokenizer=...")
+    require(
+        bool(name), "tokenizer", name, "a name, folder or hub id", "give --model_args pretrained=... or tokenizer=..."
+    )
     return require_tokens(tokenizer_of(name), name)
 
 

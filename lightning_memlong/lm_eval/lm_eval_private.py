@@ -121,9 +121,11 @@ def sentences_of(names: Names) -> Iterator[None]:
         return
     needles = vars(importlib.import_module(NEEDLES))
     needles["cached_sent_tokenize"].cache_clear()
-    with swapped(needles, {"sent_tokenize": split_sentences}):
-        yield
-    needles["cached_sent_tokenize"].cache_clear()
+    try:
+        with swapped(needles, {"sent_tokenize": split_sentences}):
+            yield
+    finally:
+        needles["cached_sent_tokenize"].cache_clear()
 
 
 @contextmanager
@@ -191,7 +193,7 @@ def impatient() -> Iterator[None]:
             socket.setdefaulttimeout(waits)
 
     try:
-        with patch.object(nltk, "download", quickly):
+        with swapped(vars(nltk), {"download": quickly}):
             yield
     except ImportError as error:
         if "wonderwords" not in str(error):
@@ -223,12 +225,13 @@ def tasks_with(load_tokenizer: Callable[[str], Any]) -> Iterator[None]:
         load_tokenizer: By the name that lm-eval has: ``tokenizer=``, or else ``pretrained=``.
     """
 
+    def own(name: str | None = None, pretrained: str | None = None, *, tokenizer: str | None = None, **_: Any) -> Any:
+        return load_tokenizer(name or tokenizer or pretrained or "")
+
     def others(names: Names) -> Names:
         if "get_haystack" in names and not splitter_is_there():
             log.info("nltk's punkt_tab cannot be had: sentences of RULER's essays are split by a regular expression")
-        if "get_tokenizer" not in names:
-            return {}
-        return {"get_tokenizer": lambda name=None, *_, **__: load_tokenizer(str(name))}
+        return {"get_tokenizer": own} if "get_tokenizer" in names else {}
 
     with impatient(), documents_made_with(others):
         yield

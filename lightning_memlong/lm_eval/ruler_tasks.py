@@ -109,8 +109,12 @@ def make_documents(source: RulerSource, task: str, length: int, samples: int) ->
     except UserError:
         raise
     except IndexError as error:
-        allowed = f"at most as many as {task} has questions, less one"
-        raise UserError(f"evaluation.samples={samples!r} cannot be used. Allowed: {allowed}. Fix: lower it.") from error
+        if task not in QUESTIONS:
+            raise
+        raise UserError(
+            f"evaluation.samples: {task} has not the {samples} questions that are asked or stand for a wrong answer. "
+            "Allowed: fewer than it has. Fix: lower it."
+        ) from error
     except OSError as error:  # those of requests and of the hub are among them
         raise _unreachable(task, error) from error
     except ValueError as error:
@@ -186,8 +190,14 @@ def _haystack(file: str | None, type_haystack: str) -> Any:
 
 def _questions(names: Names, read: Callable[[], Any], file: str) -> Any:
     """What RULER's own function gives, of a file."""
-    with swapped(names, {"download_json": lambda _: json.loads(Path(file).read_text())}):
-        return read()
+    try:
+        with swapped(names, {"download_json": lambda _: json.loads(Path(file).read_text())}):
+            return read()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be used ({type(error).__name__}: {error}). Allowed: the file of a development set, as its "
+            "authors give it: dev-v2.0.json, hotpot_dev_distractor_v1.json. Fix: give that."
+        ) from error
 
 
 def _too_short(task: str, length: int, told: str) -> UserError:
@@ -219,6 +229,9 @@ def require_files(source: RulerSource, tasks: Sequence[str], longest: int) -> No
         key, file = _file_of(source, task)
         if key is None:
             continue
+        if file is None and task in ESSAYS:
+            _load_essays(task)
+            continue
         if file is None:
             require(not offline(), key, None, f"a file: {task} would download it, and we are offline", "give one")
             continue
@@ -227,6 +240,15 @@ def require_files(source: RulerSource, tasks: Sequence[str], longest: int) -> No
             tokens = len(tokenise(source.tokenizer, [Path(file).read_text(errors="replace")], control=False)[0])
             found, allowed = f"{file}, {tokens} tokens", f"at least as many as the longest document, {longest} tokens"
             require(tokens >= longest, key, found, allowed, "give a longer text, or lower evaluation.lengths")
+
+
+def _load_essays(task: str) -> None:
+    """Have lm-eval load the essays; it keeps them."""
+    try:
+        with impatient():
+            importlib.import_module(NEEDLES).get_haystack("essay")
+    except OSError as error:
+        raise _unreachable(task, error) from error
 
 
 def _file_of(source: RulerSource, task: str) -> tuple[str | None, str | None]:

@@ -121,14 +121,14 @@ def ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path, *more: str) ->
     small = tiny(byte_backbone, text_folder, tmp_path / "runs")
     return ["test", *small, "--config", str(EVAL / "ruler.yaml"), "--data.window", "512", "--memory.chunk_size", "32",
             "--memory.top_k", "3", "--memory.capacity", "1024", "--evaluation.tasks", "[fwe]", "--evaluation.lengths",
-            "[1024, 2048]", "--evaluation.samples", "2", *more]  # fmt: skip
+            "[1024, 2048]", "--evaluation.samples", "1", *more]  # fmt: skip
 
 
 def test_ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     options = ruler(byte_backbone, text_folder, tmp_path)
     assert main(options) == 0
     rows = rows_of(options)
-    assert len(rows) == 2 * 2 * 3 and {r["setting"] for r in rows} == {"off", "similarity", "random"}
+    assert len(rows) == 2 * 3 and {r["setting"] for r in rows} == {"off", "similarity", "random"}
     for r in rows:
         assert r["memory"] % 32 == 0 and r["prompt"] - r["memory"] <= 512 - 50 and r["prompt"] <= r["length"]
         assert 0 <= r["right_tokens"] <= r["tokens"] == 21 and "needles" not in r
@@ -152,7 +152,7 @@ def test_ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
         ({"settings": {"off": {}}}, "evaluation.settings=.'off'.* names of their own"),
         ({"settings": {"x": {"capacity": 64}}}, "evaluation.settings.x=.'capacity'.*--memory"),
         ({"settings": {"x": {"topk": 64}}}, "evaluation.settings.x.topk=64"),
-        ({"tasks": ["niah_multiquery"]}, "evaluation.haystack=None.*we are offline"),
+        ({"tasks": ["qa_1"]}, "evaluation.squad=None.*we are offline"),
         ({"lengths": [1024], "window": 1024}, "data.window=1024.*less than the longest of .1024."),
         ({"window": 256}, "data.window=256 cannot be used. Allowed: more than the"),
         ({"window": 500}, "window=500 cannot be used. Allowed: a multiple of memory.chunk_size=16"),

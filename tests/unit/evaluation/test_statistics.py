@@ -22,6 +22,7 @@ def test_a_ratio_is_that_of_token_weighted_perplexities() -> None:
 def test_a_share_has_the_wilson_interval(right: int, count: int) -> None:
     known = binomtest(right, count).proportion_ci(0.95, method="wilson")
     assert wilson(right / count, count) == pytest.approx((right / count, known.low, known.high))
+    assert all(wilson(share, n).low <= share <= wilson(share, n).high for n in range(1, 50) for share in (0.0, 1.0))
     assert wilson(0.35, 10).low < wilson(0.4, 10).low < 0.35 < wilson(0.35, 10).high
 
 

@@ -113,8 +113,15 @@ def test_questions_from_files(source: RulerSource, tmp_path: Path) -> None:
     made = RulerSource(source.tokenizer, 0, hotpotqa=str(tmp_path / "hotpot.json"))
     (found,) = make_documents(made, "qa_2", 1024, 1)
     assert found.answers == ("mis0",) and found.score("mis0") == 1 and "T0\nmis sin" in found.prompt
-    with pytest.raises(UserError, match="evaluation.samples=61.*at most as many as qa_1 has questions"):
+    with pytest.raises(UserError, match="evaluation.samples: qa_1 has not the 61 questions"):
         make_documents(RulerSource(source.tokenizer, 0, squad=squad(tmp_path, 60)), "qa_1", 1024, 61)
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", "[]", '{"data": [{}]}'])
+def test_files_of_other_forms_are_told(text: str, source: RulerSource, tmp_path: Path) -> None:
+    (tmp_path / "squad.json").write_text(text)
+    with pytest.raises(UserError, match="squad.json cannot be used .*dev-v2.0.json"):
+        make_documents(RulerSource(source.tokenizer, 0, squad=str(tmp_path / "squad.json")), "qa_1", 1024, 1)
 
 
 def test_what_would_never_end_is_told(byte_backbone: Path) -> None:
@@ -132,7 +139,6 @@ def test_what_would_never_end_is_told(byte_backbone: Path) -> None:
 
 def test_files_are_checked_before_anything_is_made(source: RulerSource, essay: str) -> None:
     for options, task, message in (
-        ({}, "niah_single_2", "evaluation.haystack=None.*niah_single_2 would download it, and we are offline"),
         ({}, "qa_2", "evaluation.hotpotqa=None.*we are offline"),
         ({"haystack": "/nowhere"}, "niah_multiquery", "evaluation.haystack='/nowhere'.*a file that is there"),
         ({"haystack": essay}, "niah_single_3", "essay.txt, 4800 tokens.*the longest document, 16384 tokens"),
@@ -149,6 +155,9 @@ def test_no_network_is_told(source: RulerSource, monkeypatch: pytest.MonkeyPatch
         raise requests.ConnectionError("no route to host")
 
     monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setattr(import_few_words(), "datasets", SimpleNamespace(load_dataset=refuse))
+    with pytest.raises(UserError, match="evaluation.haystack=None: niah_single_2 needs the network .no route to host"):
+        require_files(source, ["niah_single_2"], 4096)
     with pytest.raises(UserError, match="evaluation.squad=None: qa_1 needs the network .no route to host"):
         make_documents(source, "qa_1", 1024, 1)
 
