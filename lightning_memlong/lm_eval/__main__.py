@@ -5,7 +5,14 @@ import sys
 from lm_eval.__main__ import cli_evaluate
 
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
-from lightning_memlong.lm_eval import MemLongLM
+from lightning_memlong.lm_eval import MemLongLM, tasks_with_our_tokenizers
+
+
+def run() -> None:
+    """Run it; tasks that make documents take the model's own tokenizer."""
+    assert MemLongLM is not None  # registered by its import
+    with tasks_with_our_tokenizers():
+        cli_evaluate()
 
 
 def main(arguments: list[str]) -> int:
@@ -14,10 +21,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         As :func:`lightning_memlong.cli.messages.exit_status`.
     """
-    assert MemLongLM is not None  # registered by its import
     sys.argv = [sys.argv[0], *arguments]
     with quiet_libraries():
-        return exit_status(cli_evaluate)
+        return exit_status(run)
 
 
 if __name__ == "__main__":

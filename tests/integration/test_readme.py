@@ -1,5 +1,6 @@
 """What the README says is what happens."""
 
+import importlib
 import inspect
 import os
 import re
@@ -62,6 +63,11 @@ def _evaluated_small(command: str, folder: Path) -> list[str]:
                 "[0, 4]", "--evaluation.examples", "3", "--evaluation.seeds", "1"]  # fmt: skip
     if "eval/recall" in command:
         return ["--data.window", "384", "--evaluation.kinds", "[pass_key]", "--evaluation.lengths", "[768]",
+                "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
+    if "eval/ruler" in command:
+        pytest.importorskip("wonderwords")
+        importlib.import_module("tests.few_words").import_few_words()
+        return ["--data.window", "512", "--evaluation.tasks", "[fwe]", "--evaluation.lengths", "[1024]",
                 "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
     if "eval/" in command:
         return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
