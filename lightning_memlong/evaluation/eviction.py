@@ -1,0 +1,276 @@
+"""What a bank that forgets is worth against one that keeps everything: policies of eviction, by capacity."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from lightning_memlong.bank import BankView, Retrieved
+from lightning_memlong.config import require, require_choice
+from lightning_memlong.evaluation.base import Evaluation, Report, Subject
+from lightning_memlong.evaluation.documents import check_corpora, find_documents
+from lightning_memlong.evaluation.eviction_questions import Questions
+from lightning_memlong.evaluation.eviction_replay import AS_NUMBERS, Replay
+from lightning_memlong.evaluation.eviction_report import EVERYTHING, report_eviction
+from lightning_memlong.evaluation.grid import OFF, ScoredDocument
+from lightning_memlong.evaluation.planted_bank import planted_bank
+from lightning_memlong.evaluation.record import Measurement, Record
+from lightning_memlong.evaluation.scoring import ScoredSpans, read_documents, score_windows, window_batch
+from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.text import window_offsets
+from lightning_memlong.text.planting import Probe, plant_facts
+
+FactKind = Literal["key_value", "passage"]
+POLICIES: dict[str, dict[str, Any]] = {
+    "retrieval frequency": {"policy": "retrieval_frequency"},
+    "frequency, oldest not dropped": {"policy": "retrieval_frequency", "policy_args": {"drop_oldest": 0.0}},
+    "fifo": {"policy": "fifo"},
+    "lru": {"policy": "lru"},
+    "score": {"policy": "score"},
+    "attention received": {"policy": "retrieval_frequency", "use": "attention"},
+}
+VARIED = ("policy", "policy_args", "use", "half_life")
+"""Fields of the memory group that say what is evicted."""
+BETWEEN = (0.05, 0.1)
+"""Depths that facts are planted between."""
+
+
+class Cell(NamedTuple):
+    """A policy at a capacity; for memory off and for the bank that keeps everything, 0."""
+
+    policy: str
+    capacity: int
+
+
+class EvictionGrid(Evaluation):
+    """Policies of eviction by capacities, against a bank that keeps everything and against memory off.
+
+    Every document is read once, window by window without memory, into a bank that keeps all of it. For each policy and
+    capacity it is then read again into a real bank of that capacity, as training reads it: each window
+    (``data.window``, ``data.stride``) retrieves, which counts as use, and stores its new chunks, and a full bank
+    evicts. All cells so have the same keys and values, and differ in what they still have. Use by attention takes a
+    pass of the model for each window.
+
+    Measured are the perplexity of the same tokens in all cells; facts planted early, some asked for on the way and some
+    never before the end; and what was evicted. Chunks are searched by an exact index, once a window.
+
+    Args:
+        corpora: Name -> a path, or options of the data group that differ; null: the text of the data group alone.
+        length: Tokens of a document that are read [tokens].
+        capacities: Sizes of the bank [tokens].
+        policies: Name -> fields of the memory group that differ: policy, policy_args, use, half_life.
+        documents: Documents of a corpus, the first that are long enough [documents].
+        windows: Windows scored of a document, evenly spread over its second half [windows].
+        facts: Facts planted in a document at 5 to 10 % of its length, every second one asked for on the way as well
+            [facts]; 0: none.
+        fact_kind: key_value: a word and its number; passage: 96 words, whose first half asks for the second.
+        asked_every: Tokens between questions on the way [tokens].
+        seed: Of bootstrap intervals.
+    """
+
+    name = "eviction"
+    keys = ("corpus", "document", "text", "policy", "capacity", "what", "place")
+
+    def __init__(
+        self,
+        corpora: dict[str, str | dict[str, Any]] | None = None,
+        length: int = 65536,
+        capacities: list[int] = [4096, 8192, 16384],  # noqa: B006  (never changed; shown)
+        policies: dict[str, dict[str, Any]] = POLICIES,
+        documents: int = 3,
+        windows: int = 6,
+        facts: int = 8,
+        fact_kind: FactKind = "key_value",
+        asked_every: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        for key, value in (("documents", documents), ("windows", windows), ("asked_every", asked_every)):
+            require(value >= 1, f"evaluation.{key}", value, "1 or more", "raise it")
+        require(facts >= 0, "evaluation.facts", facts, "0 or more", "raise it")
+        require_choice("evaluation.fact_kind", fact_kind, FactKind)
+        require(bool(capacities), "evaluation.capacities", capacities, "at least one", "name one")
+        require(bool(policies), "evaluation.policies", policies, "at least one", "name one")
+        taken = [name for name in policies if name in (OFF, EVERYTHING) or not isinstance(name, str)]
+        require(not taken, "evaluation.policies", taken, "names of their own, as text", "choose others")
+        check_corpora(corpora)
+        self.corpora, self.length, self.capacities = corpora, length, sorted(set(capacities))
+        self.policies, self.documents, self.windows = policies, documents, windows
+        self.facts, self.fact_kind, self.asked_every, self.seed = facts, fact_kind, asked_every, seed
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the documents of the data group are used."""
+        return self.corpora is None
+
+    # ---- before anything is measured ----------------------------------------------------------------------
+
+    def prepare(self, subject: Subject) -> None:
+        """Check policies and capacities, and find the documents."""
+        memory, window, chunk = subject.memory, subject.data.window, subject.memory.chunk_size
+        least = max(2 * chunk, memory.retrieved * chunk, window)
+        ok = all(c % chunk == 0 and least <= c < self.length for c in self.capacities)
+        allowed = (
+            f"multiples of memory.chunk_size={chunk}, at least {least} for the window and the chunks retrieved, below "
+            f"evaluation.length={self.length}: else nothing is evicted"
+        )
+        require(ok, "evaluation.capacities", self.capacities, allowed, "change them, or the length")
+        require(self.length % chunk == 0, "evaluation.length", self.length, f"a multiple of {chunk}", "round it")
+        self.ends = self._ends(window, subject.data.stride)
+        allowed = "a second half of at least one window"
+        require(bool(self.ends), "evaluation.length", self.length, allowed, "raise it, or lower --data.window")
+        for field, value in (("granularity", "window"), ("query", "previous")):
+            found = getattr(memory, field)
+            require(found == value, f"memory.{field}", found, f"{value} for this evaluation", "set it so")
+        self._everything = subject.retrieval({"index": "Flat"})
+        self._ways = {
+            Cell(name, capacity): self._way(subject, name, fields, capacity)
+            for name, fields in self.policies.items() for capacity in self.capacities
+        }  # fmt: skip
+        wanted = (self.documents, self.length, "evaluation.length", self.length)
+        self._documents = find_documents(subject, self.corpora, *wanted)
+        self.planted = {d.facts["text"]: self._plant(subject, d) for d in self._documents if self.facts}
+        self.title = f"{subject.backbone}, {self.length:,} tokens, window {window}, top-k {memory.top_k}"
+
+    def _ends(self, window: int, stride: int) -> list[int]:
+        """Where the windows end that are scored."""
+        ends = [offset + window for offset in window_offsets(self.length, window, stride)]
+        late = [end for end in ends if end - stride >= self.length // 2 and end <= self.length]
+        if not late:
+            return []
+        chosen = np.linspace(0, len(late) - 1, self.windows).round().astype(int)
+        return [late[number] for number in np.unique(chosen)]
+
+    def _way(self, subject: Subject, name: str, fields: dict[str, Any], capacity: int) -> Retrieval:
+        key = f"evaluation.policies.{name}"
+        other = sorted({*fields} - {*VARIED})
+        require(not other, key, other, ", ".join(VARIED), "set it for all: --memory.*")
+        policy = fields.get("policy", subject.memory.policy)
+        require(policy != "none", key, policy, "a policy that evicts: what keeps everything is there", "leave it out")
+        retrieval = subject.retrieval({**fields, **AS_NUMBERS, "index": "Flat", "capacity": capacity}, key)
+        retrieval.new_bank(1)  # a policy that is not there, or not its arguments, is told now
+        return retrieval
+
+    def _plant(self, subject: Subject, document: ScoredDocument) -> tuple[Probe, list[Any]]:
+        """The document with its facts, and those."""
+        text, seed = document.tokens[: self.length], document.facts["text"]
+        given = (BETWEEN, text, seed, subject.tokenizer, "evaluation.facts")
+        tokens, facts = plant_facts(self.fact_kind, self.facts, *given)
+        spans = tuple(fact.planted for fact in facts)
+        return Probe(tokens, spans[0], spans, len(tokens), len(tokens)), facts
+
+    @property
+    def _cells(self) -> list[Cell]:
+        return [Cell(OFF, 0), Cell(EVERYTHING, 0), *self._ways]
+
+    def _keys(self, document: ScoredDocument, cell: Cell) -> list[Measurement]:
+        what = [("window", end) for end in self.ends]
+        what += [("churn", 0)] if cell in self._ways else []
+        what += [("fact", number) for number in range(self.facts)]
+        return [_key(document, cell, *each) for each in what]
+
+    def planned(self) -> list[Measurement]:
+        """Of all documents and cells, the windows, the facts, and what was evicted."""
+        return [key for d in self._documents for cell in self._cells for key in self._keys(d, cell)]
+
+    # ---- measuring ----------------------------------------------------------------------------------------
+
+    def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
+        """One document after the other: read once, then cell by cell."""
+        every = [
+            (d, [cell for cell in self._cells if any(key not in record for key in self._keys(d, cell))])
+            for d in self._documents
+        ]
+        todo = [(document, cells) for document, cells in every if cells]
+        subject.progress.begin(sum(self.length + len(cells) * self._work(subject) for _, cells in todo), self.name)
+        for document, cells in todo:
+            text = document.tokens[: self.length]
+            bank = read_documents(subject, [self._everything], [text], subject.data.window)[0]
+            scorer = _Scorer(subject, text, int(document.facts["text"], 16))
+            for cell in cells:
+                yield from self._windows(subject, document, cell, bank, scorer)
+                subject.progress.advance(self._work(subject))
+            if self.facts:
+                probe, facts = self.planted[document.facts["text"]]
+                with planted_bank(subject, self._everything, bank, probe, text, subject.data.window):
+                    questions = Questions(subject, bank, probe.tokens, facts, scorer.document, self.asked_every)
+                    for cell in cells:
+                        yield from self._asked(subject, document, cell, bank, questions)
+
+    def _work(self, subject: Subject) -> int:
+        """Tokens of the passes of a cell, roughly."""
+        return len(self.ends) * subject.data.window
+
+    def _windows(
+        self, subject: Subject, document: ScoredDocument, cell: Cell, bank: BankView, scorer: "_Scorer"
+    ) -> Iterator[Measurement]:
+        if cell not in self._ways:
+            for end in self.ends:
+                batch = scorer.batch(end)
+                memory = None if cell.policy == OFF else self._everything.retrieve(bank, batch, count=False)
+                yield {**_key(document, cell, "window", end), **scorer.score(end, memory)}
+            return
+        replay = Replay(subject, self._ways[cell], bank, scorer.tokens, scorer.document)
+        for batch in replay.batches():
+            memory = replay.retrieve(batch)
+            end = int(batch["offset"]) + subject.data.window
+            if end in self.ends:
+                best = self._everything.choose(bank, scorer.batch(end))[1].flatten()
+                places = bank.entries(0).positions[best[best >= 0]]
+                there = {"wanted": len(places), "there": int(np.isin(places, replay.bank.entries(0).positions).sum())}
+                yield {**_key(document, cell, "window", end), **scorer.score(end, memory), **there}
+            replay.store(batch, memory)
+        held = replay.bank.entries(0)
+        churn = {"evictions": replay.evictions, "used": replay.used, "entries": len(held)}
+        yield {**_key(document, cell, "churn", 0), **churn, "reach": self.length - int(held.positions.min())}
+
+    def _asked(
+        self, subject: Subject, document: ScoredDocument, cell: Cell, bank: BankView, questions: Questions
+    ) -> Iterator[Measurement]:
+        if cell.policy == OFF:
+            found = questions.without_memory()
+        elif cell.policy == EVERYTHING:
+            found = questions.against_everything(self._everything)
+        else:
+            tokens = self.planted[document.facts["text"]][0].tokens
+            found = questions.replayed(Replay(subject, self._ways[cell], bank, tokens, int(document.facts["text"], 16)))
+        for number, measured in enumerate(found):
+            on_the_way = {"on_the_way": int(questions.on_the_way(number))}
+            yield {**_key(document, cell, "fact", number), **on_the_way, **measured}
+
+    def report(self, measurements: list[Measurement]) -> Report:
+        """Tables and figures."""
+        return report_eviction(self.title, list(self.policies), self.capacities, measurements, self.seed)
+
+
+def _key(document: ScoredDocument, cell: Cell, what: str, place: int) -> Measurement:
+    return {**document.facts, **cell._asdict(), "what": what, "place": place}
+
+
+class _Scorer:
+    """Scores windows of one document; those that found the same chunks are one pass.
+
+    Args:
+        subject: Whose model.
+        tokens: (T,) of the document.
+        document: Its number.
+    """
+
+    def __init__(self, subject: Subject, tokens: np.ndarray, document: int) -> None:
+        self.subject, self.tokens, self.document = subject, tokens, document
+        window, stride = subject.data.window, subject.data.stride
+        # The first token of a window has nothing to be predicted from.
+        self._window, self._scored = window, stride - int(stride == window)
+        self._known: dict[str, float] = {}
+
+    def batch(self, end: int) -> dict[str, Any]:
+        """The window that ends at a place."""
+        spans = ScoredSpans((end,), self._window, self._scored, end)
+        return window_batch(self.subject, [self.tokens], spans, [self.document])
+
+    def score(self, end: int, memory: Retrieved | None) -> Measurement:
+        """Loss of the last tokens before a place."""
+        key = f"{end} {None if memory is None else memory.positions.tolist()}"
+        if key not in self._known:
+            losses, _ = score_windows(self.subject, self.batch(end), memory)
+            self._known[key] = float(losses.double().sum())
+        return {"nll": self._known[key], "tokens": self._scored}
