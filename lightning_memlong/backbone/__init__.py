@@ -5,6 +5,7 @@ from lightning_memlong.backbone.layers import choose_layers, layer_index, text_c
 from lightning_memlong.backbone.lm_head import Head
 from lightning_memlong.backbone.loading import first_token, load_backbone, load_tokenizer, resolve_backbone
 from lightning_memlong.backbone.rope import FAMILIES, Rotary, memory_positions
+from lightning_memlong.backbone.stretch import Stretch, check_stretch, stretched
 from lightning_memlong.backbone.transformers_private import (
     attention_of,
     cache_layers,
@@ -17,9 +18,11 @@ __all__ = [
     "FAMILIES",
     "Head",
     "Rotary",
+    "Stretch",
     "Tuning",
     "attention_of",
     "cache_layers",
+    "check_stretch",
     "choose_layers",
     "compile_layers",
     "describe",
@@ -33,6 +36,7 @@ __all__ = [
     "new_cache",
     "resolve_backbone",
     "spans",
+    "stretched",
     "text_config",
     "unlimited_layers",
 ]

@@ -35,6 +35,8 @@ def evaluate(
             trainer.precision_plugin.forward_context, callback.retrieval(module).retriever,
         )  # fmt: skip
         evaluation.prepare(subject)
+        for remark in evaluation.remarks:
+            say(remark)
         folder = run_folder(trainer) or Path(evaluation.name)
         check_writable(folder)
         if not (folder / "run_test.json").exists():  # one that goes on has the same settings

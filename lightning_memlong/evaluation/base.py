@@ -111,6 +111,11 @@ class Evaluation(ABC):
             UserError: If it cannot be measured; nothing has been measured then.
         """
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said before anything is measured, once prepared."""
+        return []
+
     @abstractmethod
     def planned(self) -> list[Measurement]:
         """The keys of all measurements there will be, once prepared; others in a record are of other texts."""

@@ -162,6 +162,32 @@ def draw_where(
     return figure
 
 
+def draw_cost(rows: Sequence[Mapping[str, Any]], title: str, drawn: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Perplexity by memory off against keys and values held, one panel a corpus, one point a way of using the text.
+
+    Args:
+        rows: Of one length, as :func:`lightning_memlong.evaluation.perplexity_report.report_perplexity` has them.
+        title: What was scored.
+        drawn: How each setting is drawn, but for the one that all are held against.
+    """
+    corpora = list(dict.fromkeys(r["corpus"] for r in rows))
+    figure, panels = _panels(len(corpora), title)
+    for axes, corpus in zip(panels, corpora, strict=True):
+        axes.axhline(1.0, color="0.4", linewidth=1)
+        for row in (r for r in rows if r["corpus"] == corpus and r["megabytes"] is not None):
+            look = drawn.get(row["setting"], {"color": "0.4", "marker": "o"})
+            bars = [[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]]
+            axes.errorbar(row["megabytes"], row["ratio"], yerr=bars, color=look["color"], marker=look["marker"],
+                          linestyle="none", capsize=2, label=row["setting"])  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_title(corpus, fontsize=10)
+        axes.set_xlabel("keys and values held [MB]")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("perplexity / memory off")
+    _legend(figure, panels)
+    return figure
+
+
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(4.4 * count + 2.4, 3.8), layout="constrained")
     figure.suptitle(title, fontsize=11)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from lightning_memlong.evaluation.alternatives import Alternative, TrainedWindow
 from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.model import Reading
@@ -65,6 +66,9 @@ class Grid:
     readings: Mapping[str, Reading | None]
     """Of each of these settings, how the model reads what it chose; None: as configured."""
     peers: Mapping[str, Peer]
+    alternatives: Mapping[str, Alternative]
+    prompting: tuple[str, Retrieval] | None
+    """How the chunks of a prompt are chosen: the setting whose bank is searched, and the way, with as many as fit."""
     seed: int
 
     def wide(self, length: int) -> int:
@@ -76,7 +80,10 @@ class Grid:
         longer = [LONGER] if self.longer_window and self.wide(length) > self.local else []
         best = [HINDSIGHT] if self.hindsight and length == max(self.lengths) else []
         beyond = [*longer, *self.retrievals, *best] if length > self.local else []
-        return [OFF, *beyond, *(name for name, peer in self.peers.items() if peer.takes(length))]
+        instead = [name for name, way in self.alternatives.items() if way.takes(length)]
+        if longer and self.wide(length) >= min(length, self.longest):  # the same window
+            instead = [name for name in instead if name != TrainedWindow.title]
+        return [OFF, *beyond, *instead, *(name for name, peer in self.peers.items() if peer.takes(length))]
 
     def windows_of(self, documents: Sequence[ScoredDocument]) -> list[ScoredWindow]:
         """All windows that are scored of documents read side by side."""

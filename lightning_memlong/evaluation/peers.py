@@ -9,6 +9,7 @@ import torch
 from lightning_memlong.backbone import Head, first_token, load_backbone, load_tokenizer, text_config
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.base import Subject
+from lightning_memlong.evaluation.cost import token_bytes
 from lightning_memlong.text import tokenise
 
 
@@ -50,6 +51,10 @@ class Peer:
     def takes(self, length: int) -> bool:
         """Whether it was made for so many tokens."""
         return self.longest is None or length <= self.longest
+
+    def held(self, length: int) -> int:
+        """Bytes of the keys and values of so many tokens."""
+        return length * token_bytes(self.model, element=self.model.dtype.itemsize)
 
     @torch.no_grad()
     def loss(self, tokens: np.ndarray, end: int, length: int, scored: int, subject: Subject) -> float:

@@ -1,10 +1,12 @@
 """Perplexity over lengths of context and ways of choosing memory, with controls on the same tokens."""
 
+import time
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, Literal
 
 from lightning_memlong.config import require, require_choice
+from lightning_memlong.evaluation.alternatives import TITLES, AlternativeKind, open_alternatives
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.documents import check_corpora, find_documents
 from lightning_memlong.evaluation.grid import HINDSIGHT, LONGER, OFF, Grid
@@ -52,6 +54,11 @@ class PerplexityGrid(Evaluation):
             reference: the most pieces of a document.
         longer_window: Also score the backbone with a window of as many tokens as window and retrieved chunks together,
             or as many as it was made for if that is less.
+        alternatives: What else could be done on the same weights, a row each: trained_window (the plain backbone with
+            as long a window as it was made for), yarn and dynamic_ntk (the whole context in a window, positions
+            stretched by transformers' own formulas), sinks (StreamingLLM: the first four tokens and a window's newest,
+            the rest goes by), prompt (chunks that the first setting chooses, as text before the window, as many as
+            fit).
         peers: Name -> another causal language model (name, folder or hub id), given the whole length as plain context
             as far as it was made for; scored on the same bytes.
         hindsight: Candidates tried one by one by what they do to the scored tokens themselves: an upper bound for
@@ -71,6 +78,7 @@ class PerplexityGrid(Evaluation):
         documents: int = 4,
         windows: int = 8,
         longer_window: bool = True,
+        alternatives: list[str] = [],  # noqa: B006  (likewise)
         peers: dict[str, str] = {},  # noqa: B006  (likewise)
         hindsight: int = 0,
         seed: int = 0,
@@ -83,12 +91,16 @@ class PerplexityGrid(Evaluation):
         allowed = "0, or more chunks where there are settings to compare it with"
         require(ok, "evaluation.hindsight", hindsight, allowed, "raise it, or name settings")
         names = [*settings, *peers]  # unquoted, YAML reads off as a truth value
-        taken = [n for n in names if n in (OFF, LONGER, HINDSIGHT) or not isinstance(n, str) or names.count(n) > 1]
+        taken = [
+            n for n in names if n in (OFF, LONGER, HINDSIGHT, *TITLES) or not isinstance(n, str) or names.count(n) > 1
+        ]
         require(not taken, "evaluation.settings", taken, "names of their own, as text", "choose others")
         check_corpora(corpora)
         self.corpora, self.lengths, self.settings, self.protocol = corpora, sorted(set(lengths)), settings, protocol
         self.documents, self.windows, self.longer_window = documents, windows, longer_window
-        self.peers, self.hindsight, self.seed = peers, hindsight, seed
+        for kind in alternatives:
+            require_choice("evaluation.alternatives", kind, AlternativeKind)
+        self.alternatives, self.peers, self.hindsight, self.seed = alternatives, peers, hindsight, seed
 
     @property
     def reads_data(self) -> bool:
@@ -106,12 +118,15 @@ class PerplexityGrid(Evaluation):
         self._documents = find_documents(subject, self.corpora, self.documents, least, *lengths)
         self._check(subject)
         data = subject.data
+        longest = getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths)
+        prompting = self._prompting(subject, longest) if "prompt" in self.alternatives else None
+        most = prompting[1].config.top_k if prompting else 0
         self._grid = Grid(
             f"{subject.backbone}, window {data.window}, stride {data.stride}, {self.protocol}", self.protocol,
             self.lengths, self.windows, data.window, data.stride, subject.memory.chunk_size,
             max((r.config.retrieved for r in retrievals.values()), default=subject.memory.retrieved),
-            getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths),
-            self.longer_window, self.hindsight, retrievals, readings, peers, self.seed,
+            longest, self.longer_window, self.hindsight, retrievals, readings, peers,
+            open_alternatives(self.alternatives, subject, longest, most), prompting, self.seed,
         )  # fmt: skip
 
     def _ways(self, subject: Subject) -> tuple[dict[str, Retrieval], dict[str, Reading | None]]:
@@ -131,12 +146,41 @@ class PerplexityGrid(Evaluation):
             ways[title] = as_reading(subject.model, of_model, f"{key}.model") if of_model else None
         return found, ways
 
+    def _prompting(self, subject: Subject, longest: int) -> tuple[str, Retrieval]:
+        """The first setting that chooses by what is asked, with as many chunks as fit before the window."""
+        key = "evaluation.alternatives"
+        names = [
+            name for name, options in self.settings.items()
+            if options.get("selection", "") not in CONTROL_SELECTIONS and options.get("query") != "current"
+        ]  # fmt: skip
+        allowed = "beside a setting that retrieves, and does not leak"
+        require(bool(names), key, "prompt", allowed, "name one in evaluation.settings")
+        room = (longest - subject.data.window) // subject.memory.chunk_size
+        allowed = f"a window with room for a chunk within the {longest:,} tokens the backbone was made for"
+        require(room >= 1, key, "prompt", allowed, "lower --data.window, or leave it out")
+        options = {name: value for name, value in self.settings[names[0]].items() if name != "model"}
+        most = min(room, subject.retrieval(options, key).config.top_k)
+        way = subject.retrieval({**options, "top_k": most, "candidates": None, "granularity": "window"}, key)
+        return names[0], way
+
     def _check(self, subject: Subject) -> None:
         chunk, stride = subject.memory.chunk_size, subject.data.stride
         least = stride + 1 if self.protocol == "sliding" else 2
         ok = all(length % chunk == 0 and length >= least for length in self.lengths)
         allowed = f"multiples of memory.chunk_size={chunk}" + (f" above data.stride={stride}" if least > 2 else "")
         require(ok, "evaluation.lengths", self.lengths, allowed, "change the lengths, or --data.stride")
+
+    @property
+    def remarks(self) -> list[str]:
+        """Peers that are left out at some lengths."""
+        told = []
+        for name, peer in self._grid.peers.items():
+            if beyond := [length for length in self.lengths if not peer.takes(length)]:
+                told.append(
+                    f"evaluation.peers.{name}: made for {peer.longest:,} tokens; left out at "
+                    f"{', '.join(f'{length:,}' for length in beyond)}."
+                )
+        return told
 
     def planned(self) -> list[Measurement]:
         """The cells of all documents."""
@@ -158,9 +202,11 @@ class PerplexityGrid(Evaluation):
         for group, windows in todo:
             span = [document.tokens[: max(w.ends[row] for w in windows)] for row, document in enumerate(group)]
             retrievals = list(grid.retrievals.values())
+            start = time.perf_counter()
             banks = read_documents(subject, retrievals, span, grid.local) if retrievals else []
+            reading = (time.perf_counter() - start) / sum(map(len, span))
             for window in windows:
-                yield from WindowScorer(grid, subject, group, window, banks).measure()
+                yield from WindowScorer(grid, subject, group, window, banks, reading).measure()
 
     def report(self, measurements: list[Measurement]) -> Report:
         """Tables and figures."""

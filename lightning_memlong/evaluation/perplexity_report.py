@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from lightning_memlong.evaluation.base import Report, TableRow
-from lightning_memlong.evaluation.figures import draw_grid, draw_where, looks
+from lightning_memlong.evaluation.cost import cost_columns, megabytes, seconds
+from lightning_memlong.evaluation.figures import draw_cost, draw_grid, draw_where, looks, short_tokens
 from lightning_memlong.evaluation.grid import LONGER, OFF, Grid
 from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.evaluation.statistics import Ratio, bootstrap_groups, mean_interval, paired_ratio
+from lightning_memlong.evaluation.token_kinds import LIFTED, kinds_table
 from lightning_memlong.retrieval import CONTROL_SELECTIONS
 
 
@@ -26,11 +28,17 @@ def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report
         tables[f"{corpus}: perplexity"] = _pivot(grid, found, _perplexity_text)
         tables[f"{corpus}: at {max(grid.lengths)} tokens"] = _details(grid, found)
         tables[f"{corpus}: at {max(grid.lengths)} tokens, against the controls"] = _against(grid, of_corpus)
+        if grid.alternatives:
+            tables[f"{corpus}: at {max(grid.lengths)} tokens, which of them gain"] = kinds_table(of_corpus, grid.seed)
+            tables[f"{corpus}: at {max(grid.lengths)} tokens, what it costs"] = _costs(grid, found)
     where = {corpus: _where(grid, [r for r in measurements if r["corpus"] == corpus]) for corpus in corpora}
     styles = looks(dict.fromkeys(r["setting"] for r in measurements if r["setting"] != OFF))
     figures = {"perplexity": draw_grid(data, grid.title, grid.local, styles)}
     if any(any(facts.values()) for facts in where.values()):
         figures["where"] = draw_where(where, grid.title, styles)
+    if grid.alternatives:
+        longest = [r for r in data if r["length"] == max(grid.lengths)]
+        figures["cost"] = draw_cost(longest, f"{grid.title}, {short_tokens(max(grid.lengths))}", styles)
     notes = [
         f"In brackets: by perplexity with memory off on the same tokens, and its 95 % bootstrap interval over "
         f"{' or '.join(sorted(drawn))}.",
@@ -41,6 +49,14 @@ def report_perplexity(grid: Grid, measurements: Sequence[Measurement]) -> Report
         f"{LONGER}: no memory, a plain window of as many tokens as window and retrieved chunks together, at most the "
         f"{grid.longest:,} that the backbone was made for.",
     ]
+    if grid.alternatives:
+        notes += [
+            "what it costs: keys and values of the window, all layers, and of what lies before it where it is held (in "
+            "a bank: of the layers that store); time from the text to the losses of its last tokens, median, here.",
+            f"which of them gain: lifted: the longest plain window measured lowers the loss by more than {LIFTED:g} "
+            f"nats, to less than {LIFTED:g}; copied: they follow the same token before the window too, and not yet in "
+            "it.",
+        ]
     if any("LEAKS" in name for name in grid.retrievals):
         notes.append(
             "LEAKS: retrieves with the text that is being predicted, as the reference code does; not a fair number."
@@ -74,6 +90,7 @@ def _summary(grid: Grid, name: str, length: int, cell: Sequence[Measurement]) ->
         "bits_per_byte": total / math.log(2) / sum(r["bytes"] for r in cell),
         "word_perplexity": math.exp(min(700.0, total / max(1, sum(r["words"] for r in cell)))),
         "improved": _share(cell), "distance": _mean([r.get("distance") for r in cell]),
+        "megabytes": megabytes(cell), "seconds": seconds(cell),
     }  # fmt: skip
 
 
@@ -121,6 +138,12 @@ def _details(grid: Grid, found: Sequence[TableRow]) -> list[TableRow]:
     ]  # fmt: skip
 
 
+def _costs(grid: Grid, found: Sequence[TableRow]) -> list[TableRow]:
+    """The longest length: what each way gives, and what it takes."""
+    longest = [r for r in found if r["length"] == max(grid.lengths)]
+    return [{"memory": r["setting"], "on / off": _ratio_text(r), **cost_columns(r)} for r in longest]
+
+
 def _against(grid: Grid, rows: Sequence[Measurement]) -> list[TableRow]:
     """Each way of choosing by the controls, on the same tokens: does it matter which chunks are chosen?"""
     longest = [r for r in rows if r["length"] == max(grid.lengths)]
@@ -130,7 +153,7 @@ def _against(grid: Grid, rows: Sequence[Measurement]) -> list[TableRow]:
     selections = {name: retrieval.config.selection for name, retrieval in grid.retrievals.items() if name in by}
     controls = [name for name, selection in selections.items() if selection in CONTROL_SELECTIONS]
     chosen = [name for name in by if name not in controls and by[name]]
-    shown = [name for name in chosen if name not in (OFF, LONGER, *grid.peers)]
+    shown = [name for name in chosen if name not in (OFF, LONGER, *grid.alternatives, *grid.peers)]
     return [{"memory": n, **{f"/ {c}": _by(grid, by[n], by[c]) for c in controls}} for n in shown] if controls else []
 
 

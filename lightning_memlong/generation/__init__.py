@@ -12,6 +12,7 @@ from lightning_memlong.generation.prefill import (
     reading_stride,
     sink_before,
 )
+from lightning_memlong.generation.sink_cache import SinkCache
 
 __all__ = [
     "Conversation",
@@ -20,6 +21,7 @@ __all__ = [
     "LongContext",
     "Passage",
     "Prompt",
+    "SinkCache",
     "Span",
     "are_several",
     "evaluating",

@@ -14,25 +14,26 @@ from lightning_memlong.model import MemLongModel
 
 
 class SinkCache:
-    """A cache whose first token stays for good: decoders park attention on it (a sink), and fall apart without.
+    """A cache whose first tokens stay for good: decoders park attention on them (sinks), and fall apart without.
 
     (StreamingLLM, arXiv 2309.17453.)
 
     Args:
         model: Whose keys and values.
+        sinks: How many tokens stay [tokens].
 
     Raises:
         UserError: If keys of one of its layers cannot be turned, so that nothing could be taken out.
     """
 
-    def __init__(self, model: MemLongModel) -> None:
+    def __init__(self, model: MemLongModel, sinks: int = 1) -> None:
         unknown = sorted(set(range(model.config.num_hidden_layers)) - model.rotary.recognised)
         if unknown:
             raise UserError(
                 f"model.backbone: keys of layers {unknown} of {type(model.backbone).__name__} cannot be rotated back "
                 "by its rotary tables. Allowed: backbones whose keys can. Fix: choose another for writing."
             )
-        self._model = model
+        self._model, self._sinks = model, sinks
         self.of_backbone = new_cache(model.config.num_hidden_layers)
         """What the decoder is given."""
 
@@ -40,6 +41,11 @@ class SinkCache:
     def _layers(self) -> list[Any]:
         """Of each layer ``keys`` and ``values`` (B, H_kv, T, D), rotated."""
         return cache_layers(self.of_backbone)
+
+    @property
+    def length(self) -> int:
+        """Tokens in it."""
+        return int(self.of_backbone.get_seq_length())
 
     def reorder(self, order: Tensor) -> None:
         """Let the sequences be those of ``order`` (B,)."""
@@ -52,17 +58,17 @@ class SinkCache:
         return self._model.contexts.unrotate_kv(found, begin, end)
 
     def evict(self, end: int, reach: int) -> None:
-        """Take out what lies between the first token and position ``end``, and turn what follows to where it then is.
+        """Take out what lies between the sinks and position ``end``, and turn what follows to where it then is.
 
         Args:
             end: The position of what follows.
             reach: The last position there will be.
         """
-        rotary = self._model.rotary
+        rotary, sinks = self._model.rotary, self._sinks
         for number, layer in enumerate(self._layers):
             keys = layer.keys[:, :, end:]
             steps = torch.arange(keys.shape[2], device=keys.device)[None]
             plain = rotary.unrotate(keys[None], end + steps, [number])
-            turned = rotary.rotate(plain, 1 + steps, [number], reach)[0].to(keys.dtype)
-            layer.keys = torch.cat([layer.keys[:, :, :1], turned], dim=2)
-            layer.values = torch.cat([layer.values[:, :, :1], layer.values[:, :, end:]], dim=2)
+            turned = rotary.rotate(plain, sinks + steps, [number], reach)[0].to(keys.dtype)
+            layer.keys = torch.cat([layer.keys[:, :, :sinks], turned], dim=2)
+            layer.values = torch.cat([layer.values[:, :, :sinks], layer.values[:, :, end:]], dim=2)

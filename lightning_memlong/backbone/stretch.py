@@ -1,0 +1,63 @@
+"""A backbone's rotary positions stretched to texts longer than it was trained on, by transformers' own formulas."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
+
+from lightning_memlong.backbone.layers import text_config
+from lightning_memlong.backbone.transformers_private import rotary_parts
+from lightning_memlong.config import require
+
+Stretch = Literal["yarn", "dynamic"]
+"""YaRN (arXiv 2309.00071), or NTK-aware scaling that grows with the text (dynamic NTK)."""
+
+
+def check_stretch(backbone: PreTrainedModel, key: str, kind: Stretch) -> None:
+    """Whether a backbone's positions can be stretched.
+
+    Raises:
+        UserError: If they are stretched already, or it does not say for how many tokens it was made.
+    """
+    config = text_config(backbone)
+    known = getattr(config, "max_position_embeddings", None) is not None and rotary_parts(backbone) is not None
+    allowed = "a backbone with rotary positions that says for how many tokens it was made"
+    require(known, key, kind, allowed, "leave it out")
+    types = [p.get("rope_type", "default") for p in _whole_context(config.rope_parameters)]
+    allowed = f"a backbone whose positions are not stretched yet; those of this one are: {', '.join(types)}"
+    require(set(types) == {"default"}, key, kind, allowed, "leave it out")
+
+
+def _whole_context(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of layers that see the whole context; where each type of layer has a table, the others look at near tokens."""
+    if "rope_type" in parameters or "rope_theta" in parameters:
+        return [dict(parameters)]
+    return [dict(p) for name, p in parameters.items() if name != "sliding_attention" and p]
+
+
+@contextmanager
+def stretched(backbone: PreTrainedModel, kind: Stretch, tokens: int) -> Iterator[None]:
+    """The backbone with its rotary tables stretched to so many tokens; afterwards as it was.
+
+    YaRN's factor is tokens by those it was made for; dynamic NTK's follows from the text by itself.
+    """
+    decoder, config = backbone.get_decoder(), copy.deepcopy(text_config(backbone))
+    made_for = config.max_position_embeddings
+    more: dict[str, Any] = {"rope_type": kind, "factor": 1.0}
+    if kind == "yarn":
+        more |= {"factor": max(1.0, tokens / made_for), "original_max_position_embeddings": made_for}
+    given = config.rope_parameters
+    nested = _whole_context(given) != [dict(given)]
+    config.rope_parameters = (
+        {name: {**p, **more} if name != "sliding_attention" and p else p for name, p in given.items()}
+        if nested
+        else {**given, **more}
+    )
+    was = decoder.rotary_emb
+    decoder.rotary_emb = type(was)(config=config).to(backbone.device)
+    try:
+        yield
+    finally:
+        decoder.rotary_emb = was
