@@ -70,6 +70,7 @@ class EvictionGrid(Evaluation):
 
     name = "eviction"
     keys = ("corpus", "document", "text", "policy", "capacity", "what", "place")
+    whole = ("corpus", "document", "text")
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.alternatives import TITLES, AlternativeKind, open_alternatives
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.documents import check_corpora, find_documents
-from lightning_memlong.evaluation.grid import HINDSIGHT, LONGER, OFF, Grid
+from lightning_memlong.evaluation.grid import HINDSIGHT, LONGER, OFF, Grid, ScoredDocument
 from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.perplexity_report import report_perplexity
 from lightning_memlong.evaluation.record import Measurement, Record
@@ -68,6 +68,7 @@ class PerplexityGrid(Evaluation):
 
     name = "perplexity"
     keys = ("corpus", "document", "text", "window", "length", "setting")
+    whole = ("corpus", "document", "text")
 
     def __init__(
         self,
@@ -184,15 +185,18 @@ class PerplexityGrid(Evaluation):
 
     def planned(self) -> list[Measurement]:
         """The cells of all documents."""
-        alone = [([document], w) for document in self._documents for w in self._grid.windows_of([document])]
-        return [key for documents, window in alone for key in self._grid.keys_of(documents, window)]
+        return [key for document in self._documents for key in self._keys_of(document)]
+
+    def _keys_of(self, document: ScoredDocument) -> list[Measurement]:
+        return [k for window in self._grid.windows_of([document]) for k in self._grid.keys_of([document], window)]
 
     # ---- measuring ----------------------------------------------------------------------------------------
 
     def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """One group of documents after the other; of each window all cells, so that no window is half measured."""
         grid, rows = self._grid, subject.data.batch_size
-        corpora = [list(documents) for _, documents in groupby(self._documents, lambda d: d.corpus)]
+        left = [d for d in self._documents if any(key not in record for key in self._keys_of(d))]
+        corpora = [list(documents) for _, documents in groupby(left, lambda d: d.corpus)]
         groups = [documents[i : i + rows] for documents in corpora for i in range(0, len(documents), rows)]
         todo = [
             (g, [w for w in grid.windows_of(g) if any(key not in record for key in grid.keys_of(g, w))]) for g in groups

@@ -44,6 +44,7 @@ class RecallProbes(Evaluation):
 
     name = "recall"
     keys = ("kind", "length", "depth", "sample", "setting")
+    whole = ("kind", "length", "depth", "sample")
 
     def __init__(
         self,

@@ -88,6 +88,7 @@ def eviction(byte_backbone: Path, text_folder: Path, tmp_path: Path, *more: str)
             "--evaluation.facts", "2", "--evaluation.asked_every", "144", *more]  # fmt: skip
 
 
+@pytest.mark.long
 def test_eviction(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
     policies = {"fifo": {"policy": "fifo"}, "attention": {"use": "attention", "policy_args": {"drop_oldest": 0.0}}}
     options = eviction(byte_backbone, text_folder, tmp_path, "--evaluation.policies", json.dumps(policies))
@@ -117,6 +118,7 @@ def test_eviction(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> Non
     assert main(options) == 0 and found_in(options, "*.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_bad_evictions_are_told(
     byte_backbone: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
