@@ -1,21 +1,23 @@
 """What a bank that forgets is worth against one that keeps everything: policies of eviction, by capacity."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lightning_memlong.bank import BankView, Retrieved
+from lightning_memlong.bank import BankView
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.documents import check_corpora, find_documents
 from lightning_memlong.evaluation.eviction_questions import Questions
-from lightning_memlong.evaluation.eviction_replay import AS_NUMBERS, Replay
+from lightning_memlong.evaluation.eviction_replay import AS_NUMBERS, Replay, embedded
 from lightning_memlong.evaluation.eviction_report import EVERYTHING, report_eviction
+from lightning_memlong.evaluation.eviction_windows import WindowsOfOne
 from lightning_memlong.evaluation.grid import OFF, ScoredDocument
 from lightning_memlong.evaluation.planted_bank import planted_bank
 from lightning_memlong.evaluation.record import Measurement, Record
-from lightning_memlong.evaluation.scoring import ScoredSpans, read_documents, score_windows, window_batch
+from lightning_memlong.evaluation.scoring import read_documents
 from lightning_memlong.retrieval import Retrieval
 from lightning_memlong.text import window_offsets
 from lightning_memlong.text.planting import Probe, plant_facts
@@ -65,6 +67,8 @@ class EvictionGrid(Evaluation):
             [facts]; 0: none.
         fact_kind: key_value: a word and its number; passage: 96 words, whose first half asks for the second.
         asked_every: Tokens between questions on the way [tokens].
+        with_model: Whether the model reads and answers. false: only what is kept and what is found, which the encoder
+            alone decides: seconds a document, no perplexity, no answers; policies by attention are left out.
         seed: Of bootstrap intervals.
     """
 
@@ -83,6 +87,7 @@ class EvictionGrid(Evaluation):
         facts: int = 8,
         fact_kind: FactKind = "key_value",
         asked_every: int = 2048,
+        with_model: bool = True,
         seed: int = 0,
     ) -> None:
         for key, value in (("documents", documents), ("windows", windows), ("asked_every", asked_every)):
@@ -96,7 +101,8 @@ class EvictionGrid(Evaluation):
         check_corpora(corpora)
         self.corpora, self.length, self.capacities = corpora, length, sorted(set(capacities))
         self.policies, self.documents, self.windows = policies, documents, windows
-        self.facts, self.fact_kind, self.asked_every, self.seed = facts, fact_kind, asked_every, seed
+        self.facts, self.fact_kind, self.asked_every = facts, fact_kind, asked_every
+        self.with_model, self.seed = with_model, seed
 
     @property
     def reads_data(self) -> bool:
@@ -107,6 +113,31 @@ class EvictionGrid(Evaluation):
 
     def prepare(self, subject: Subject) -> None:
         """Check policies and capacities, and find the documents."""
+        self._check(subject)
+        self._everything = subject.retrieval({"index": "Flat", **({} if self.with_model else AS_NUMBERS)})
+        ok = self.with_model or not self._everything.retriever.needs_hidden
+        allowed = "true for an encoder that needs the model's hidden states"
+        require(ok, "evaluation.with_model", False, allowed, "set it so, or choose another memory.retriever.name")
+        self._ways = {
+            Cell(name, capacity): self._way(subject, name, fields, capacity)
+            for name, fields in self.policies.items() if name not in self._left_out(subject)
+            for capacity in self.capacities
+        }  # fmt: skip
+        require(bool(self._ways), "evaluation.policies", self.policies, "one by retrieval, without a model", "add one")
+        wanted = (self.documents, self.length, "evaluation.length", self.length)
+        self._documents = find_documents(subject, self.corpora, *wanted)
+        self.planted = {d.facts["text"]: self._plant(subject, d) for d in self._documents if self.facts}
+        window, chunks = subject.data.window, subject.memory.top_k
+        self.title = f"{subject.backbone}, {self.length:,} tokens, window {window}, top-k {chunks}"
+        self._left = self._left_out(subject)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Policies that are left out."""
+        return [f"Left out, since use by attention takes a model: {', '.join(self._left)}."] if self._left else []
+
+    def _check(self, subject: Subject) -> None:
+        """Check sizes against each other."""
         memory, window, chunk = subject.memory, subject.data.window, subject.memory.chunk_size
         least = max(2 * chunk, memory.retrieved * chunk, window)
         ok = all(c % chunk == 0 and least <= c < self.length for c in self.capacities)
@@ -122,15 +153,11 @@ class EvictionGrid(Evaluation):
         for field, value in (("granularity", "window"), ("query", "previous")):
             found = getattr(memory, field)
             require(found == value, f"memory.{field}", found, f"{value} for this evaluation", "set it so")
-        self._everything = subject.retrieval({"index": "Flat"})
-        self._ways = {
-            Cell(name, capacity): self._way(subject, name, fields, capacity)
-            for name, fields in self.policies.items() for capacity in self.capacities
-        }  # fmt: skip
-        wanted = (self.documents, self.length, "evaluation.length", self.length)
-        self._documents = find_documents(subject, self.corpora, *wanted)
-        self.planted = {d.facts["text"]: self._plant(subject, d) for d in self._documents if self.facts}
-        self.title = f"{subject.backbone}, {self.length:,} tokens, window {window}, top-k {memory.top_k}"
+
+    def _left_out(self, subject: Subject) -> list[str]:
+        """Policies for which the model would have to read."""
+        attention = [n for n, fields in self.policies.items() if fields.get("use", subject.memory.use) == "attention"]
+        return [] if self.with_model else attention
 
     def _ends(self, window: int, stride: int) -> list[int]:
         """Where the windows end that are scored."""
@@ -161,10 +188,10 @@ class EvictionGrid(Evaluation):
 
     @property
     def _cells(self) -> list[Cell]:
-        return [Cell(OFF, 0), Cell(EVERYTHING, 0), *self._ways]
+        return [*([Cell(OFF, 0)] if self.with_model else []), Cell(EVERYTHING, 0), *self._ways]
 
     def _keys(self, document: ScoredDocument, cell: Cell) -> list[Measurement]:
-        what = [("window", end) for end in self.ends]
+        what = [("window", end) for end in self.ends] if self.with_model or cell in self._ways else []
         what += [("churn", 0)] if cell in self._ways else []
         what += [("fact", number) for number in range(self.facts)]
         return [_key(document, cell, *each) for each in what]
@@ -184,28 +211,44 @@ class EvictionGrid(Evaluation):
         todo = [(document, cells) for document, cells in every if cells]
         subject.progress.begin(sum(self.length + len(cells) * self._work(subject) for _, cells in todo), self.name)
         for document, cells in todo:
-            text = document.tokens[: self.length]
-            bank = read_documents(subject, [self._everything], [text], subject.data.window)[0]
-            scorer = _Scorer(subject, text, int(document.facts["text"], 16))
+            text, number = document.tokens[: self.length], int(document.facts["text"], 16)
+            bank = self._read(subject, text, number)
+            scorer = WindowsOfOne(subject, text, number, self.with_model)
             for cell in cells:
                 yield from self._windows(subject, document, cell, bank, scorer)
                 subject.progress.advance(self._work(subject))
             if self.facts:
-                probe, facts = self.planted[document.facts["text"]]
-                with planted_bank(subject, self._everything, bank, probe, text, subject.data.window):
-                    questions = Questions(subject, bank, probe.tokens, facts, scorer.document, self.asked_every)
+                with self._with_facts(subject, document, bank) as questions:
                     for cell in cells:
-                        yield from self._asked(subject, document, cell, bank, questions)
+                        yield from self._asked(subject, document, cell, questions)
+
+    def _read(self, subject: Subject, tokens: np.ndarray, document: int) -> BankView:
+        """A bank that keeps everything."""
+        if not self.with_model:
+            return embedded(subject, self._everything, tokens, document)
+        return read_documents(subject, [self._everything], [tokens], subject.data.window)[0]
+
+    @contextmanager
+    def _with_facts(self, subject: Subject, document: ScoredDocument, bank: BankView) -> Iterator[Questions]:
+        """Questions about the document's facts, which are in the bank meanwhile."""
+        probe, facts = self.planted[document.facts["text"]]
+        text, number = document.tokens[: self.length], int(document.facts["text"], 16)
+        about = (probe.tokens, facts, number, self.asked_every, self.with_model)
+        if not self.with_model:
+            yield Questions(subject, embedded(subject, self._everything, probe.tokens, number), *about)
+            return
+        with planted_bank(subject, self._everything, bank, probe, text, subject.data.window):
+            yield Questions(subject, bank, *about)
 
     def _work(self, subject: Subject) -> int:
         """Tokens of the passes of a cell, roughly."""
         return len(self.ends) * subject.data.window
 
     def _windows(
-        self, subject: Subject, document: ScoredDocument, cell: Cell, bank: BankView, scorer: "_Scorer"
+        self, subject: Subject, document: ScoredDocument, cell: Cell, bank: BankView, scorer: "WindowsOfOne"
     ) -> Iterator[Measurement]:
         if cell not in self._ways:
-            for end in self.ends:
+            for end in self.ends if self.with_model else ():
                 batch = scorer.batch(end)
                 memory = None if cell.policy == OFF else self._everything.retrieve(bank, batch, count=False)
                 yield {**_key(document, cell, "window", end), **scorer.score(end, memory)}
@@ -225,15 +268,14 @@ class EvictionGrid(Evaluation):
         yield {**_key(document, cell, "churn", 0), **churn, "reach": self.length - int(held.positions.min())}
 
     def _asked(
-        self, subject: Subject, document: ScoredDocument, cell: Cell, bank: BankView, questions: Questions
+        self, subject: Subject, document: ScoredDocument, cell: Cell, questions: Questions
     ) -> Iterator[Measurement]:
         if cell.policy == OFF:
             found = questions.without_memory()
         elif cell.policy == EVERYTHING:
             found = questions.against_everything(self._everything)
         else:
-            tokens = self.planted[document.facts["text"]][0].tokens
-            found = questions.replayed(Replay(subject, self._ways[cell], bank, tokens, int(document.facts["text"], 16)))
+            found = questions.replayed(questions.replay(self._ways[cell]))
         for number, measured in enumerate(found):
             on_the_way = {"on_the_way": int(questions.on_the_way(number))}
             yield {**_key(document, cell, "fact", number), **on_the_way, **measured}
@@ -245,33 +287,3 @@ class EvictionGrid(Evaluation):
 
 def _key(document: ScoredDocument, cell: Cell, what: str, place: int) -> Measurement:
     return {**document.facts, **cell._asdict(), "what": what, "place": place}
-
-
-class _Scorer:
-    """Scores windows of one document; those that found the same chunks are one pass.
-
-    Args:
-        subject: Whose model.
-        tokens: (T,) of the document.
-        document: Its number.
-    """
-
-    def __init__(self, subject: Subject, tokens: np.ndarray, document: int) -> None:
-        self.subject, self.tokens, self.document = subject, tokens, document
-        window, stride = subject.data.window, subject.data.stride
-        # The first token of a window has nothing to be predicted from.
-        self._window, self._scored = window, stride - int(stride == window)
-        self._known: dict[str, float] = {}
-
-    def batch(self, end: int) -> dict[str, Any]:
-        """The window that ends at a place."""
-        spans = ScoredSpans((end,), self._window, self._scored, end)
-        return window_batch(self.subject, [self.tokens], spans, [self.document])
-
-    def score(self, end: int, memory: Retrieved | None) -> Measurement:
-        """Loss of the last tokens before a place."""
-        key = f"{end} {None if memory is None else memory.positions.tolist()}"
-        if key not in self._known:
-            losses, _ = score_windows(self.subject, self.batch(end), memory)
-            self._known[key] = float(losses.double().sum())
-        return {"nll": self._known[key], "tokens": self._scored}

@@ -29,18 +29,30 @@ class Questions:
         facts: What is planted in it.
         document: Its number.
         every: Tokens between questions on the way.
+        answered: Whether the model answers; else it is only looked for what each question finds.
     """
 
     def __init__(
-        self, subject: Subject, everything: BankView, tokens: np.ndarray, facts: list[Fact], document: int, every: int
+        self,
+        subject: Subject,
+        everything: BankView,
+        tokens: np.ndarray,
+        facts: list[Fact],
+        document: int,
+        every: int,
+        answered: bool = True,
     ) -> None:
         self._subject, self._everything, self._tokens = subject, everything, tokens
-        self.facts, self._document, self._every = facts, document, every
+        self.facts, self._document, self._every, self._answered = facts, document, every, answered
         self._asking: dict[int, Tensor] = {}
 
     def on_the_way(self, number: int) -> bool:
         """Whether a fact is asked for before the end."""
         return number % 2 == 0
+
+    def replay(self, retrieval: Retrieval) -> Replay:
+        """The document with its facts, to be read into a bank with other settings."""
+        return Replay(self._subject, retrieval, self._everything, self._tokens, self._document)
 
     def replayed(self, replay: Replay) -> list[Measurement]:
         """Read the document in a replay, asking on the way; then ask for each fact, and say what became of it."""
@@ -97,6 +109,8 @@ class Questions:
 
     def _scored(self, number: int, place: int, memory: Retrieved | None) -> tuple[Measurement, Any]:
         """How well the answer is told when it is asked for at a place, and how much each chunk was used."""
+        if not self._answered:
+            return {}, None
         fact, chunk = self.facts[number], self._everything.chunk_size
         text = np.concatenate([self._tokens[:place], fact.asking, fact.answer])
         local = len(text) - place + chunk

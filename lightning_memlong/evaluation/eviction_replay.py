@@ -22,6 +22,29 @@ AS_NUMBERS = {"storage": "device", "storage_folder": None, "dtype": "float32"}
 """Fields of the memory group with which the small bank is made: there is nothing in it to be moved or packed."""
 
 
+def embedded(subject: Subject, retrieval: Retrieval, tokens: np.ndarray, document: int) -> BankView:
+    """All chunks of a document, as the encoder alone knows them, in a bank that evicts nothing; no model reads it.
+
+    Args:
+        subject: Who has the tokenizer.
+        retrieval: Settings with :data:`AS_NUMBERS`.
+        tokens: (T,) of the document.
+        document: Its number.
+    """
+    bank = retrieval.new_bank(1, len(tokens))
+    windows = Windows(subject.data.window, subject.data.window, 1, subject.tokenizer.pad_token_id or 0)
+    for offset in windows.offsets(len(tokens)):
+        batch = windows.batch([WindowSpec(document, offset, tokens[offset : offset + windows.window])])
+        retrieval.store(bank, _numbers(windows.window), to_device(batch, subject.device))
+        subject.progress.advance(int(batch["length"]))
+    return bank
+
+
+def _numbers(window: int) -> dict[str, torch.Tensor]:
+    nothing = torch.zeros(1, 1, window, 1)
+    return {"keys": nothing, "values": nothing}
+
+
 def from_everything(everything: BankView, found: Retrieved | None) -> Retrieved | None:
     """A record of a small bank, with keys and values of the bank of one row that has everything."""
     if found is None or found.empty:
@@ -79,8 +102,7 @@ class Replay:
             with self._subject.autocast():
                 found = model.capture(batch["input_ids"], memory, sink)
             self.retrieval.count_use(self.bank, memory, found.get("chunk_use"))
-        nothing = torch.zeros(1, 1, self._windows.window, 1)
-        self.retrieval.store(self.bank, {"keys": nothing, "values": nothing}, batch, self._embeddings(batch))
+        self.retrieval.store(self.bank, _numbers(self._windows.window), batch, self._embeddings(batch))
         for dropped in self.bank.evicted:
             self.evictions += len(dropped)
             self.used += int((dropped.counters > 0).sum())

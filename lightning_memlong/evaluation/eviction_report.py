@@ -31,33 +31,45 @@ def report_eviction(
         measurements: Of windows, facts and what was evicted.
         seed: Of bootstrap intervals.
     """
+    measured = {(r["policy"], r["capacity"]) for r in measurements}
+    policies = [name for name in policies if (name, capacities[0]) in measured]
+    with_model = any("nll" in r for r in measurements)
     cells = [(OFF, 0), (EVERYTHING, 0), *((name, size) for name in policies for size in capacities)]
     data, tables = [], {}
     for corpus in dict.fromkeys(r["corpus"] for r in measurements):
         of_corpus = [r for r in measurements if r["corpus"] == corpus]
-        found = [_summary(of_corpus, *cell, seed) for cell in cells]
+        found = [_summary(of_corpus, *cell, seed) for cell in cells if cell in measured]
         data += found
-        tables[f"{corpus}: perplexity"] = _perplexities(found, policies, capacities)
+        if with_model:
+            tables[f"{corpus}: perplexity"] = _perplexities(found, policies, capacities)
         if any(r["what"] == "fact" for r in of_corpus):
-            tables[f"{corpus}: facts planted early, asked for at the end"] = [_facts_row(row) for row in found]
+            tables[f"{corpus}: facts planted early, asked for at the end"] = [
+                _facts_row(row, with_model) for row in found
+            ]
         tables[f"{corpus}: what was evicted"] = [_churn_row(row) for row in found if row["capacity"]]
-    drawn = " or ".join(sorted({row["drawn"] for row in data}))
     figure = _draw(data, policies, title)
-    return Report(f"Eviction: {title}", _notes(drawn), tables, data, {"capacity": figure})
+    drawn = " or ".join(sorted({row["drawn"] for row in data if row["drawn"]}))
+    notes = [*(_notes_on_perplexity(drawn) if with_model else []), *_notes_on_what_is_kept()]
+    return Report(f"Eviction: {title}", notes, tables, data, {"capacity": figure})
 
 
-def _notes(drawn: str) -> list[str]:
+def _notes_on_perplexity(drawn: str) -> list[str]:
     return [
         f"In brackets: by the perplexity of a bank that keeps everything, on the same tokens, and its 95 % bootstrap "
         f"interval over {drawn}; above 1: what was evicted is missed. {OFF} and {EVERYTHING} have no capacity.",
         "A policy pays if it is nearer to 1 than fifo, which looks at nothing: their intervals say whether it is.",
+        "Keys and values are the same in all cells: documents were read without memory.",
+    ]
+
+
+def _notes_on_what_is_kept() -> list[str]:
+    return [
         "asked: on the way, too, which counts as use, so that a policy by use has a reason to keep the fact; "
         "never asked: nothing tells it from the text around it. kept: a chunk with a part of it is in the bank at the "
         "end; retrieved: it is among the chunks found; tokens right: of the answers', given the true ones before them.",
         "never used: of the entries that were evicted, those that nothing had retrieved (or, for use by attention, "
         "looked at). reach: from the oldest entry to the end of the text. still there: of the chunks that a bank that "
         "keeps everything finds for the scored windows, those that the bank has.",
-        "Keys and values are the same in all cells: documents were read without memory.",
     ]
 
 
@@ -65,18 +77,11 @@ def _summary(rows: Sequence[Measurement], policy: str, capacity: int, seed: int)
     """One cell as numbers; None where it has none of the kind."""
     mine = [r for r in rows if (r["policy"], r["capacity"]) == (policy, capacity)]
     windows = [r for r in mine if r["what"] == "window"]
-    places = [(r["document"], r["place"]) for r in windows]
-    groups, drawn = bootstrap_groups([d for d, _ in places], [p for _, p in places])
-    nll, tokens = (np.array([r[k] for r in windows], dtype=float) for k in ("nll", "tokens"))
     found: TableRow = {
-        "corpus": windows[0]["corpus"], "policy": policy, "capacity": capacity,
-        "documents": len({d for d, _ in places}), "windows": len(windows), "tokens": int(tokens.sum()),
-        "perplexity": float(np.exp(nll.sum() / tokens.sum())), "drawn": drawn,
+        "corpus": mine[0]["corpus"], "policy": policy, "capacity": capacity,
+        "documents": len({r["document"] for r in mine}), "windows": len(windows),
+        **_perplexity(rows, [r for r in windows if "nll" in r], seed),
     }  # fmt: skip
-    for name, control in (("everything", EVERYTHING), ("off", OFF)):
-        same = {(r["document"], r["place"]): r["nll"] for r in rows if (r["policy"], r["what"]) == (control, "window")}
-        ratio = paired_ratio(nll, np.array([same[p] for p in places]), tokens, groups, seed)
-        found |= {f"by_{name}": ratio.value, f"by_{name}_low": ratio.low, f"by_{name}_high": ratio.high}
     wanted = sum(r.get("wanted", 0) for r in windows)
     found["still_there"] = sum(r["there"] for r in windows) / wanted if wanted else None
     churn = [r for r in mine if r["what"] == "churn"]
@@ -89,12 +94,28 @@ def _summary(rows: Sequence[Measurement], policy: str, capacity: int, seed: int)
     return found
 
 
+def _perplexity(rows: Sequence[Measurement], windows: Sequence[Measurement], seed: int) -> TableRow:
+    """Of a cell's windows; None where nothing was scored."""
+    ratios = [f"by_{name}{end}" for name in ("everything", "off") for end in ("", "_low", "_high")]
+    if not windows:
+        return dict.fromkeys(("tokens", "perplexity", "drawn", *ratios))
+    places = [(r["document"], r["place"]) for r in windows]
+    groups, drawn = bootstrap_groups([d for d, _ in places], [p for _, p in places])
+    nll, tokens = (np.array([r[k] for r in windows], dtype=float) for k in ("nll", "tokens"))
+    values: list[float] = []
+    for control in (EVERYTHING, OFF):
+        same = {(r["document"], r["place"]): r["nll"] for r in rows if (r["policy"], r["what"]) == (control, "window")}
+        values += paired_ratio(nll, np.array([same[p] for p in places]), tokens, groups, seed)
+    mean = float(np.exp(nll.sum() / tokens.sum()))
+    return {"tokens": int(tokens.sum()), "perplexity": mean, "drawn": drawn, **dict(zip(ratios, values, strict=True))}
+
+
 def _facts(rows: Sequence[Measurement], begins: str) -> TableRow:
-    tokens = sum(r["tokens"] for r in rows)
+    tokens = sum(r.get("tokens", 0) for r in rows)
     return {
         f"{begins}_facts": len(rows), f"{begins}_kept": _mean([r["kept"] for r in rows if "kept" in r]),
         f"{begins}_retrieved": _mean([r["hit"] for r in rows if "hit" in r]),
-        f"{begins}_right": _mean([r["correct"] for r in rows]),
+        f"{begins}_right": _mean([r["correct"] for r in rows if "correct" in r]),
         f"{begins}_tokens_right": sum(r["right_tokens"] for r in rows) / tokens if tokens else None,
         f"{begins}_nll_per_token": sum(r["nll"] for r in rows) / tokens if tokens else None,
     }  # fmt: skip
@@ -118,10 +139,10 @@ def _perplexities(found: Sequence[TableRow], policies: Sequence[str], capacities
     ]
 
 
-def _facts_row(row: TableRow) -> TableRow:
+def _facts_row(row: TableRow, answered: bool) -> TableRow:
     shown: TableRow = {"memory": row["policy"], "bank": short_tokens(row["capacity"]) if row["capacity"] else ""}
     for begins, name in (("asked", "asked"), ("silent", "never asked")):
-        for what in ("kept", "retrieved", "tokens_right"):
+        for what in ("kept", "retrieved", *(("tokens_right",) if answered else ())):
             shown[f"{name}: {what.replace('_', ' ')} [%]"] = _percent(row[f"{begins}_{what}"])
     return {**shown, "facts": row["asked_facts"] + row["silent_facts"]}
 
@@ -151,10 +172,14 @@ def _draw(data: Sequence[TableRow], policies: Sequence[str], title: str) -> Figu
     styles = looks(policies)
     for panels, corpus in zip(grid, corpora, strict=True):
         mine = [row for row in data if row["corpus"] == corpus]
-        _draw_perplexity(panels[0], mine, styles)
-        panels[0].set_ylabel(f"{corpus}\nperplexity / everything kept")
+        if any(row["by_everything"] is not None for row in mine):
+            _draw_perplexity(panels[0], mine, styles)
+            panels[0].set_ylabel(f"{corpus}\nperplexity / everything kept")
+        else:
+            _draw_shares(panels[0], mine, styles, "still_there")
+            panels[0].set_ylabel(f"{corpus}\nof what all would give, still there [%]")
         for axes, begins, name in zip(panels[1:], FACTS.values(), ("asked on the way", "never asked"), strict=False):
-            _draw_facts(axes, mine, styles, begins)
+            _draw_shares(axes, mine, styles, f"{begins}_kept")
             axes.set_title(f"planted early, {name}", fontsize=10)
             axes.set_ylabel("facts still there at the end [%]")
         for axes in panels:
@@ -186,8 +211,9 @@ def _draw_perplexity(axes: Axes, rows: Sequence[TableRow], styles: dict[str, dic
         axes.plot(x, y, **look, markersize=4, label=policy)
 
 
-def _draw_facts(axes: Axes, rows: Sequence[TableRow], styles: dict[str, dict[str, Any]], begins: str) -> None:
+def _draw_shares(axes: Axes, rows: Sequence[TableRow], styles: dict[str, dict[str, Any]], column: str) -> None:
     for policy, look in styles.items():
-        points = [p for p in _points(rows, policy) if p[f"{begins}_kept"] is not None]
-        axes.plot([p["capacity"] for p in points], [100 * p[f"{begins}_kept"] for p in points], **look, markersize=4)
+        points = [p for p in _points(rows, policy) if p[column] is not None]
+        x, y = [p["capacity"] for p in points], [100 * p[column] for p in points]
+        axes.plot(x, y, **look, markersize=4, label=policy)
     axes.set_ylim(-4, 104)

@@ -79,7 +79,7 @@ def test_what_a_small_bank_found_is_read_from_the_one_that_has_everything(byte_b
 
 def eviction(byte_backbone: Path, text_folder: Path, tmp_path: Path, *more: str) -> list[str]:
     folder = tmp_path / "book"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "book.txt").write_text(" ".join(f.read_text() for f in sorted(text_folder.glob("*.txt")))[:8000])
     small = tiny(byte_backbone, folder, tmp_path / "runs")
     return ["test", *small, "--config", str(EVAL / "eviction.yaml"), "--data.window", "64", "--data.stride", "48",
@@ -119,6 +119,29 @@ def test_eviction(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
+def test_without_a_model_the_same_is_kept_and_found(
+    byte_backbone: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = {"lru": {"policy": "lru"}, "attention": {"use": "attention"}}
+    options = eviction(byte_backbone, text_folder, tmp_path, "--evaluation.policies", json.dumps(policies))
+    assert main(options) == 0
+    seen = ("policy", "capacity", "what", "place", "wanted", "there", "kept", "hit", "asked", "evictions", "used",
+            "entries", "reach")  # fmt: skip
+
+    def kept() -> list[dict[str, Any]]:
+        return [{k: r[k] for k in seen if k in r} for r in rows_of(options)
+                if r["policy"] == "lru" or (r["policy"] == "everything kept" and r["what"] == "fact")]  # fmt: skip
+
+    with_model = kept()
+    capsys.readouterr()
+    assert main([*options, "--evaluation.with_model", "false"]) == 0
+    assert kept() == with_model and len(with_model) == 2 + 2 * (2 + 1 + 2)
+    assert all("nll" not in r and r["policy"] in ("lru", "everything kept") for r in rows_of(options))
+    told = capsys.readouterr().out
+    assert "Left out, since use by attention takes a model: attention." in told and "perplexity" not in told
+
+
+@pytest.mark.long
 def test_bad_evictions_are_told(
     byte_backbone: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +156,9 @@ def test_bad_evictions_are_told(
         (["--evaluation.policies", "{mine: {top_k: 4}}"], "evaluation.policies.mine=['top_k']"),
         (["--evaluation.facts", "90"], "evaluation.facts=90"),
         (["--memory.granularity", "chunk"], "memory.granularity='chunk'"),
+        (["--memory.retriever.name", "hidden", "--evaluation.with_model", "false"], "evaluation.with_model=False"),
+        (["--memory.use", "attention", "--evaluation.with_model", "false", "--evaluation.policies", "{lru: {}}"],
+         "Allowed: one by retrieval, without a model"),
     ):  # fmt: skip
         capsys.readouterr()
         assert main([*options, *more]) == 2
