@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lightning_memlong.cli.main import main
+from lightning_memlong.sweep import spread as spreading
+from lightning_memlong.sweep.execute import Outcome
 from lightning_memlong.sweep.spread import main as spread
 from lightning_memlong.sweep.spread import read
 from tests.integration.helpers import EVAL, ROOT, tiny
@@ -90,7 +95,7 @@ def test_bad_parts_are_told(
 def test_parts_as_processes(
     tiny_backbone: Path, text_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Here, more parts than documents; then as a job array, after one part was lost and another fails."""
+    """Here, more parts than documents; then as a job array, after the measurements of one part were lost."""
     options = grid(tiny_backbone, text_folder, tmp_path / "runs")
     words = [sys.executable, "-m", "lightning_memlong.sweep.spread", "--parts", "5"]
     done = subprocess.run([*words, *options], cwd=ROOT, text=True, capture_output=True)
@@ -102,7 +107,6 @@ def test_parts_as_processes(
     files[1].unlink()
     folder = files[0].parent
     slurm = ["--parts", "3", "--launcher", "slurm", "--launcher_args", "{cluster: local, timeout_min: 5}"]
-    files[2].chmod(0o444)
     assert spread([*slurm, *options]) == 0
     assert rows(tmp_path / "runs") == before and [len(f.read_text().splitlines()) for f in files] == [8, 8, 8]
     log = folder / "part-2-of-3.txt"
@@ -111,15 +115,71 @@ def test_parts_as_processes(
     assert "multiples of memory.chunk_size" in capfd.readouterr().err
 
 
-@pytest.mark.long
-def test_a_failed_part_stops_no_other(
-    tiny_backbone: Path, text_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_failed_part_is_told_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = grid(tiny_backbone, text_folder, tmp_path / "runs")
-    assert main([*options, "--part", "1/3"]) == 0
-    (first,) = (tmp_path / "runs").rglob("*.jsonl")
-    (first.parent / first.name.replace("1-of-3", "2-of-3")).mkdir()  # nobody can write a record there
-    assert spread(["--parts", "3", *options]) == 1
-    told = capfd.readouterr().out
-    assert "failed  part-2-of-3" in told and "1 of 3 parts are not done" in told and "finished  part-3-of-3" in told
-    assert len(rows(tmp_path / "runs")) == 16
+    """What parts and the report do is tried above; here, what becomes of it."""
+    shares = {"units": 4, "measurements": 12, "folder": str(tmp_path), "files": "*.jsonl"}
+    monkeypatch.setattr(spreading, "count_shares", lambda arguments: shares)
+    reported: list[list[str]] = []
+    monkeypatch.setattr(
+        spreading.subprocess, "run", lambda words: reported.append(words[2:]) or SimpleNamespace(returncode=0)
+    )
+    fails = {2}
+
+    def part(run: spreading.PartRun, watch: Any) -> Outcome:
+        watch(0)
+        return Outcome(run.name, "failed" if run.number in fails else "finished", 1.0, "killed (SIGKILL)")
+
+    monkeypatch.setattr(spreading, "make_part", part)
+    assert spread(["--parts", "3", "test", "--config", "mine.yaml"]) == 1 and not reported
+    told = capsys.readouterr().out
+    assert "failed  part-2-of-3  1 s  killed (SIGKILL)" in told and told.count("finished  part-") == 2
+    assert "1 of 3 parts are not done; the same command goes on" in told
+    fails.clear()
+    assert spread(["--parts", "9", "test", "--config", "mine.yaml"]) == 0
+    assert reported == [["test", "--config", "mine.yaml"]], "once all parts are done, one process reports"
+    assert "There are 4 to share out: 4 parts instead of 9." in capsys.readouterr().out
+    monkeypatch.setattr(spreading, "count_shares", lambda arguments: 2)
+    assert spread(["--parts", "3", "test"]) == 2, "what train.py says of bad settings is said before any part starts"
+
+
+def test_a_part_is_measured_by_one_process_and_its_failure_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = spreading.PartRun(2, 3, tmp_path, ("test",))
+    seen: list[list[str]] = []
+
+    def process(words: list[str], log: Any, lock: Any, look: Any) -> int:
+        seen.append(words[2:])
+        assert spreading.make_part(run).state == "elsewhere", "while it is going, nobody else begins it"
+        log.write("error: because\n")
+        log.flush()
+        return 2
+
+    monkeypatch.setattr(spreading, "run_process", process)
+    outcome = spreading.make_part(run)
+    assert (outcome.name, outcome.state, outcome.reason) == ("part-2-of-3", "failed", "status 2: error: because")
+    assert seen == [["test", "--part", "2/3"]] and "because" in (tmp_path / "part-2-of-3.txt").read_text()
+
+
+def test_interrupting_ends_all_parts(tmp_path: Path) -> None:
+    """The threads that wait for them are told; Ctrl-C reaches the main thread alone."""
+    ended: list[int] = []
+
+    def part(run: spreading.PartRun, watch: Any) -> Outcome:
+        if run.number == 1:
+            return Outcome(run.name, "finished")
+        try:
+            while True:
+                watch(0)
+                time.sleep(0.01)
+        finally:
+            ended.append(run.number)
+
+    runs = [spreading.PartRun(n, 3, tmp_path, ()) for n in (1, 2, 3)]
+    outcomes = spreading.at_once(runs, {}, tmp_path, lambda run: lambda steps: None, part)
+    assert next(outcomes).name == "part-1-of-3"
+    with pytest.raises(KeyboardInterrupt):
+        outcomes.throw(KeyboardInterrupt)
+    assert sorted(ended) == [2, 3]
