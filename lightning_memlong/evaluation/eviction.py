@@ -1,6 +1,6 @@
 """What a bank that forgets is worth against one that keeps everything: policies of eviction, by capacity."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.documents import check_corpora, find_documents
 from lightning_memlong.evaluation.eviction_questions import Questions
 from lightning_memlong.evaluation.eviction_replay import AS_NUMBERS, Replay, embedded
-from lightning_memlong.evaluation.eviction_report import EVERYTHING, report_eviction
+from lightning_memlong.evaluation.eviction_report import ASKED, EVERYTHING, SILENT, report_eviction
 from lightning_memlong.evaluation.eviction_windows import WindowsOfOne
 from lightning_memlong.evaluation.grid import OFF, ScoredDocument
 from lightning_memlong.evaluation.planted_bank import planted_bank
@@ -53,8 +53,8 @@ class EvictionGrid(Evaluation):
     evicts. All cells so have the same keys and values, and differ in what they still have. Use by attention takes a
     pass of the model for each window.
 
-    Measured are the perplexity of the same tokens in all cells; facts planted early, some asked for on the way and some
-    never before the end; and what was evicted. Chunks are searched by an exact index, once a window.
+    Measured are the perplexity of the same tokens in all cells; facts planted early, asked for on the way or never
+    before the end; and what was evicted. Chunks are searched by an exact index, once a window.
 
     Args:
         corpora: Name -> a path, or options of the data group that differ; null: the text of the data group alone.
@@ -63,8 +63,8 @@ class EvictionGrid(Evaluation):
         policies: Name -> fields of the memory group that differ: policy, policy_args, use, half_life.
         documents: Documents of a corpus, the first that are long enough [documents].
         windows: Windows scored of a document, evenly spread over its second half [windows].
-        facts: Facts planted in a document at 5 to 10 % of its length, every second one asked for on the way as well
-            [facts]; 0: none.
+        facts: Facts planted in a document at 5 to 10 % of its length, which is read twice with them: asked for on the
+            way as well, and never before the end [facts]; 0: none.
         fact_kind: key_value: a word and its number; passage: 96 words, whose first half asks for the second.
         asked_every: Tokens between questions on the way [tokens].
         with_model: Whether the model reads and answers. false: only what is kept and what is found, which the encoder
@@ -84,7 +84,7 @@ class EvictionGrid(Evaluation):
         policies: dict[str, dict[str, Any]] = POLICIES,
         documents: int = 3,
         windows: int = 6,
-        facts: int = 8,
+        facts: int = 4,
         fact_kind: FactKind = "key_value",
         asked_every: int = 2048,
         with_model: bool = True,
@@ -190,37 +190,48 @@ class EvictionGrid(Evaluation):
     def _cells(self) -> list[Cell]:
         return [*([Cell(OFF, 0)] if self.with_model else []), Cell(EVERYTHING, 0), *self._ways]
 
-    def _keys(self, document: ScoredDocument, cell: Cell) -> list[Measurement]:
-        what = [("window", end) for end in self.ends] if self.with_model or cell in self._ways else []
-        what += [("churn", 0)] if cell in self._ways else []
-        what += [("fact", number) for number in range(self.facts)]
+    def _window_keys(self, document: ScoredDocument, cell: Cell) -> list[Measurement]:
+        replayed = cell in self._ways
+        what = [("window", end) for end in self.ends] if self.with_model or replayed else []
+        what += [("churn", 0)] if replayed else []
         return [_key(document, cell, *each) for each in what]
+
+    def _fact_keys(self, document: ScoredDocument, cell: Cell) -> list[Measurement]:
+        """Nothing is counted, whatever is asked, where there is nothing to be evicted."""
+        asked = (SILENT, ASKED) if cell in self._ways else (SILENT,)
+        return [_key(document, cell, what, number) for what in asked for number in range(self.facts)]
 
     def planned(self) -> list[Measurement]:
         """Of all documents and cells, the windows, the facts, and what was evicted."""
-        return [key for d in self._documents for cell in self._cells for key in self._keys(d, cell)]
+        every = [(document, cell) for document in self._documents for cell in self._cells]
+        return [key for each in every for key in (*self._window_keys(*each), *self._fact_keys(*each))]
 
     # ---- measuring ----------------------------------------------------------------------------------------
 
     def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """One document after the other: read once, then cell by cell."""
-        every = [
-            (d, [cell for cell in self._cells if any(key not in record for key in self._keys(d, cell))])
-            for d in self._documents
-        ]
-        todo = [(document, cells) for document, cells in every if cells]
-        subject.progress.begin(sum(self.length + len(cells) * self._work(subject) for _, cells in todo), self.name)
-        for document, cells in todo:
+        todo = [(d, self._missing(d, record, self._window_keys), self._missing(d, record, self._fact_keys))
+                for d in self._documents]  # fmt: skip
+        todo = [each for each in todo if each[1] or each[2]]
+        work = len(self.ends) * subject.data.window
+        subject.progress.begin(sum(self.length + len(cells) * work for _, cells, _ in todo), self.name)
+        for document, cells, asked in todo:
             text, number = document.tokens[: self.length], int(document.facts["text"], 16)
             bank = self._read(subject, text, number)
             scorer = WindowsOfOne(subject, text, number, self.with_model)
             for cell in cells:
                 yield from self._windows(subject, document, cell, bank, scorer)
-                subject.progress.advance(self._work(subject))
-            if self.facts:
+                subject.progress.advance(work)
+            if asked:
                 with self._with_facts(subject, document, bank) as questions:
-                    for cell in cells:
-                        yield from self._asked(subject, document, cell, questions)
+                    for cell in asked:
+                        yield from self._asked(document, cell, questions)
+
+    def _missing(
+        self, document: ScoredDocument, record: Record, keys: Callable[[ScoredDocument, Cell], list[Measurement]]
+    ) -> list[Cell]:
+        """Cells that are not in the record yet."""
+        return [cell for cell in self._cells if any(key not in record for key in keys(document, cell))]
 
     def _read(self, subject: Subject, tokens: np.ndarray, document: int) -> BankView:
         """A bank that keeps everything."""
@@ -239,10 +250,6 @@ class EvictionGrid(Evaluation):
             return
         with planted_bank(subject, self._everything, bank, probe, text, subject.data.window):
             yield Questions(subject, bank, *about)
-
-    def _work(self, subject: Subject) -> int:
-        """Tokens of the passes of a cell, roughly."""
-        return len(self.ends) * subject.data.window
 
     def _windows(
         self, subject: Subject, document: ScoredDocument, cell: Cell, bank: BankView, scorer: "WindowsOfOne"
@@ -267,18 +274,16 @@ class EvictionGrid(Evaluation):
         churn = {"evictions": replay.evictions, "used": replay.used, "entries": len(held)}
         yield {**_key(document, cell, "churn", 0), **churn, "reach": self.length - int(held.positions.min())}
 
-    def _asked(
-        self, subject: Subject, document: ScoredDocument, cell: Cell, questions: Questions
-    ) -> Iterator[Measurement]:
+    def _asked(self, document: ScoredDocument, cell: Cell, questions: Questions) -> Iterator[Measurement]:
         if cell.policy == OFF:
-            found = questions.without_memory()
+            found = {SILENT: questions.without_memory()}
         elif cell.policy == EVERYTHING:
-            found = questions.against_everything(self._everything)
+            found = {SILENT: questions.against_everything(self._everything)}
         else:
-            found = questions.replayed(questions.replay(self._ways[cell]))
-        for number, measured in enumerate(found):
-            on_the_way = {"on_the_way": int(questions.on_the_way(number))}
-            yield {**_key(document, cell, "fact", number), **on_the_way, **measured}
+            way = self._ways[cell]
+            found = {w: questions.replayed(questions.replay(way), on_the_way=w == ASKED) for w in (SILENT, ASKED)}
+        for what, measured in found.items():
+            yield from ({**_key(document, cell, what, n), **facts} for n, facts in enumerate(measured))
 
     def report(self, measurements: list[Measurement]) -> Report:
         """Tables and figures."""

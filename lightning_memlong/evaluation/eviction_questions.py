@@ -18,7 +18,7 @@ from lightning_memlong.text.planting import Fact
 
 
 class Questions:
-    """Asks for the facts of one document. Every second one, from the first on, is asked for on the way, too.
+    """Asks for the facts of one document at its end; and before, if wanted, as often as they are to be used.
 
     A question follows the last chunk that was read, and retrieves by its own text.
 
@@ -46,24 +46,25 @@ class Questions:
         self.facts, self._document, self._every, self._answered = facts, document, every, answered
         self._asking: dict[int, Tensor] = {}
 
-    def on_the_way(self, number: int) -> bool:
-        """Whether a fact is asked for before the end."""
-        return number % 2 == 0
-
     def replay(self, retrieval: Retrieval) -> Replay:
         """The document with its facts, to be read into a bank with other settings."""
         return Replay(self._subject, retrieval, self._everything, self._tokens, self._document)
 
-    def replayed(self, replay: Replay) -> list[Measurement]:
-        """Read the document in a replay, asking on the way; then ask for each fact, and say what became of it."""
+    def replayed(self, replay: Replay, on_the_way: bool) -> list[Measurement]:
+        """Read the document in a replay; then ask for each fact, and say what became of it.
+
+        Args:
+            replay: Of this document.
+            on_the_way: Ask for all facts that were read before, too, which counts as use.
+        """
         asked = [0] * len(self.facts)
         until = 0
         for batch in replay.batches():
             replay.store(batch, replay.retrieve(batch))
             end = int(replay.bank.ends()[0])
-            if end // self._every > until // self._every and end < len(self._tokens):
+            if on_the_way and end // self._every > until // self._every and end < len(self._tokens):
                 for number, fact in enumerate(self.facts):
-                    if self.on_the_way(number) and fact.planted[1] <= end - replay.bank.chunk_size:
+                    if fact.planted[1] <= end - replay.bank.chunk_size:
                         asked[number] += 1
                         self._ask_on_the_way(replay, number, end)
             until = end

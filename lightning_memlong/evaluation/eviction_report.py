@@ -15,8 +15,8 @@ from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.evaluation.statistics import Ratio, bootstrap_groups, paired_ratio
 
 EVERYTHING = "everything kept"
-FACTS = {1: "asked", 0: "silent"}
-"""Facts that are asked for on the way, and those that are not, as columns of the file begin."""
+ASKED, SILENT = "asked", "silent"
+"""What is measured of facts: asked for on the way, or never before the end; columns of the file begin so."""
 
 
 def report_eviction(
@@ -42,7 +42,7 @@ def report_eviction(
         data += found
         if with_model:
             tables[f"{corpus}: perplexity"] = _perplexities(found, policies, capacities)
-        if any(r["what"] == "fact" for r in of_corpus):
+        if any(r["what"] == SILENT for r in of_corpus):
             tables[f"{corpus}: facts planted early, asked for at the end"] = [
                 _facts_row(row, with_model) for row in found
             ]
@@ -64,9 +64,9 @@ def _notes_on_perplexity(drawn: str) -> list[str]:
 
 def _notes_on_what_is_kept() -> list[str]:
     return [
-        "asked: on the way, too, which counts as use, so that a policy by use has a reason to keep the fact; "
-        "never asked: nothing tells it from the text around it. kept: a chunk with a part of it is in the bank at the "
-        "end; retrieved: it is among the chunks found; tokens right: of the answers', given the true ones before them.",
+        "asked: on the way, too, which counts as use, so that a policy by use has a reason to keep the fact; never "
+        "asked: the same facts in a reading without such questions. kept: a chunk with a part of it is in the bank at "
+        "the end; retrieved: it is among the chunks found; tokens right: of the answers', given the true ones before them.",
         "never used: of the entries that were evicted, those that nothing had retrieved (or, for use by attention, "
         "looked at). reach: from the oldest entry to the end of the text. still there: of the chunks that a bank that "
         "keeps everything finds for the scored windows, those that the bank has.",
@@ -89,8 +89,8 @@ def _summary(rows: Sequence[Measurement], policy: str, capacity: int, seed: int)
     found |= {"evictions": evicted if churn else None, "entries": _mean([r["entries"] for r in churn])}
     found["never_used"] = 1 - sum(r["used"] for r in churn) / evicted if evicted else None
     found["reach"] = _mean([r["reach"] for r in churn])
-    for on_the_way, begins in FACTS.items():
-        found |= _facts([r for r in mine if r["what"] == "fact" and r["on_the_way"] == on_the_way], begins)
+    for what in (ASKED, SILENT):  # with nothing to be evicted it does not matter who asks
+        found |= _facts([r for r in mine if r["what"] == (what if capacity else SILENT)], what)
     return found
 
 
@@ -141,10 +141,10 @@ def _perplexities(found: Sequence[TableRow], policies: Sequence[str], capacities
 
 def _facts_row(row: TableRow, answered: bool) -> TableRow:
     shown: TableRow = {"memory": row["policy"], "bank": short_tokens(row["capacity"]) if row["capacity"] else ""}
-    for begins, name in (("asked", "asked"), ("silent", "never asked")):
+    for begins, name in ((ASKED, "asked"), (SILENT, "never asked")):
         for what in ("kept", "retrieved", *(("tokens_right",) if answered else ())):
             shown[f"{name}: {what.replace('_', ' ')} [%]"] = _percent(row[f"{begins}_{what}"])
-    return {**shown, "facts": row["asked_facts"] + row["silent_facts"]}
+    return {**shown, "facts": row["silent_facts"]}
 
 
 def _churn_row(row: TableRow) -> TableRow:
@@ -178,7 +178,7 @@ def _draw(data: Sequence[TableRow], policies: Sequence[str], title: str) -> Figu
         else:
             _draw_shares(panels[0], mine, styles, "still_there")
             panels[0].set_ylabel(f"{corpus}\nof what all would give, still there [%]")
-        for axes, begins, name in zip(panels[1:], FACTS.values(), ("asked on the way", "never asked"), strict=False):
+        for axes, begins, name in zip(panels[1:], (ASKED, SILENT), ("asked on the way", "never asked"), strict=False):
             _draw_shares(axes, mine, styles, f"{begins}_kept")
             axes.set_title(f"planted early, {name}", fontsize=10)
             axes.set_ylabel("facts still there at the end [%]")

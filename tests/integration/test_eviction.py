@@ -1,6 +1,7 @@
 """Eviction: replays against reading, and the whole evaluation through train.py."""
 
 import csv
+import itertools
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -94,18 +95,18 @@ def test_eviction(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> Non
     options = eviction(byte_backbone, text_folder, tmp_path, "--evaluation.policies", json.dumps(policies))
     assert main(options) == 0
     rows = rows_of(options)
-    assert len(rows) == 2 * (2 + 2) + 4 * (2 + 1 + 2), "off and everything; two policies of two capacities"
+    assert len(rows) == 2 * (2 + 2) + 4 * (2 + 1 + 4), "off and everything; two policies of two capacities"
     windows = [r for r in rows if r["what"] == "window"]
     assert {r["place"] for r in windows if r["policy"] == "fifo"} == {r["place"] for r in windows}
     assert all(r["place"] - 48 >= 3200 and r["tokens"] == 48 for r in windows)
-    facts = {(r["policy"], r["capacity"], r["place"]): r for r in rows if r["what"] == "fact"}
-    for policy in policies:
-        for size in (128, 256):
-            asked, silent = facts[policy, size, 0], facts[policy, size, 1]
-            assert asked["asked"] > 10 and silent["asked"] == 0 and asked["on_the_way"] and not silent["on_the_way"]
-            assert asked["hit"] <= asked["kept"] and silent["hit"] <= silent["kept"]
-    assert all(facts["fifo", size, n]["kept"] == 0 for size in (128, 256) for n in (0, 1)), "fifo forgets what is old"
-    assert "kept" not in facts["off", 0, 0] and facts["everything kept", 0, 0]["hit"] == 1
+    facts = {(r["policy"], r["capacity"], r["what"], r["place"]): r for r in rows if r["what"] in ("asked", "silent")}
+    for policy, size, number in itertools.product(policies, (128, 256), (0, 1)):
+        asked, silent = (facts[policy, size, what, number] for what in ("asked", "silent"))
+        assert asked["asked"] > 10 and silent["asked"] == 0
+        assert asked["hit"] <= asked["kept"] and silent["hit"] <= silent["kept"]
+        assert policy != "fifo" or not (asked["kept"] or silent["kept"]), "fifo forgets what is old"
+    assert facts["attention", 256, "asked", 0]["kept"] == 1, "what is used stays"
+    assert "kept" not in facts["off", 0, "silent", 0] and facts["everything kept", 0, "silent", 0]["hit"] == 1
     churn = {(r["policy"], r["capacity"]): r for r in rows if r["what"] == "churn"}
     assert all(churn["fifo", c]["evictions"] + churn["fifo", c]["entries"] == 6400 // 16 for c in (128, 256))
     assert churn["fifo", 128]["reach"] < churn["fifo", 256]["reach"] <= 256
@@ -130,12 +131,12 @@ def test_without_a_model_the_same_is_kept_and_found(
 
     def kept() -> list[dict[str, Any]]:
         return [{k: r[k] for k in seen if k in r} for r in rows_of(options)
-                if r["policy"] == "lru" or (r["policy"] == "everything kept" and r["what"] == "fact")]  # fmt: skip
+                if r["policy"] == "lru" or (r["policy"] == "everything kept" and r["what"] == "silent")]  # fmt: skip
 
     with_model = kept()
     capsys.readouterr()
     assert main([*options, "--evaluation.with_model", "false"]) == 0
-    assert kept() == with_model and len(with_model) == 2 + 2 * (2 + 1 + 2)
+    assert kept() == with_model and len(with_model) == 2 + 2 * (2 + 1 + 4)
     assert all("nll" not in r and r["policy"] in ("lru", "everything kept") for r in rows_of(options))
     told = capsys.readouterr().out
     assert "Left out, since use by attention takes a model: attention." in told and "perplexity" not in told
