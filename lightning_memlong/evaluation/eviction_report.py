@@ -56,8 +56,9 @@ def report_eviction(
 def _notes_on_perplexity(drawn: str) -> list[str]:
     return [
         f"In brackets: by the perplexity of a bank that keeps everything, on the same tokens, and its 95 % bootstrap "
-        f"interval over {drawn}; above 1: what was evicted is missed. {OFF} and {EVERYTHING} have no capacity.",
-        "A policy pays if it is nearer to 1 than fifo, which looks at nothing: their intervals say whether it is.",
+        f"interval over {drawn}; above 1: what was evicted is missed, below 1: it had misled. {OFF} and {EVERYTHING} "
+        "have no capacity.",
+        "A policy pays if it is below fifo, which looks at nothing: their intervals say whether it is.",
         "Keys and values are the same in all cells: documents were read without memory.",
     ]
 
@@ -66,7 +67,7 @@ def _notes_on_what_is_kept() -> list[str]:
     return [
         "asked: on the way, too, which counts as use, so that a policy by use has a reason to keep the fact; never "
         "asked: the same facts in a reading without such questions. kept: a chunk with a part of it is in the bank at "
-        "the end; retrieved: it is among the chunks found; tokens right: of the answers', given the true ones before them.",
+        "the end; retrieved: it is among the chunks found; tokens right: of the answers', given the true ones before.",
         "never used: of the entries that were evicted, those that nothing had retrieved (or, for use by attention, "
         "looked at). reach: from the oldest entry to the end of the text. still there: of the chunks that a bank that "
         "keeps everything finds for the scored windows, those that the bank has.",

@@ -14,9 +14,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from lightning_memlong.cli.console import wide_console
+from lightning_memlong.cli.messages import quiet_libraries
 from lightning_memlong.cli.parser import Parser
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.distributed import say
@@ -188,6 +190,7 @@ def read(arguments: list[str]) -> tuple[Spread, list[str]]:
         UserError: For values that cannot be used.
     """
     at = arguments.index("test") if "test" in arguments else len(arguments)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog="python -m lightning_memlong.sweep.spread", description=DESCRIPTION)
     parser.add_class_arguments(Spread)
     parsed = parser.parse_args([word for word in arguments[:at] if word != "--"])
@@ -195,7 +198,7 @@ def read(arguments: list[str]) -> tuple[Spread, list[str]]:
     require(bool(rest), "command", " ".join(arguments), "options, then test and its own", "see --help")
     given = [word for word in rest if word.partition("=")[0] == "--part"]
     require(not given, "part", given, "nothing: parts says it", "leave it out")
-    return Spread(**vars(parser.instantiate_classes(parsed))), rest
+    return Spread(**{name: parsed[name] for name in Spread.__dataclass_fields__}), rest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,14 +207,15 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1 if a part failed; 2 after a mistake that a person can fix; 130 when interrupted.
     """
-    try:
-        return spread_over(*read(list(sys.argv[1:] if arguments is None else arguments)))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        say("\nInterrupted. What is measured is kept; the same command goes on from there.")
-        return 130
+    with quiet_libraries():
+        try:
+            return spread_over(*read(list(sys.argv[1:] if arguments is None else arguments)))
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        except KeyboardInterrupt:
+            say("\nInterrupted. What is measured is kept; the same command goes on from there.")
+            return 130
 
 
 if __name__ == "__main__":
