@@ -17,7 +17,7 @@ from datamodules.documents import DocumentDataModule
 from lightning_memlong.attention import require_gradients
 from lightning_memlong.cli.checkpoints import note_differences
 from lightning_memlong.cli.console import ParameterSummary, show_parameters, show_perplexity
-from lightning_memlong.cli.evaluate import evaluate
+from lightning_memlong.cli.evaluate import check_part, evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import (
@@ -55,6 +55,9 @@ from lightning_memlong.training.checkpoint_io import write_whole_checkpoints
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
 from lightning_memlong.training.loggers import MetricsCSV, tensorboard_loggers
 
+PART_HELP = """Of an evaluation, N/M: measure every M-th document (or whatever it measures whole) from the N-th on,
+while other processes measure the others; without --part the same command then reports on all. count: say how many there
+are, and measure nothing."""
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
 """Of results in the table that is printed."""
 
@@ -115,6 +118,7 @@ class MemLongCLI(CheckpointAwareCLI):
                 default=None,
                 help="An evaluation to run instead of the perplexity of the test text: see conf/eval/.",
             )
+            parser.add_argument("--part", type=str | None, default=None, help=PART_HELP)
         parser.link_arguments("model.backbone", "data.init_args.tokenizer")
         parser.link_arguments("memory.chunk_size", "data.init_args.chunk_size")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
@@ -158,6 +162,10 @@ class MemLongCLI(CheckpointAwareCLI):
         """
         if self.subcommand == "export":
             check_push(self.config["export"].push_to_hub, self.config["export"].private)
+        if self.subcommand == "test":
+            # It is no setting: the run folder is that of all parts.
+            self._part, self.config["test"].part = self.config["test"].part, None
+            check_part(self._part, self._evaluates())
         if self._evaluates():
             name = str(self.subcommand)
             config = self.config[name]
@@ -259,8 +267,8 @@ class MemLongCLI(CheckpointAwareCLI):
         def corpus(name: str, given: Any) -> DocumentDataModule:
             return open_data(name, given, config)
 
-        path = self.config["test"].ckpt_path
-        evaluate(self.trainer, self.model, self.datamodule, self._built("evaluation"), corpus, path, self._identity)
+        path, chosen = self.config["test"].ckpt_path, self._built("evaluation")
+        evaluate(self.trainer, self.model, self.datamodule, chosen, corpus, path, self._identity, self._part)
 
     def after_test(self) -> None:
         """Print perplexity with memory on and off; an evaluation has printed its tables."""

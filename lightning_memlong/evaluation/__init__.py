@@ -5,6 +5,7 @@
 """
 
 from lightning_memlong.evaluation.base import Evaluation, Progress, Report, Subject, TableRow
+from lightning_memlong.evaluation.eviction import EvictionGrid
 from lightning_memlong.evaluation.figures import draw_layers
 from lightning_memlong.evaluation.icl import InContextLearning
 from lightning_memlong.evaluation.layer_grid import READERS, LayerChoice, layer_grid, layer_table, sweep_layers
@@ -15,6 +16,7 @@ from lightning_memlong.evaluation.record import Measurement, Record
 __all__ = [
     "READERS",
     "Evaluation",
+    "EvictionGrid",
     "InContextLearning",
     "LayerChoice",
     "Measurement",

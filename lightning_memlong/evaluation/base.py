@@ -97,6 +97,8 @@ class Evaluation(ABC):
     name = "evaluation"
     keys: tuple[str, ...] = ()
     """The columns that tell one measurement from another."""
+    whole: tuple[str, ...] = ()
+    """Of these, the ones that tell apart what only one process can measure, such as documents: it is read once."""
 
     @property
     def reads_data(self) -> bool:
@@ -110,6 +112,10 @@ class Evaluation(ABC):
         Raises:
             UserError: If it cannot be measured; nothing has been measured then.
         """
+
+    def unit_of(self, measurement: Measurement) -> tuple[Any, ...]:
+        """What a measurement belongs to that is measured whole, by one part of several; by itself, if nothing is."""
+        return tuple(measurement[name] for name in self.whole or self.keys)
 
     @property
     def remarks(self) -> list[str]:

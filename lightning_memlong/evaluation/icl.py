@@ -56,6 +56,7 @@ class InContextLearning(Evaluation):
 
     name = "icl"
     keys = ("task", "seed", "context", "memory", "selection")
+    whole = ("task", "seed")
 
     def __init__(
         self,

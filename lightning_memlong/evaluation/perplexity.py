@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, Literal
 
-import numpy as np
-
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.alternatives import TITLES, AlternativeKind, open_alternatives
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
+from lightning_memlong.evaluation.documents import check_corpora, find_documents
 from lightning_memlong.evaluation.grid import HINDSIGHT, LONGER, OFF, Grid, ScoredDocument
 from lightning_memlong.evaluation.peers import Peer
 from lightning_memlong.evaluation.perplexity_report import report_perplexity
@@ -69,6 +68,7 @@ class PerplexityGrid(Evaluation):
 
     name = "perplexity"
     keys = ("corpus", "document", "text", "window", "length", "setting")
+    whole = ("corpus", "document", "text")
 
     def __init__(
         self,
@@ -96,9 +96,7 @@ class PerplexityGrid(Evaluation):
             n for n in names if n in (OFF, LONGER, HINDSIGHT, *TITLES) or not isinstance(n, str) or names.count(n) > 1
         ]
         require(not taken, "evaluation.settings", taken, "names of their own, as text", "choose others")
-        ok = corpora is None or (bool(corpora) and all(isinstance(n, str) for n in corpora))
-        allowed = "null, or at least one, each under a name that is text"
-        require(ok, "evaluation.corpora", corpora, allowed, "name one, in quotes where YAML reads no or on")
+        check_corpora(corpora)
         self.corpora, self.lengths, self.settings, self.protocol = corpora, sorted(set(lengths)), settings, protocol
         self.documents, self.windows, self.longer_window = documents, windows, longer_window
         for kind in alternatives:
@@ -116,7 +114,9 @@ class PerplexityGrid(Evaluation):
         """Check settings, find the documents, load encoders and peers."""
         retrievals, readings = self._ways(subject)
         peers = {name: Peer(name, backbone, subject.device) for name, backbone in self.peers.items()}
-        self._documents = [d for name, data in self._data(subject).items() for d in self._long_enough(name, data)]
+        least = max(self.lengths) if self.protocol == "sliding" else max(min(self.lengths), subject.data.window)
+        lengths = ("evaluation.lengths", self.lengths)
+        self._documents = find_documents(subject, self.corpora, self.documents, least, *lengths)
         self._check(subject)
         data = subject.data
         longest = getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths)
@@ -171,25 +171,6 @@ class PerplexityGrid(Evaluation):
         allowed = f"multiples of memory.chunk_size={chunk}" + (f" above data.stride={stride}" if least > 2 else "")
         require(ok, "evaluation.lengths", self.lengths, allowed, "change the lengths, or --data.stride")
 
-    def _data(self, subject: Subject) -> dict[str, Any]:
-        if self.corpora is None:
-            return {subject.data.text_name: subject.data}
-        return {name: subject.open_data(name, options) for name, options in self.corpora.items()}
-
-    def _long_enough(self, corpus: str, data: Any) -> list[ScoredDocument]:
-        least = max(self.lengths) if self.protocol == "sliding" else max(min(self.lengths), data.window)
-        found: list[ScoredDocument] = []
-        longest = 0
-        for name, tokens in data.whole_documents("test"):
-            longest = max(longest, len(tokens))
-            if len(tokens) >= least:
-                found.append(ScoredDocument(corpus, name, np.asarray(tokens)))
-            if len(found) == self.documents:
-                break
-        fix = f"lower the lengths, or read longer documents; the longest of {corpus} has {longest} tokens"
-        require(bool(found), "evaluation.lengths", self.lengths, f"at most {longest} tokens for {corpus}", fix)
-        return found
-
     @property
     def remarks(self) -> list[str]:
         """Peers that are left out at some lengths."""
@@ -204,15 +185,18 @@ class PerplexityGrid(Evaluation):
 
     def planned(self) -> list[Measurement]:
         """The cells of all documents."""
-        alone = [([document], w) for document in self._documents for w in self._grid.windows_of([document])]
-        return [key for documents, window in alone for key in self._grid.keys_of(documents, window)]
+        return [key for document in self._documents for key in self._keys_of(document)]
+
+    def _keys_of(self, document: ScoredDocument) -> list[Measurement]:
+        return [k for window in self._grid.windows_of([document]) for k in self._grid.keys_of([document], window)]
 
     # ---- measuring ----------------------------------------------------------------------------------------
 
     def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """One group of documents after the other; of each window all cells, so that no window is half measured."""
         grid, rows = self._grid, subject.data.batch_size
-        corpora = [list(documents) for _, documents in groupby(self._documents, lambda d: d.corpus)]
+        left = [d for d in self._documents if any(key not in record for key in self._keys_of(d))]
+        corpora = [list(documents) for _, documents in groupby(left, lambda d: d.corpus)]
         groups = [documents[i : i + rows] for documents in corpora for i in range(0, len(documents), rows)]
         todo = [
             (g, [w for w in grid.windows_of(g) if any(key not in record for key in grid.keys_of(g, w))]) for g in groups

@@ -5,15 +5,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-
 from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.planted_bank import planted_bank
 from lightning_memlong.evaluation.recall_report import report_recall
 from lightning_memlong.evaluation.record import Measurement, Record
-from lightning_memlong.evaluation.scoring import ScoredSpans, read_documents, score_windows, window_batch
+from lightning_memlong.evaluation.scoring import ScoredSpans, among, read_documents, score_answer, window_batch
 from lightning_memlong.retrieval import Retrieval, embed_texts, retrieve_for
 from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
 
@@ -46,6 +44,7 @@ class RecallProbes(Evaluation):
 
     name = "recall"
     keys = ("kind", "length", "depth", "sample", "setting")
+    whole = ("kind", "length", "depth", "sample")
 
     def __init__(
         self,
@@ -150,23 +149,11 @@ class RecallProbes(Evaluation):
         probe: Probe,
         start: int,
     ) -> Measurement:
-        losses, output = score_windows(subject, batch, memory)
-        answer = torch.from_numpy(probe.tokens[probe.answer :])
-        with torch.no_grad(), subject.autocast():
-            likeliest = subject.model.head.logits(output.hidden[0, -len(answer) - 1 : -1]).argmax(-1).cpu()
-        found: Measurement = {
-            **spec._asdict(),
-            "setting": name,
-            "nll": float(losses.double().sum()),
-            "tokens": len(answer),
-        }
-        right = likeliest == answer
-        found |= {"correct": int(right.all()), "right_tokens": int(right.sum())}
+        scored, _ = score_answer(subject, batch, memory, probe.tokens[probe.answer :])
+        found: Measurement = {**spec._asdict(), "setting": name, **scored}
         found["local"] = int(probe.planted[0] >= start)
-        size = subject.memory.chunk_size
         if memory is not None:
-            places = memory.positions[memory.positions >= 0]
-            found["hit"] = int(((places < probe.planted[1]) & (places + size > probe.planted[0])).any())
+            found["hit"] = int(among(memory, probe.planted, subject.memory.chunk_size))
         return found
 
     def report(self, measurements: list[Measurement]) -> Report:

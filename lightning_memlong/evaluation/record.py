@@ -19,38 +19,53 @@ class Record:
     Args:
         file: Where they are kept; made if it is not there.
         keys: The columns that tell one measurement from another.
+        beside: Files of other processes, which may still be writing: what they hold is known, and they are not written.
+        elsewhere: Measurements that are made by others, and so not here, made or not.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If a file is damaged.
     """
 
-    def __init__(self, file: Path, keys: Iterable[str]) -> None:
+    def __init__(
+        self, file: Path, keys: Iterable[str], beside: Iterable[Path] = (), elsewhere: Iterable[Measurement] = ()
+    ) -> None:
         self.file, self.keys = file, tuple(keys)
         self.measurements: list[Measurement] = []
-        if file.exists():
-            self._read()
-        self._known = {self._key(measurement) for measurement in self.measurements}
+        self._known: set[tuple[Any, ...]] = set()
+        for each in (file, *beside):
+            if each.exists():
+                self._take(self._read(each))
         self.found = len(self.measurements)
+        self._elsewhere = {self._key(measurement) for measurement in elsewhere}
 
-    def _read(self) -> None:
-        text = self.file.read_text()
+    def _read(self, file: Path) -> list[Measurement]:
+        text = file.read_text()
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.file.write_text(whole)
+        if whole != text and file == self.file:
+            file.write_text(whole)
         try:
-            self.measurements = [json.loads(line) for line in whole.splitlines()]
-            [self._key(measurement) for measurement in self.measurements]
+            measurements = [json.loads(line) for line in whole.splitlines()]
+            [self._key(measurement) for measurement in measurements]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.file}: measurements of an earlier run cannot be read ({error}). Allowed: what an evaluation "
+                f"{file}: measurements of an earlier run cannot be read ({error}). Allowed: what an evaluation "
                 "wrote. Fix: delete the file; they are made again."
             ) from error
+        return measurements
+
+    def _take(self, measurements: Iterable[Measurement]) -> None:
+        """Know them; of two of the same, the first."""
+        for measurement in measurements:
+            if (key := self._key(measurement)) not in self._known:
+                self._known.add(key)
+                self.measurements.append(measurement)
 
     def _key(self, measurement: Measurement) -> tuple[Any, ...]:
         return tuple(measurement[name] for name in self.keys)
 
     def __contains__(self, measurement: Measurement) -> bool:
-        return self._key(measurement) in self._known
+        key = self._key(measurement)
+        return key in self._known or key in self._elsewhere
 
     def of(self, planned: Iterable[Measurement]) -> list[Measurement]:
         """The measurements that are planned."""
@@ -63,5 +78,4 @@ class Record:
             return
         with self.file.open("a") as out:
             out.write(json.dumps(measurement) + "\n")
-        self.measurements.append(measurement)
-        self._known.add(self._key(measurement))
+        self._take([measurement])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.evaluation.base import Subject
+from lightning_memlong.evaluation.record import Measurement
 from lightning_memlong.generation import Span, read_windows, reading_stride
 from lightning_memlong.model import MemLongOutput
 from lightning_memlong.retrieval import Retrieval
@@ -110,6 +111,25 @@ def score_windows(
         labels = batch["labels"][:, -output.hidden.shape[1] :]
         losses = subject.model.head.loss(output.hidden, labels, reduction="none")
     return losses.float().cpu(), output
+
+
+def score_answer(
+    subject: Subject, batch: dict[str, Any], memory: Retrieved | None, answer: np.ndarray
+) -> tuple[Measurement, MemLongOutput]:
+    """Loss of an answer (a,) that ends a window, and which of its tokens are the most likely ones; and the output."""
+    losses, output = score_windows(subject, batch, memory)
+    expected = torch.from_numpy(answer)
+    with torch.no_grad(), subject.autocast():
+        likeliest = subject.model.head.logits(output.hidden[0, -len(expected) - 1 : -1]).argmax(-1).cpu()
+    right = likeliest == expected
+    found: Measurement = {"nll": float(losses.double().sum()), "tokens": len(expected)}
+    return found | {"correct": int(right.all()), "right_tokens": int(right.sum())}, output
+
+
+def among(memory: Retrieved, place: tuple[int, int], chunk_size: int) -> bool:
+    """Whether chunks that were retrieved hold some of the tokens from one place to another."""
+    begins = memory.positions[memory.positions >= 0]
+    return bool(((begins < place[1]) & (begins + chunk_size > place[0])).any())
 
 
 def _kept(labels: Tensor) -> int:

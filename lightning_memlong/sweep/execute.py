@@ -96,7 +96,7 @@ def execute(run: Run, watch: Watch | None = None) -> Outcome:
     seconds = time.monotonic() - begun
     if status == 0 and results(run) is not None:
         return Outcome(run.name, "finished", seconds)
-    return Outcome(run.name, "failed", seconds, _last_words(run.folder / "log.txt", said, status))
+    return Outcome(run.name, "failed", seconds, last_words(run.folder / "log.txt", said, status))
 
 
 def run_process(words: list[str], log: IO[str], lock: IO[str], look: Callable[[], Any]) -> int:
@@ -129,7 +129,7 @@ def _steps(run: Run) -> int:
     return int(lines[-1].split(",")[header.split(",").index("step")]) + 1 if lines else 0
 
 
-def _last_words(file: Path, since: int, status: int) -> str:
+def last_words(file: Path, since: int, status: int) -> str:
     """Why a run failed: its error message, the signal that killed it, or its last line."""
     with file.open() as log:
         log.seek(since)

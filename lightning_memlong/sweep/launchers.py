@@ -9,16 +9,22 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.sweep.execute import Outcome, Watch, execute
 from lightning_memlong.sweep.trials import Run
 
-Launch = Callable[[list[Run], dict[str, Any], Path, Callable[[Run], Watch]], Iterator[Outcome]]
+Launch = Callable[..., Iterator[Outcome]]
+Make = Callable[..., Outcome]
+"""Makes one of what is launched, in the process it is called in; it and what it is given can be pickled."""
 
 
-def here(runs: list[Run], options: dict[str, Any], folder: Path, watch: Callable[[Run], Watch]) -> Iterator[Outcome]:
+def here(
+    runs: list[Run], options: dict[str, Any], folder: Path, watch: Callable[[Run], Watch], make: Make = execute
+) -> Iterator[Outcome]:
     """One after the other."""
     for run in runs:
-        yield execute(run, watch(run))
+        yield make(run, watch(run))
 
 
-def slurm(runs: list[Run], options: dict[str, Any], folder: Path, watch: Callable[[Run], Watch]) -> Iterator[Outcome]:
+def slurm(
+    runs: list[Run], options: dict[str, Any], folder: Path, watch: Callable[[Run], Watch], make: Make = execute
+) -> Iterator[Outcome]:
     """A job array; outcomes come as jobs end.
 
     Args:
@@ -26,19 +32,22 @@ def slurm(runs: list[Run], options: dict[str, Any], folder: Path, watch: Callabl
         options: ``cluster`` (slurm, or local to try it), and parameters of the executor.
         folder: For submitit's own files.
         watch: Not used: progress is in the jobs' logs.
+        make: What makes one of them.
     """
     submitit = extra("submitit", "slurm")
     parameters = dict(options)
     executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=parameters.pop("cluster", "slurm"))
     executor.update_parameters(**({"timeout_min": 24 * 60, "name": folder.name} | parameters))
-    jobs = executor.map_array(execute, runs)
+    jobs = executor.map_array(make, runs)
     waiting = dict(zip(jobs, runs, strict=True))
     for job in submitit.helpers.as_completed(jobs):
         error = job.exception()
         yield job.result() if error is None else Outcome(waiting[job].name, "failed", reason=str(error))
 
 
-def on_ray(runs: list[Run], options: dict[str, Any], folder: Path, watch: Callable[[Run], Watch]) -> Iterator[Outcome]:
+def on_ray(
+    runs: list[Run], options: dict[str, Any], folder: Path, watch: Callable[[Run], Watch], make: Make = execute
+) -> Iterator[Outcome]:
     """Tasks of a Ray cluster, started here if there is none; outcomes come as tasks end.
 
     Args:
@@ -46,11 +55,12 @@ def on_ray(runs: list[Run], options: dict[str, Any], folder: Path, watch: Callab
         options: ``address`` of a cluster, and options of the tasks.
         folder: Not used.
         watch: Not used: progress is in the runs' logs.
+        make: What makes one of them.
     """
     ray = extra("ray", "ray")
     resources = dict(options)
     ray.init(address=resources.pop("address", None), ignore_reinit_error=True, log_to_driver=False)
-    task = ray.remote(**({"num_cpus": 1, "max_retries": 0} | resources))(execute)
+    task = ray.remote(**({"num_cpus": 1, "max_retries": 0} | resources))(make)
     waiting = {task.remote(run): run for run in runs}
     try:
         while waiting:

@@ -102,6 +102,57 @@ def plant(
     return Probe(tokens, spans[0], spans, room, room + len(asked))
 
 
+@dataclass(frozen=True)
+class Fact:
+    """Something planted in a text, which can be asked for at any place after it."""
+
+    planted: tuple[int, int]
+    """Where it stands [tokens]."""
+    question: str
+    """What asks for it."""
+    asking: np.ndarray
+    """(q,) tokens of the question."""
+    answer: np.ndarray
+    """(a,) tokens that are to follow."""
+
+
+def plant_facts(
+    kind: str, count: int, between: tuple[float, float], text: np.ndarray, seed: str, tokenizer: Any, key: str
+) -> tuple[np.ndarray, list[Fact]]:
+    """A text with facts planted in it, evenly spread over a part of it; they take the place of what stood there.
+
+    Args:
+        kind: key_value or passage, as for :func:`plant`; a pass key can be told from no other.
+        count: How many facts.
+        between: Depths of the text, from 0 to 1, that they stand between.
+        text: (T,) tokens.
+        seed: Of what is drawn.
+        tokenizer: The backbone's.
+        key: The setting that says how many, for messages.
+
+    Returns:
+        Tokens (T,), and the facts in their order.
+
+    Raises:
+        UserError: If there is no room for them.
+    """
+    mixer = random.Random(f"{kind} {seed}")
+    require(count <= len(WORDS), key, count, f"at most {len(WORDS)}", "lower it")
+    words = mixer.sample(WORDS, count)
+    told = [_pair(w, mixer.randrange(10_000, 100_000)) if kind == "key_value" else _passage(mixer) for w in words]
+    planted = [np.asarray(_ids(tokenizer, needle), dtype=np.int64) for needle, _, _ in told]
+    begin, end = (round(depth * len(text)) for depth in between)
+    most = (end - begin) // (2 * max(map(len, planted)))
+    require(count <= most, key, count, f"at most {most} between depths of {len(text)} tokens", "lower it")
+    tokens, facts = text.astype(np.int64), []
+    for number, (ids, (_, question, answer)) in enumerate(zip(planted, told, strict=True)):
+        start = begin + number * (end - begin) // count
+        tokens[start : start + len(ids)] = ids
+        asking, expected = (np.asarray(_ids(tokenizer, t), dtype=np.int64) for t in (question, answer))
+        facts.append(Fact((start, start + len(ids)), question, asking, expected))
+    return tokens, facts
+
+
 def _texts(kind: str, mixer: random.Random) -> tuple[list[str], str, str]:
     """What is planted, first what is asked for, the question and the answer."""
     if kind == "pass_key":
@@ -111,11 +162,22 @@ def _texts(kind: str, mixer: random.Random) -> tuple[list[str], str, str]:
     if kind == "key_value":
         words = mixer.sample(WORDS, PAIRS)
         numbers = [mixer.randrange(10_000, 100_000) for _ in words]
-        pairs = [f" The number of the {w} is {n}. Remember the {w}: {n}." for w, n in zip(words, numbers, strict=True)]
-        return pairs, f" What is the number of the {words[0]}? The number of the {words[0]} is", f" {numbers[0]}"
+        pairs = [_pair(w, n) for w, n in zip(words, numbers, strict=True)]
+        return [needle for needle, _, _ in pairs], *pairs[0][1:]
+    needle, question, answer = _passage(mixer)
+    return [needle], question, answer
+
+
+def _pair(word: str, number: int) -> tuple[str, str, str]:
+    """A word and its number: what is planted, the question and the answer."""
+    question = f" What is the number of the {word}? The number of the {word} is"
+    return f" The number of the {word} is {number}. Remember the {word}: {number}.", question, f" {number}"
+
+
+def _passage(mixer: random.Random) -> tuple[str, str, str]:
+    """Words: what is planted, its first half and its second."""
     words = [mixer.choice(WORDS) for _ in range(96)]
-    passage = " ".join(words)
-    return [f" {passage}."], " " + " ".join(words[:48]), " " + " ".join(words[48:]) + "."
+    return f" {' '.join(words)}.", " " + " ".join(words[:48]), " " + " ".join(words[48:]) + "."
 
 
 def _places(room: int, lengths: list[int], depth: float) -> list[int]:

@@ -18,6 +18,8 @@ from lightning_memlong.cli.chat import main as chat
 from lightning_memlong.cli.main import main
 from lightning_memlong.config import MemoryConfig, ModelConfig, RetrieverConfig, TuningConfig
 from lightning_memlong.sweep.command import main as sweep
+from lightning_memlong.sweep.resolve import ConfigResolver
+from lightning_memlong.sweep.spread import read as read_spread
 from lightning_memlong.training import MemLongModule
 from tests.integration.helpers import ROOT, tiny, without_capacity
 
@@ -69,13 +71,17 @@ def _evaluated_small(command: str, folder: Path) -> list[str]:
         importlib.import_module("tests.few_words").import_few_words()
         return ["--data.window", "512", "--evaluation.tasks", "[fwe]", "--evaluation.lengths", "[1024]",
                 "--evaluation.samples", "1", "--memory.capacity", "1024"]  # fmt: skip
+    if "eval/eviction" in command:
+        return ["--data.stride", "48", "--evaluation.length", "960", "--evaluation.capacities", "[256]",
+                "--evaluation.windows", "2", "--evaluation.documents", "1", "--evaluation.facts", "0"]  # fmt: skip
     if "eval/" in command:
         return ["--data.stride", "32", "--evaluation.lengths", "[64, 192]", "--evaluation.windows", "2",
                 "--evaluation.documents", "1", "--evaluation.hindsight", "2", "--memory.capacity", "1024"]  # fmt: skip
     return []
 
 
-SWEEPS = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.sweep")]
+SWEEPS = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.sweep ")]
+SPREAD = [line for line in README.splitlines() if line.startswith("python -m lightning_memlong.sweep.spread")]
 
 
 @pytest.mark.parametrize("command", SWEEPS)
@@ -83,6 +89,14 @@ def test_sweep_commands_are_planned(command: str, text_folder: Path, monkeypatch
     monkeypatch.chdir(ROOT)
     words = shlex.split(command.replace("path/to/folder", str(text_folder)))
     assert len(SWEEPS) >= 4 and sweep([*words[3:], "--dry_run"]) == 0
+
+
+def test_the_command_that_spreads_an_evaluation_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (command,) = SPREAD
+    spread, arguments = read_spread(shlex.split(command)[3:])
+    config = ConfigResolver("test").resolve(arguments)
+    assert spread.launcher == "slurm" and spread.parts == config["evaluation"]["init_args"]["documents"] == 8
 
 
 def test_the_table_of_settings_is_the_configuration() -> None:

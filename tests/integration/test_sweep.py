@@ -275,9 +275,9 @@ def test_names_keep_what_tells_values_apart() -> None:
 def test_a_run_that_was_killed_says_by_what(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("Total FLOPs: 0\n")
-    assert execution._last_words(log, 0, -9) == "killed (SIGKILL)"
+    assert execution.last_words(log, 0, -9) == "killed (SIGKILL)"
     log.write_text("error: because\nTotal FLOPs: 0\n")
-    assert execution._last_words(log, 0, 2) == "status 2: error: because"
+    assert execution.last_words(log, 0, 2) == "status 2: error: because"
 
 
 # ---- mistakes ---------------------------------------------------------------------------------------------

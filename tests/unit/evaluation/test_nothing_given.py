@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.evaluation import InContextLearning, PerplexityGrid, RecallProbes
+from lightning_memlong.evaluation import EvictionGrid, InContextLearning, PerplexityGrid, RecallProbes
 
 NOTHING: list[tuple[Any, dict[str, Any]]] = [
     (PerplexityGrid, {"corpora": {}}),
@@ -14,6 +14,10 @@ NOTHING: list[tuple[Any, dict[str, Any]]] = [
     (InContextLearning, {"tasks": {}}),
     (InContextLearning, {"context": []}),
     (InContextLearning, {"memory": []}),
+    (EvictionGrid, {"capacities": []}),
+    (EvictionGrid, {"policies": {}}),
+    (EvictionGrid, {"corpora": {}}),
+    (EvictionGrid, {"windows": 0}),
     (RecallProbes, {"kinds": []}),
     (RecallProbes, {"lengths": []}),
     (RecallProbes, {"depths": []}),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_memlong.errors import UserError
-from lightning_memlong.text.planting import KINDS, PAIRS, filler_tokens, plant
+from lightning_memlong.text.planting import KINDS, PAIRS, filler_tokens, plant, plant_facts
 
 
 class Bytes:
@@ -56,3 +56,26 @@ def test_what_cannot_be_planted_is_told() -> None:
         plant("passage", 64, 0.5, 0, filler, Bytes())
     with pytest.raises(UserError, match="evaluation.filler='/nowhere'"):
         filler_tokens("/nowhere", 10, Bytes(), "evaluation.filler")
+
+
+@pytest.mark.parametrize("kind", ["key_value", "passage"])
+def test_facts_stand_where_they_are_said_to_and_nothing_else_changes(kind: str) -> None:
+    text = filler_tokens(None, 60_000, Bytes(), "filler")
+    tokens, facts = plant_facts(kind, 3, (0.1, 0.2), text, "a book", Bytes(), "facts")
+    untouched = np.ones(len(text), bool)
+    for fact, start in zip(facts, (6000, 8000, 10_000), strict=True):
+        needle = text_of(tokens[slice(*fact.planted)])
+        assert fact.planted[0] == start and text_of(fact.answer).strip(" .") in needle
+        assert text_of(fact.asking) == fact.question and text_of(fact.asking) not in needle[-40:]
+        untouched[slice(*fact.planted)] = False
+    assert (tokens[untouched] == text[untouched]).all() and (tokens[~untouched] != text[~untouched]).any()
+    assert len({text_of(fact.answer) for fact in facts}) == 3
+    again, _ = plant_facts(kind, 3, (0.1, 0.2), text, "a book", Bytes(), "facts")
+    other, _ = plant_facts(kind, 3, (0.1, 0.2), text, "another", Bytes(), "facts")
+    assert (again == tokens).all() and (other != tokens).any()
+
+
+def test_facts_without_room_are_told() -> None:
+    text = filler_tokens(None, 2000, Bytes(), "filler")
+    with pytest.raises(UserError, match="facts=3 cannot be used. Allowed: at most 1 "):
+        plant_facts("key_value", 3, (0.0, 0.1), text, "a book", Bytes(), "facts")
