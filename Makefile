@@ -46,7 +46,7 @@ format: setup
 	$(BIN)/ruff format .
 
 docs: .venv/.docs-ready
-	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html; to read it: $(BIN)/python -m mkdocs serve"
 
 .venv/.docs-ready: .venv/.ready

@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from options import Option, options_of
+import yaml
+from options import Option, options_of, shown
 
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.dashboard import Dashboard
@@ -15,17 +16,22 @@ from callbacks.memory_weights import MemoryWeights
 from callbacks.throughput import Throughput
 from datamodules import BookCorpus, DocumentDataModule, SyntheticRecall
 from lightning_memlong.bank.eviction import POLICIES
+from lightning_memlong.cli.parser import typed_option
 from lightning_memlong.cli.trainer import Trainer
-from lightning_memlong.config import MemoryConfig, ModelConfig, TuningConfig
+from lightning_memlong.config import MemoryConfig, ModelConfig, TuningConfig, flat
 from lightning_memlong.evaluation import InContextLearning, PerplexityGrid, RecallProbes
 from lightning_memlong.sweep.settings import Sweep
 from lightning_memlong.training import LinearWarmup, MemLongModule
 
+ROOT = Path(__file__).parents[2]
 GIVEN = frozenset({"model", "datamodule"})
 """Arguments of the Trainer's methods that are no options."""
 LINKED = frozenset({"tokenizer", "chunk_size", "seed"})
 """Of a DataModule, what the command line takes from other groups."""
 MADE = "This page is made from the code: the texts are those of `--help`, what is allowed is what its checks allow."
+
+
+BESIDE = "Beside those of every corpus, for `--data datamodules."
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,15 @@ OPTIONS: dict[str, tuple[str, list[Section]]] = {
         "Options: data",
         [
             Section("Every corpus", DocumentDataModule, "data", "", LINKED),
-            Section("BookCorpus", BookCorpus, "data", "Beside those of every corpus, for `--data datamodules.BookCorpus`:"),
-            Section("SyntheticRecall", SyntheticRecall, "data",
-                    "Beside those of every corpus, for `--data datamodules.SyntheticRecall`:"),
+            Section("BookCorpus", BookCorpus, "data", f"{BESIDE}BookCorpus`:"),
+            Section("SyntheticRecall", SyntheticRecall, "data", f"{BESIDE}SyntheticRecall`:"),
         ],
     ),
     "evaluation": (
         "Options: evaluation",
         [
-            Section("PerplexityGrid", PerplexityGrid, "evaluation", "`conf/eval/perplexity.yaml`, `choosing.yaml`, `reading.yaml`"),
+            Section("PerplexityGrid", PerplexityGrid, "evaluation", "`conf/eval/perplexity.yaml`, `choosing.yaml`, "
+                    "`reading.yaml`"),
             Section("InContextLearning", InContextLearning, "evaluation", "`conf/eval/icl.yaml`"),
             Section("RecallProbes", RecallProbes, "evaluation", "`conf/eval/recall.yaml`"),
         ],
@@ -90,15 +96,24 @@ OPTIONS: dict[str, tuple[str, list[Section]]] = {
 """Page -> its title and sections."""
 
 BEFORE = {
-    "commands": "Every subcommand takes the groups `model`, `memory`, `data` and `trainer`, `--config FILE` (several: later "
-    "ones win), `--ckpt_path` (`last`, or a `.ckpt` file), `--seed_everything` [number] and `--validate_first` "
+    "commands": "Every subcommand takes the groups `model`, `memory`, `data` and `trainer`, `--config FILE` (several: "
+    "later ones win), `--ckpt_path` (`last`, or a `.ckpt` file), `--seed_everything` [number] and `--validate_first` "
     "[true or false: validate before the first step of `fit`]. `fit`, `validate` and `test` have no others, but "
     "`test --evaluation`. `--debug` shows tracebacks. `trainer` is "
     "[Lightning's](https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags).",
-    "callbacks": "Callbacks are named in `trainer.callbacks`, and their options beside them: `--trainer.callbacks.every_n_steps "
-    "50` changes the last one of the list.",
+    "callbacks": "Callbacks are named in `trainer.callbacks`, and their options beside them: "
+    "`--trainer.callbacks.every_n_steps 50` changes the last one of the list.",
     "sweep": "What a file in `conf/sweeps/` can hold; each is also an option of `python -m lightning_memlong.sweep`.",
 }
+
+
+def _shipped() -> dict[str, str]:
+    """What ``conf/memlong.yaml`` says of each option of ours."""
+    config = yaml.safe_load((ROOT / "conf" / "memlong.yaml").read_text())
+    return {typed_option(k): shown(v) for g in ("model", "memory", "data") for k, v in flat(config[g], g).items()}
+
+
+SHIPPED = _shipped()
 
 
 def option_lines(option: Option, heading: str) -> Iterator[str]:
@@ -107,6 +122,8 @@ def option_lines(option: Option, heading: str) -> Iterator[str]:
     yield f'### `{option.key}` {{ #{anchor} data-toc-label="{option.key}" }}\n'
     yield _text(option.text) + "\n"
     facts = [f"default `{option.default}`"] + ([f"unit: {option.unit}"] if option.unit else [])
+    shipped = SHIPPED.get(option.key, option.default)
+    facts += [f"`conf/memlong.yaml`: `{shipped}`"] if shipped != option.default else []
     yield f"*{' · '.join(facts)} · allowed: {_text(option.allowed)}*" + "{ .facts }\n"
 
 
@@ -120,11 +137,10 @@ def options_page(name: str) -> str:
     """A page of options."""
     title, sections = OPTIONS[name]
     lines = [f"# {title}\n", MADE + "\n", *([BEFORE[name] + "\n"] if name in BEFORE else [])]
-    several = len({s.heading for s in sections}) > 1 and name != "model"
-    for section in sections:
+    for number, section in enumerate(sections):
         lines += [f"## {section.heading}\n", *([section.text + "\n"] if section.text else [])]
         for option in options_of(section.make, section.group, section.leave_out):
-            lines += option_lines(option, section.heading if several else "")
+            lines += option_lines(option, section.heading if number and name != "model" else "")
         if section.make is MemoryConfig:
             lines += _policies()
     return "\n".join(lines)
@@ -185,17 +201,18 @@ PYTHON: dict[str, tuple[str, str, list[str]]] = {
 """Page -> its title, what it is about, and the names on it."""
 
 
+MODULES = ("eviction", "selection")
+"""Names that are shown with all that is in them."""
+
+
 def python_page(name: str) -> str:
     """A page of docstrings, which mkdocstrings fills."""
     title, text, names = PYTHON[name]
-    lines = [f"# {title}\n", text + "\n"]
-    for one in names:
-        module, _, attribute = one.rpartition(".")
-        if attribute[0].isupper() or "_" in attribute:
-            lines.append(f"::: {_home(module, attribute)}\n\n`from {module} import {attribute}`\n")
-        else:
-            lines.append(f"::: {one}\n")
-    return "\n".join(lines)
+    split = [tuple(one.rpartition(".")[::2]) for one in names]
+    modules = dict.fromkeys(module for module, name in split if name not in MODULES)
+    imports = [f"from {m} import {', '.join(n for of, n in split if of == m and n not in MODULES)}" for m in modules]
+    lines = [f"# {title}\n", text + "\n", "```python", *imports, "```\n"]
+    return "\n".join([*lines, *(f"::: {_home(module, name)}\n" for module, name in split)])
 
 
 def _home(module: str, attribute: str) -> str:
@@ -207,7 +224,8 @@ def _home(module: str, attribute: str) -> str:
 
 CONF = {
     ".": "The default run, the paper's setting, and several GPUs.",
-    "ablations": "What differs from the default run, one thing each: `--config conf/memlong.yaml --config conf/ablations/X.yaml`.",
+    "ablations": "What differs from the default run, one thing each: `--config conf/memlong.yaml --config "
+    "conf/ablations/X.yaml`.",
     "data": "Corpora: `--config conf/memlong.yaml --config conf/data/X.yaml`.",
     "eval": "Evaluations: `python train.py test --config conf/memlong.yaml --config conf/eval/X.yaml`.",
     "recipes": "Longer training, and learning the numbers of memory alone.",
@@ -215,8 +233,9 @@ CONF = {
 }
 
 
-def yaml_page(conf: Path) -> str:
+def yaml_page() -> str:
     """Every file of ``conf/``, whole."""
+    conf = ROOT / "conf"
     lines = ["# Configuration files\n", "Every file of `conf/`, as it is in the repository. A second `--config` holds "
              "only what differs; a list in it replaces a list, `callbacks+:` adds to one.\n"]  # fmt: skip
     for folder, text in CONF.items():
@@ -226,10 +245,10 @@ def yaml_page(conf: Path) -> str:
     return "\n".join(lines)
 
 
-def all_pages(root: Path) -> dict[str, str]:
+def all_pages() -> dict[str, str]:
     """Path below ``docs/`` -> Markdown."""
     return (
         {f"reference/options/{name}.md": options_page(name) for name in OPTIONS}
         | {f"reference/python/{name}.md": python_page(name) for name in PYTHON}
-        | {"reference/yaml.md": yaml_page(root / "conf")}
+        | {"reference/yaml.md": yaml_page()}
     )

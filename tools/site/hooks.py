@@ -1,8 +1,6 @@
 """What mkdocs does beside its plugins: pages made from code, files from outside ``docs/``, drawings inside the page."""
 
 import html
-import logging
-import os
 import posixpath
 import re
 import sys
@@ -18,7 +16,6 @@ ASSETS = ("benchmarks/results",)
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 ROLE = re.compile(r":(?:class|meth|func|attr|mod|data|exc):(<code>)[~!]?")
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]*drawings/([\w-]+)\.svg)" ?/?>')
-log = logging.getLogger("mkdocs.hooks.site")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -26,7 +23,7 @@ def on_files(files: Files, config: Any) -> Files:
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the checkout's own code, whatever is installed
     from generated import all_pages
 
-    for path, text in all_pages(ROOT).items():
+    for path, text in all_pages().items():
         files.append(File.generated(config, path, content=text))
     for name in OUTSIDE[1:]:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
@@ -73,9 +70,5 @@ def _drawn(image: re.Match[str]) -> str:
     file = ROOT / "docs" / "drawings" / f"{image[3]}.svg"
     svg = re.sub(r"<style>.*?</style>", "", file.read_text(), flags=re.S)
     title = html.escape(html.unescape(image[1]), quote=True)
-    return svg.replace("<svg ", f'<svg class="drawing" role="img" aria-label="{title}" ', 1)
-
-
-def on_env(env: Any, config: Any, files: Files) -> None:
-    """Say where the site is, once."""
-    log.info("site: %s", os.path.relpath(config.site_dir))
+    svg = svg.replace("<svg ", f'<svg class="drawing" role="img" aria-label="{title}" ', 1)
+    return f'<span class="drawing-frame" tabindex="0">{svg}</span>'

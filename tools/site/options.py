@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import torch
 
 from lightning_memlong.backbone import layer_index
 from lightning_memlong.bank import load_policy
@@ -20,14 +21,16 @@ from lightning_memlong.retrieval import load_selector
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 UNIT = re.compile(r" ?\[([^\[\]]+)\]")
-WRONG: dict[type, list[Any]] = {int: [-1, 0], float: [-1.0, 0.0, 2.0], str: ["?"], list: [[], [-1], ["?"]]}
-"""Values to be refused, by the kind of an option. A text that is refused for being unknown is told what is known."""
+WRONG: dict[type, list[Any]] = {int: [-1, 0], float: [-1.0, 0.0, 2.0], str: ["/"], list: [[], [-1], ["/"]]}
+"""Values to be refused, by the kind of an option: the text is no name, and a folder without a model in it."""
 LATER: dict[str, Callable[[], Any]] = {
     "model.memory_layer": lambda: layer_index("model.memory_layer", -1, 30),
     "memory.policy": lambda: load_policy("?"),
     "memory.selection": lambda: load_selector("?"),
 }
 """Options that are checked once more is known than the settings; the default backbone has 30 layers."""
+LOADS = frozenset({"model.prepend_bos"})
+"""Options whose check loads a backbone; their type must do."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,11 @@ def shown(value: Any) -> str:
     """A value as YAML says it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if inspect.isclass(value) or inspect.isfunction(value):
-        return getattr(value, "__name__", "a function")
+    if inspect.isfunction(value):  # an optimiser and its arguments
+        made = value([torch.nn.Parameter(torch.zeros(1))])
+        return f"{type(made).__name__}(lr={made.defaults['lr']}, weight_decay={made.defaults['weight_decay']})"
+    if inspect.isclass(value):
+        return value.__name__
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(shown, value)) + "]"
     if isinstance(value, dict):
@@ -110,14 +116,14 @@ def _allowed(make: Callable[..., Any], name: str, key: str, hint: Any) -> str:
     elif several and said.startswith("one of "):
         said = "any of " + said.removeprefix("one of ")
     said = re.sub(r"(?<=[a-z]\.)(\w+)=[^\s,]+", r"\1", said)  # of another option its name, not what it happens to be
-    return f"null, or {said}" if type(None) in kinds and not said.startswith("null") else said
+    return f"null, or {said}" if type(None) in kinds and "null" not in said else said
 
 
 def _wrong(make: Callable[..., Any], name: str, key: str, kinds: tuple[Any, ...]) -> Iterator[Callable[[], Any]]:
     """Ways of giving an option what it cannot be."""
     if key in LATER:
         yield LATER[key]
-    if inspect.isclass(make):
+    if inspect.isclass(make) and key not in LOADS:
         for kind in kinds:
             for value in WRONG.get(get_origin(kind) or kind, []):
                 yield lambda value=value: make(**{name: value})
