@@ -17,7 +17,7 @@ from datamodules.documents import DocumentDataModule
 from lightning_memlong.attention import require_gradients
 from lightning_memlong.cli.checkpoints import note_differences
 from lightning_memlong.cli.console import ParameterSummary, show_parameters, show_perplexity
-from lightning_memlong.cli.evaluate import check_part, evaluate
+from lightning_memlong.cli.evaluate import PART_HELP, check_part, evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
 from lightning_memlong.cli.parser import (
@@ -55,9 +55,6 @@ from lightning_memlong.training.checkpoint_io import write_whole_checkpoints
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
 from lightning_memlong.training.loggers import MetricsCSV, tensorboard_loggers
 
-PART_HELP = """Of an evaluation, N/M: measure every M-th document (or whatever it measures whole) from the N-th on,
-while other processes measure the others; without --part the same command then reports on all. count: say how many there
-are, and measure nothing."""
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
 """Of results in the table that is printed."""
 
