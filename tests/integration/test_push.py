@@ -131,7 +131,7 @@ def test_a_run_is_exported_with_its_card_pushed_and_loaded_from_the_hub(
     code = (
         "import sys; from lightning_memlong import MemLong; a, b = map(MemLong.from_pretrained, sys.argv[1:]); "
         "assert a.settings() == b.settings() and a.layout.fusion == 'gated', (a, b); "
-        "assert a.memory_config == b.memory_config; "
+        "assert a.long_context.config == b.long_context.config; "
         "assert all((a.gates[k] == b.gates[k]).all() for k in b.gates) and len(a.gates); print('same')"
     )
     env = {
