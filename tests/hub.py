@@ -1,5 +1,6 @@
 """A model of the Hugging Face hub on this machine: as much of its interface as streaming a data set needs."""
 
+import hashlib
 import http.server
 import json
 import threading
@@ -88,7 +89,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = repo / name
         if not path.is_file():
             return self._missing("EntryNotFound")
-        data, headers = path.read_bytes(), {"ETag": '"etag"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        data = path.read_bytes()
+        # Of the content: the client keeps files by it.
+        etag = f'"{hashlib.sha1(data).hexdigest()}"'
+        headers = {"ETag": etag, "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
         if "Range" not in self.headers:
             return self._answer(200, data, **headers)
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")
