@@ -143,6 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             return self._missing("EntryNotFound")
         data = path.read_bytes()
+        # Of the content: the client keeps files by it.
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
         headers = {"ETag": etag, "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
         if "Range" not in self.headers:

@@ -84,6 +84,9 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print the message with suggestions and exit with status 2."""
+        # One of ours, such as that of a package that a class needs, stands among what its other types complain about.
+        if ours := re.search(r"^ *- (.+ Allowed: .+ Fix: .+)$", message, re.MULTILINE):
+            message = ours[1]
         unknown = re.search(r"(?:[Oo]ption|[Kk]ey) '([\w.]+)'|[Uu]nrecognized arguments: -*([\w.]+)", message)
         if unknown:
             near = self._nearest((unknown[1] or unknown[2]).removeprefix("init_args."))

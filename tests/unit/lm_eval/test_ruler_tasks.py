@@ -48,7 +48,10 @@ def words(source: RulerSource, text: str) -> int:
     return len(source.tokenizer(text)["input_ids"])
 
 
-@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe"])
+@pytest.mark.parametrize(
+    "task",
+    ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", pytest.param("cwe", marks=pytest.mark.long), "fwe"],
+)
 def test_documents_of_tasks_that_need_no_text(task: str, source: RulerSource) -> None:
     state = random.getstate(), np.random.get_state()[1].copy()
     found = make_documents(source, task, 2048, 3)
