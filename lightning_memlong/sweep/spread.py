@@ -219,5 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from lightning_memlong.sweep import spread  # another process finds what is sent to it by this name
+
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # parts are then told to stop, too
-    sys.exit(main())
+    sys.exit(spread.main())
