@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 VERSIONS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 BIN := .venv/bin
 
-.PHONY: setup fit test test-all lint check format bench gpu clean
+.PHONY: setup fit test test-all lint check package format docs bench gpu clean
 
 setup: .venv/.ready
 
@@ -41,9 +41,25 @@ lint: setup
 check: lint
 	$(BIN)/python -m pytest tests/unit
 
+# What is published, built into dist/, and used from an empty folder.
+package: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check $(VERSIONS) -e '.[package]'
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_package.py -m ''
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; to read it: $(BIN)/python -m mkdocs serve"
+
+.venv/.docs-ready: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(VERSIONS) -e '.[docs]'
+	touch $@
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py
@@ -63,4 +79,4 @@ gpu: setup
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,19 +14,20 @@ import lightning as L
 import numpy as np
 import torch
 
-from datamodules import splits
-from datamodules.corpus import Corpus
-from datamodules.formats import as_endings
-from datamodules.hub import Hub
-from datamodules.open_split import Stream, is_bad, open_split
-from datamodules.resolve_source import Source, resolve_source
-from datamodules.resume import order_facts, saved_position
-from datamodules.same_text import find_held_out, keep_apart, tell_equal_texts
-from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
-from datamodules.splits import ROLES, Split
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.text import ON_DEVICE
+
+from . import splits
+from .corpus import Corpus
+from .formats import as_endings
+from .hub import Hub
+from .open_split import Stream, is_bad, open_split
+from .resolve_source import Source, resolve_source
+from .resume import order_facts, saved_position
+from .same_text import find_held_out, keep_apart, tell_equal_texts
+from .settings import DataSettings, OnBad, Paths, choose_hub
+from .splits import ROLES, Split
 
 
 class DocumentDataModule(Corpus, L.LightningDataModule):
@@ -52,7 +53,7 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         split: ``folders``: folders and files named after the splits, at one level of folders, or the hub's own splits;
             ``hash``: by a stable hash of documents' texts; ``all``: every document in validation and test (evaluation
             only); ``auto``: the source's own if it has two of them, else the hash.
-        validation_fraction: Share of documents the hash gives to validation, and the same again to test.
+        validation_fraction: Share of documents the hash gives to validation, and the same again to test [share].
         window: Tokens a step sees [tokens]. Paper, section 3: 1,024.
         stride: Tokens a step advances and is scored on [tokens]; null: the window (disjoint windows, the paper).
         batch_size: Documents read side by side, in each process [rows].
@@ -64,9 +65,9 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         cache: Tokenise everything before the first step, into a memory-mapped file that later runs find; false:
             while training; null: true for files that have no splits of their own, and for LocalText.
         num_workers: Processes that tokenise (or read the cache) ahead of the model; the order of batches does not
-            depend on it. null: 2 while streaming, none from the cache.
+            depend on it [processes]; null: 2 while streaming, none from the cache.
         on_bad_document: ``raise`` stops at text that cannot be read or used; ``skip`` leaves it out and counts it.
-        retries: How often a network fault is followed by another try, waiting twice as long each time.
+        retries: How often a network fault is followed by another try, waiting twice as long each time [tries].
         timeout_s: How long the server of an http:// address may take to answer, each time [s].
         control_tokens: What a document spells like a special token of the tokenizer (``<|endoftext|>``) becomes that
             token; false: it is text like any other.

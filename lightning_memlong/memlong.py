@@ -228,6 +228,18 @@ class MemLong(MemLongModel):
         return model.eval()
 
 
+def tokenizer_of(where: str | Path) -> Any:
+    """The tokenizer of what :meth:`MemLong.from_pretrained` loads, without its weights.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    checkpoint = _checkpoint_of(Path(where))
+    return load_tokenizer(
+        str(where) if checkpoint is None else stored_settings(read_checkpoint(checkpoint, str(checkpoint)))["backbone"]
+    )
+
+
 def _checkpoint_of(path: Path) -> Path | None:
     """The checkpoint a path means: itself, or the newest of a run folder."""
     if path.suffix == ".ckpt":

@@ -8,8 +8,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from lightning_memlong.config import require
@@ -101,6 +103,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         UserError: If it is not there.
     """
     return _load(AutoTokenizer, name)
+
+
+def file_beside(name: str, file: str) -> Path | None:
+    """A file in a backbone's folder or repository of the hub; None: there is none, or the hub does not answer."""
+    if Path(name).is_dir() or name.count("/") != 1:
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        # Asked once for each commit that is in the cache: that there is no such file is noted there as well.
+        found: Any = try_to_load_from_cache(name, file) or cached_file(name, file)
+    except (OSError, ValueError):
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, wanted: bool | int | None) -> int | None:

@@ -19,6 +19,10 @@ from lightning_memlong.progress import token_bar
 COUNT = "count"
 """Instead of a part: measure nothing, and say on the last line, as JSON, what there is to be shared out."""
 
+PART_HELP = """Of an evaluation, N/M: measure every M-th document (or whatever it measures whole) from the N-th on,
+while other processes measure the others; without --part the same command then reports on all. count: say how many there
+are, and measure nothing."""
+
 
 def check_part(part: str | None, evaluates: bool) -> None:
     """See that a part is one, and of an evaluation.

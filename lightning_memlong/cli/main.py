@@ -17,10 +17,21 @@ from datamodules.documents import DocumentDataModule
 from lightning_memlong.attention import require_gradients
 from lightning_memlong.cli.checkpoints import note_differences
 from lightning_memlong.cli.console import ParameterSummary, show_parameters, show_perplexity
-from lightning_memlong.cli.evaluate import check_part, evaluate
+from lightning_memlong.cli.evaluate import PART_HELP, check_part, evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
-from lightning_memlong.cli.parser import DEBUG, Parser, config_files, not_written, open_data, parse_over, plain
+from lightning_memlong.cli.parser import (
+    DEBUG,
+    Parser,
+    config_files,
+    not_written,
+    open_data,
+    parse_over,
+    plain,
+    tell_hidden_files,
+    with_files_found,
+)
+from lightning_memlong.cli.push import check_push
 from lightning_memlong.cli.results import first_validation, write_results
 from lightning_memlong.cli.run_folders import (
     begin_run,
@@ -44,9 +55,6 @@ from lightning_memlong.training.checkpoint_io import write_whole_checkpoints
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
 from lightning_memlong.training.loggers import MetricsCSV, tensorboard_loggers
 
-PART_HELP = """Of an evaluation, N/M: measure every M-th document (or whatever it measures whole) from the N-th on,
-while other processes measure the others; without --part the same command then reports on all. count: say how many there
-are, and measure nothing."""
 HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
 """Of results in the table that is printed."""
 
@@ -69,7 +77,8 @@ class MemLongCLI(CheckpointAwareCLI):
         # Lightning's callbacks have such options, whose defaults must go through a file and back.
         register_type(torch.device, fail_already_registered=False)
         not_written.clear()
-        self.argv = list(sys.argv[1:] if args is None else args)
+        self.argv = with_files_found(list(sys.argv[1:] if args is None else args))
+        tell_hidden_files(config_files(self.argv))
         self.asked = next((a for a in self.argv if a in self.NAMES), "fit")
         self._resumed_at = 0  # steps that were made before
         self.notes: dict[str, Any] = {}
@@ -86,7 +95,7 @@ class MemLongCLI(CheckpointAwareCLI):
             parser_kwargs={"parser_mode": "omegaconf+"},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=args,
+            args=self.argv,
             run=run,
         )
 
@@ -144,7 +153,12 @@ class MemLongCLI(CheckpointAwareCLI):
         self.notes[f"{whose}_settings_that_differ"] = note_differences(stored, before, after, whose)
 
     def before_instantiate_classes(self) -> None:
-        """Give an evaluation a run folder named after its settings, so that the same command goes on with it."""
+        """Give an evaluation a run folder named after its settings, so that the same command goes on with it.
+
+        And see that the hub takes what is to be pushed, before a model is loaded.
+        """
+        if self.subcommand == "export":
+            check_push(self.config["export"].push_to_hub, self.config["export"].private)
         if self.subcommand == "test":
             # It is no setting: the run folder is that of all parts.
             self._part, self.config["test"].part = self.config["test"].part, None

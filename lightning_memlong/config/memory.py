@@ -92,7 +92,7 @@ class MemoryConfig:
     (the most similar, each with those beside it in the document), the controls recent and random, or the import path of
     a function of your own, such as my_package.my_selector."""
     newest: float = 0.25
-    """Of the chunks retrieved, the share that selection mix takes for being the newest."""
+    """Of the chunks retrieved, what selection mix takes for being the newest [share]."""
     granularity: Granularity = "window"
     """What retrieves: window (all tokens of a window attend to one set of top_k chunks, chosen with the text before the
     window) or chunk (each chunk of the window attends to a set of its own, chosen with the text before that chunk;

@@ -1,10 +1,11 @@
 """Intervals: how far a result would move if other documents had been drawn."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, norm
 
 LEVEL = 0.95
 FEWEST_DOCUMENTS = 5
@@ -20,6 +21,17 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.3f}, {self.low:.3f}..{self.high:.3f}"
+
+
+def wilson(share: float, count: int) -> Ratio:
+    """A share of so many with its Wilson interval; of what is partly right, the share may be of no whole number.
+
+    (``scipy.stats.binomtest`` has it for whole numbers alone.)
+    """
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    middle, width = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = ((middle + sign * width) / (1 + z**2 / count) for sign in (-1, 1))
+    return Ratio(share, min(share, max(0.0, low)), max(share, min(1.0, high)))  # as far as rounding leaves it
 
 
 def bootstrap_groups(documents: Sequence[str], windows: Sequence[int]) -> tuple[np.ndarray, str]:

@@ -1,7 +1,7 @@
 """Texts of any length: prefilled into a bank, and continued with it."""
 
 from lightning_memlong.generation.conversation import Conversation, Passage, Prompt, are_several, one_each
-from lightning_memlong.generation.hf_generate import GenerateAdapter
+from lightning_memlong.generation.hf_generate import GenerateAdapter, loop_options, refused
 from lightning_memlong.generation.local_context import LocalContext
 from lightning_memlong.generation.long_context import LongContext
 from lightning_memlong.generation.prefill import (
@@ -26,8 +26,10 @@ __all__ = [
     "are_several",
     "evaluating",
     "first_of_all",
+    "loop_options",
     "one_each",
     "read_windows",
     "reading_stride",
+    "refused",
     "sink_before",
 ]

@@ -4,6 +4,8 @@ Legend: B sequences side by side (beams, or samples), T tokens, C tokens of a ch
 E embedding size.
 """
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,6 +71,16 @@ class LocalContext:
     def local(self) -> int:
         """Tokens in the local context."""
         return self.ids.shape[1] - self.moved
+
+    def fork(self) -> "LocalContext":
+        """The same text, to be gone on with in another way: its next tokens still attend to what a question retrieved.
+
+        Forks share the bank, so one that outgrows the window is rolled back before another goes on.
+        """
+        other = copy(self)
+        other._cache, other.found = self._cache.copy(), dict(self.found)
+        other._embedded, other._hidden, other._asked = list(self._embedded), list(self._hidden), True
+        return other
 
     # ---- retrieval ----------------------------------------------------------------------------------------
 

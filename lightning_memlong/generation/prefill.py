@@ -59,6 +59,7 @@ def read_windows(
     autocast: Autocast = nullcontext,
     retrieve: bool = False,
     embed: Embed | None = None,
+    begin: int = 0,
 ) -> Iterator[int]:
     """Read R spans side by side into the R rows of a bank; gives how many tokens each window was.
 
@@ -76,12 +77,15 @@ def read_windows(
         retrieve: Whether windows retrieve and attend to what was read before, as in training: a bank that has to forget
             must know what is used.
         embed: Embeddings (R, n, E) of a batch, given hidden states if there are any; None: by ``retrieval``.
+        begin: Where the first window begins that is not in the bank yet [tokens].
     """
     size = retrieval.config.chunk_size
     stride = reading_stride(window, size)
     windows = Windows(window, stride, len(spans), retrieval.tokenizer.pad_token_id or 0)
     hidden_wanted = retrieval.retriever.needs_hidden or embed is not None
     for start in windows.offsets(max(len(s.tokens) for s in spans)):
+        if start < begin:
+            continue
         batch = _batch(windows, spans, start, size)
         batch = to_device(batch, model.device)
         sink = sink_before(model, retrieval.tokenizer, start, window, size)

@@ -3,6 +3,7 @@
 Legend: B sequences side by side, T tokens, H_kv key/value heads, D head size.
 """
 
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -46,6 +47,12 @@ class SinkCache:
     def length(self) -> int:
         """Tokens in it."""
         return int(self.of_backbone.get_seq_length())
+
+    def copy(self) -> "SinkCache":
+        """The same keys and values, to go on with in another way."""
+        other = copy(self)
+        other.of_backbone = deepcopy(self.of_backbone)
+        return other
 
     def reorder(self, order: Tensor) -> None:
         """Let the sequences be those of ``order`` (B,)."""

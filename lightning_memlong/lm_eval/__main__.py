@@ -1,13 +1,30 @@
-"""``python -m lightning_memlong.lm_eval``: lm-eval's own command line, which now knows ``--model memlong``."""
+"""``memlong lm-eval``: lm-eval's own command line, which now knows ``--model memlong``."""
 
 import sys
 
 from lm_eval.__main__ import cli_evaluate
 
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
-from lightning_memlong.lm_eval import MemLongLM
+from lightning_memlong.lm_eval import MemLongLM, tasks_with_our_tokenizers
+
+
+def run() -> None:
+    """Run it; tasks that make documents take the model's own tokenizer."""
+    assert MemLongLM is not None  # registered by its import
+    with tasks_with_our_tokenizers():
+        cli_evaluate()
+
+
+def main(arguments: list[str]) -> int:
+    """Run lm-eval, which takes its arguments from the process.
+
+    Returns:
+        As :func:`lightning_memlong.cli.messages.exit_status`.
+    """
+    sys.argv = [sys.argv[0], *arguments]
+    with quiet_libraries():
+        return exit_status(run)
+
 
 if __name__ == "__main__":
-    assert MemLongLM is not None  # registered by its import
-    with quiet_libraries():
-        sys.exit(exit_status(cli_evaluate))
+    sys.exit(main(sys.argv[1:]))

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import Conversation, LocalContext, first_of_all
-from lightning_memlong.memlong import MemLong
+from lightning_memlong.generation import Conversation, first_of_all
+from lightning_memlong.lm_eval.answering import chat_text, cut_off, losses_of, prompted, writing_options
+from lightning_memlong.memlong import MemLong, tokenizer_of
 from lightning_memlong.model import decode
 from lightning_memlong.text import tokenise
 
@@ -21,9 +24,11 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from tqdm import tqdm
+
+    from lightning_memlong.lm_eval.lm_eval_private import require_tokens, tasks_with
 except ImportError as error:
     raise UserError(
-        "lm-eval is not installed. Allowed: version 0.4.9 or newer. Fix: pip install -e '.[lm_eval]'."
+        "lm-eval is not installed. Allowed: version 0.4.13 or newer. Fix: pip install -e '.[lm_eval]'."
     ) from error
 
 
@@ -36,6 +41,7 @@ class MemLongLM(TemplateLM):
 
     Args:
         pretrained: A checkpoint, run folder, exported folder or backbone, see :meth:`MemLong.from_pretrained`.
+        tokenizer: A name, folder or hub id, where it is not the one that comes with ``pretrained``; or a tokenizer.
         window: Tokens of the local context [tokens]; None: see :meth:`MemLong.window`.
         max_gen_toks: Longest answer of tasks that do not say [tokens].
         device: Where it computes.
@@ -52,6 +58,7 @@ class MemLongLM(TemplateLM):
     def __init__(
         self,
         pretrained: str | None = None,
+        tokenizer: Any = None,
         window: int | None = None,
         max_gen_toks: int = 256,
         device: str | None = None,
@@ -67,11 +74,34 @@ class MemLongLM(TemplateLM):
         if isinstance(memory.get("retriever"), str):
             memory["retriever"] = RetrieverConfig(memory["retriever"])
         model = MemLong.from_pretrained(str(pretrained), memory, **options)
-        self._device = torch.device(device or "cuda")
-        if self._device.type == "cuda" and not torch.cuda.is_available():  # lm-eval's default, wherever it runs
+        if tokenizer is not None:
+            model.use_memory(model.long_context.config, _own_tokenizer(model, tokenizer))
+        where = torch.device(device or "cuda")
+        if where.type == "cuda" and not torch.cuda.is_available():  # lm-eval's default, wherever it runs
             log.info("no CUDA device: computing on the CPU")
-            self._device = torch.device("cpu")
-        self.model, self.tokenizer = model.to(self._device), model.retrieval.tokenizer
+            where = torch.device("cpu")
+        self._take(model.to(where), window, max_gen_toks)
+
+    @classmethod
+    def around(
+        cls, model: MemLong, window: int | None = None, max_gen_toks: int = 256, batch_size: int | str | None = 1
+    ) -> "MemLongLM":
+        """The same around a model that is loaded already, where it is.
+
+        Args:
+            model: Knows its tokenizer and memory settings.
+            window: As for the class.
+            max_gen_toks: Likewise.
+            batch_size: Likewise.
+        """
+        adapter = cls.__new__(cls)
+        TemplateLM.__init__(adapter)
+        adapter.batch_size = _as_batch_size(batch_size, None)
+        adapter._take(model, window, max_gen_toks)
+        return adapter
+
+    def _take(self, model: MemLong, window: int | None, max_gen_toks: int) -> None:
+        self.model, self.tokenizer, self._device = model, model.long_context.tokenizer, model.device
         self.window, self.max_gen_toks = model.long_context.window(window), int(max_gen_toks)
         self.last_read: tuple[np.ndarray, MemoryBank] | None = None
 
@@ -105,13 +135,7 @@ class MemLongLM(TemplateLM):
         Raises:
             UserError: If it has none.
         """
-        ok = bool(self.tokenizer.chat_template)
-        require(ok, "apply_chat_template", True, "a backbone with a chat template", "leave --apply_chat_template out")
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return chat_text(self.tokenizer, chat_history, add_generation_prompt)
 
     def _loglikelihood_tokens(
         self,
@@ -147,7 +171,7 @@ class MemLongLM(TemplateLM):
                 ids += piece
                 logits = conversation.context.logits(self._ids(ids), len(piece) + (last is None))
                 before = logits[:, :-1] if last is None else torch.cat([last, logits[:, :-1]], dim=1)
-                total -= float(_losses(before, piece)[0].sum())
+                total -= float(losses_of(before, piece)[0].sum())
                 last = logits[:, -1:]
             found.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
@@ -158,23 +182,11 @@ class MemLongLM(TemplateLM):
         found = []
         for request in tqdm(requests, desc="memlong", disable=disable_tqdm):
             context, given = request.args
-            options = dict(given)
-            stops = options.pop("until", None) or []
-            stops = [stops] if isinstance(stops, str) else list(stops)
-            options["max_new_tokens"] = int(options.pop("max_gen_toks", self.max_gen_toks))
-            # Greedy unless a task asks for sampling, whatever the backbone's own settings are.
-            if not float(options.get("temperature") or 0.0):
-                options = {**options, "do_sample": False}
-                options.pop("temperature", None)
-            with self._behind(self.tok_encode(context), self.window) as (bank, local):
-                local = local or [self.prefix_token_id]
-                if stops:
-                    options["stopping_criteria"] = [self._stop_at(stops, len(local))]
-                with Conversation(self.model.long_context, bank, window=self.window) as conversation:
-                    ids = conversation.generate_from_tokens(local, self.question_in(local), **options)
-            text = self.tokenizer.decode(ids[0, len(local) :], skip_special_tokens=True)
-            for stop in stops:
-                text = text.split(stop)[0]
+            stops, options = writing_options(given, self.max_gen_toks)
+            bank, local = self._behind(self.tok_encode(context), self.window)
+            local = local or [self.prefix_token_id]
+            with prompted(self.model.long_context, bank, local, self.question_in(local), self.window) as prompt:
+                text = prompt.write(stops, **options)
             found.append(text)
             self.cache_hook.add_partial("generate_until", (context, given), text)
         return found
@@ -209,57 +221,58 @@ class MemLongLM(TemplateLM):
             hidden = decode(self.model.backbone, ids, context)
             for row, (text, (_, scored)) in enumerate(zip(texts, pairs, strict=True)):
                 asked = hidden[row : row + 1, len(text) - len(scored) - 1 : len(text) - 1]
-                losses.append(_losses(self.model.head.logits(asked), scored))
+                losses.append(losses_of(self.model.head.logits(asked), scored))
         return losses
 
     def _score_long(self, before: Sequence[int], scored: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Losses (n,) of the scored tokens, and whether each is the likeliest; what is before the window is read."""
-        with self._behind(before, self.window - len(scored)) as (bank, local):
-            with Conversation(self.model.long_context, bank, window=self.window) as conversation:
-                return self._score(conversation.context, local, scored)
+        bank, local = self._behind(before, self.window - len(scored))
+        with prompted(self.model.long_context, bank, local, self.question_in(local), self.window) as prompt:
+            return prompt.score(scored)
 
-    def _stop_at(self, stops: Sequence[str], begin: int) -> Any:
-        """Ends an answer that holds one of the stop texts, as lm-eval's own models do: what was asked has no say."""
-
-        def stop(ids: Tensor, scores: Any, **_: Any) -> Tensor:
-            text = self.tokenizer.decode(ids[0, begin:])
-            return torch.full((len(ids),), any(stop in text for stop in stops), device=ids.device)
-
-        return stop
-
-    @contextmanager
-    def _behind(self, tokens: Sequence[int], room: int) -> Any:
-        """A bank with the beginning of a context, and the rest of it, which fits the window.
+    def _behind(self, tokens: Sequence[int], room: int) -> tuple[MemoryBank | None, list[int]]:
+        """A bank with the beginning of a context, and the rest of it, which fits so much room.
 
         Many requests share a context: the bank of the last one is kept.
         """
         tokens = self._bare(tokens)
-        least, size = max(0, len(tokens) - room), self.model.retrieval.config.chunk_size
-        whole = -(-least // size) * size  # chunks are whole, if anything is left after them
-        cut = whole if whole < len(tokens) else least
+        cut = cut_off(len(tokens), room, self.model.retrieval.config.chunk_size)
         if cut == 0:
-            yield None, list(tokens)
-            return
+            return None, list(tokens)
         beginning = np.asarray(tokens[:cut], dtype=np.int64)
         if self.last_read is None or not np.array_equal(self.last_read[0], beginning):
             self.last_read = None  # its memory is free before the next one is filled
             self.last_read = beginning, self.model.read_tokens([beginning], window=self.window, progress=False)
-        yield self.last_read[1], list(tokens[cut:])
+        return self.last_read[1], list(tokens[cut:])
 
     def question_in(self, local: Sequence[int]) -> str:
         """The end of the local tokens: what they retrieve with."""
         config = self.model.retrieval.config
         return str(self.tokenizer.decode(local[-config.query_chunks * config.chunk_size :]))
 
-    def _score(self, context: LocalContext, local: Sequence[int], scored: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Losses (n,) of the scored tokens after the local ones, and whether each is the likeliest."""
-        if not local:  # the model's own first token is all there is before them
-            return _losses(context.logits(self._ids(scored), len(scored) + 1)[:, :-1], scored)
-        context.retrieve_for_prompt(self.model.long_context.embed_texts([self.question_in(local)])[0])
-        return _losses(context.logits(self._ids([*local, *scored[:-1]]), len(scored)), scored)
-
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([tokens], device=self.model.device)
+
+
+@cache
+def tokenizer_named(name: str) -> Any:
+    """The tokenizer of what :meth:`MemLong.from_pretrained` loads by this name.
+
+    Raises:
+        UserError: If it cannot be loaded, or makes no tokens of a text.
+    """
+    require(
+        bool(name), "tokenizer", name, "a name, folder or hub id", "give --model_args pretrained=... or tokenizer=..."
+    )
+    return require_tokens(tokenizer_of(name), name)
+
+
+def tasks_with_our_tokenizers() -> AbstractContextManager[None]:
+    """For runs of lm-eval from Python, as its command line here has it: RULER's tasks know our models' tokenizers.
+
+    ``with tasks_with_our_tokenizers(): lm_eval.simple_evaluate("memlong", "pretrained=smollm2-135m", ...)``
+    """
+    return tasks_with(tokenizer_named)
 
 
 def _as_batch_size(given: int | str | None, most: int | None) -> int:
@@ -270,8 +283,14 @@ def _as_batch_size(given: int | str | None, most: int | None) -> int:
     return int(value)
 
 
-def _losses(logits: Tensor, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Of logits (1, n, V) and the tokens that came: losses (n,) and whether each was the likeliest (n,)."""
-    target = torch.tensor(wanted, device=logits.device)
-    losses = torch.nn.functional.cross_entropy(logits[0].float(), target, reduction="none")
-    return losses, logits[0].argmax(-1) == target
+def _own_tokenizer(model: MemLong, given: Any) -> Any:
+    """A tokenizer whose tokens the model has embeddings for.
+
+    Raises:
+        UserError: If it cannot be loaded, or has more tokens than the model.
+    """
+    tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+    most = int(model.config.vocab_size)
+    allowed = f"one of at most the {most} tokens of {model.name}"
+    require(len(tokenizer) <= most, "tokenizer", f"{given}, {len(tokenizer)} tokens", allowed, "choose another")
+    return tokenizer

@@ -1,6 +1,7 @@
 """The network: captures keys and values, and reads retrieved ones, in a forward pass."""
 
 from lightning_memlong.model.attention_interface import decode
+from lightning_memlong.model.card import TrainingFacts, without_folder
 from lightning_memlong.model.checkpoint import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -30,6 +31,7 @@ __all__ = [
     "MemLongModel",
     "MemLongOutput",
     "Reading",
+    "TrainingFacts",
     "as_reading",
     "check_checkpoint",
     "decode",
@@ -45,4 +47,5 @@ __all__ = [
     "stored_settings",
     "warn_of_other_memory",
     "weights_digest",
+    "without_folder",
 ]

@@ -62,6 +62,7 @@ class MemLongModule(L.LightningModule):
     ) -> None:
         super().__init__()
         require_choice("model.loss_weights", loss_weights, LossWeights)
+        require(memory_bias_lr > 0, "model.memory_bias_lr", memory_bias_lr, "above 0", "raise it, or memory_bias false")
         config = ModelConfig(**settings)
         self.backbone_name = backbone
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
@@ -72,7 +73,6 @@ class MemLongModule(L.LightningModule):
         facts = {"backbone": backbone, "prepend_bos": prepend_bos, "compare_memory_off": compare_memory_off}
         self.save_hyperparameters({**facts, **asdict(config), "tuning": asdict(tuning)}, logger=False)
         self._optimizer, self._scheduler = optimizer, scheduler
-        require(memory_bias_lr > 0, "model.memory_bias_lr", memory_bias_lr, "above 0", "raise it, or memory_bias false")
         self.compare_memory_off, self.loss_weights = compare_memory_off, loss_weights
         self.memory_bias_lr = memory_bias_lr
         self.recognised = recognise_backbone(self.model.backbone)  # before a precision plugin casts anything

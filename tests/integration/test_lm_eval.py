@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from lightning_memlong import UserError
 from lightning_memlong.retrieval import retrieve_for
+from tests.hub import FakeHub
 from tests.integration.helpers import ROOT
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -23,6 +24,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from lightning_memlong.generation import LocalContext  # noqa: E402
 from lightning_memlong.lm_eval import MemLongLM  # noqa: E402
+from lightning_memlong.lm_eval.adapter import tokenizer_named  # noqa: E402
+from lightning_memlong.model.checkpoint import CHECKPOINT_FORMAT  # noqa: E402
 
 TASK = """
 task: {name}
@@ -181,6 +184,118 @@ def test_a_local_task_through_the_command_line(backbone: Path, tasks: Path) -> N
     )["results"]  # fmt: skip
     for task, metric in (("local_choosing", "acc,none"), ("local_writing", "exact_match,none")):
         assert found[task][metric] == theirs[task][metric]
+
+
+def test_around_a_model_that_is_there(backbone: Path) -> None:
+    mine = ours(backbone)
+    again = MemLongLM.around(mine.model, window=128, batch_size=2)
+    pairs = requests("loglikelihood", ("kan lor", " mis"), (("kan lor mis tur " * 30).strip(), " rax"))
+    for a, b in zip(again.loglikelihood(pairs), mine.loglikelihood(pairs), strict=True):
+        assert a == (pytest.approx(b[0], rel=1e-4), b[1])
+    assert (again.window, again.max_gen_toks, again.batch_size) == (128, 256, 2)
+
+
+def test_another_tokenizer_of_the_same_tokens(backbone: Path, byte_backbone: Path, tmp_path: Path) -> None:
+    mine = ours(backbone, tokenizer=str(byte_backbone))
+    assert mine.tokenizer is mine.model.retrieval.tokenizer and mine.tokenizer.eos_token_id is None
+    assert ours(backbone, tokenizer=mine.tokenizer).tokenizer is mine.tokenizer
+    larger = AutoTokenizer.from_pretrained(byte_backbone)
+    larger.add_tokens(["kan lor"])
+    larger.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer='.*, 258 tokens' cannot be used. Allowed: one of at most the 257"):
+        ours(backbone, tokenizer=str(tmp_path))
+    with pytest.raises(UserError, match="'/nowhere' cannot be loaded"):
+        ours(backbone, tokenizer="/nowhere")
+
+
+def test_tasks_that_make_documents_find_tokenizers_by_our_names(backbone: Path, tmp_path: Path) -> None:
+    """A run folder of ours is no name that transformers knows."""
+    (tmp_path / "checkpoints").mkdir()
+    stored = {"hyper_parameters": {"backbone": str(backbone)}, "memlong": {"format": CHECKPOINT_FORMAT}}
+    torch.save(stored, tmp_path / "checkpoints" / "last.ckpt")
+    assert tokenizer_named(str(tmp_path)).name_or_path == tokenizer_named(str(backbone)).name_or_path == str(backbone)
+    with pytest.raises(UserError, match="tokenizer=''.*pretrained="):
+        tokenizer_named("")
+
+
+@pytest.fixture
+def chatting(backbone: Path, tmp_path: Path) -> Path:
+    """The backbone with a chat template, which marks the beginning of each message."""
+    folder = tmp_path / "chatting"
+    shutil.copytree(backbone, folder)
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{m.role}}>{{m.content}}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def command_line(model_args: str, *more: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "lightning_memlong.lm_eval", "--model", "memlong", "--model_args", model_args]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
+    return subprocess.run([*command, *more], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def results(folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Scores by task, and what each was asked."""
+    found = json.loads(next(folder.rglob("results_*.json")).read_text())["results"]
+    samples = {
+        name: [json.loads(line) for file in folder.rglob(f"samples_{name}_*.jsonl") for line in file.open()]
+        for name in found
+    }
+    return found, samples
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_rulers_tasks_start_with_the_packaged_backbone(tmp_path: Path) -> None:
+    pytest.importorskip("wonderwords")
+    more = ["--tasks", "ruler_fwe", "--limit", "1", "--output_path", str(tmp_path), "--log_samples"]
+    done = command_line("pretrained=smollm2-135m,top_k=2", *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, samples = results(tmp_path)
+    assert 0 <= found["ruler_fwe"]["4096,none"] <= 1
+    assert 3500 < samples["ruler_fwe"][0]["doc"]["length"] < 4200
+    done = command_line("top_k=2", *more)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: pretrained=None")
+
+
+@pytest.mark.long
+def test_babilong_and_longbench_as_they_are(chatting: Path, tmp_path: Path) -> None:
+    """lm-eval's own tasks and templates, on files of their format that a hub on this machine serves."""
+    long = "Mary went to the kitchen. " * 30
+    hub = tmp_path / "hub"
+    babilong, longbench = hub / "RMT-team" / "babilong-1k-samples", hub / "recursal" / "longbench-v2"
+    for folder, name, split, file in ((babilong, "0k", "qa1", "data/qa1/0k.json"),
+                                      (longbench, "graph_reasoning", "train", "data/graph.json")):  # fmt: skip
+        (folder / file).parent.mkdir(parents=True)
+        (folder / "README.md").write_text(
+            f"---\nconfigs:\n- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {file}\n---\n"
+        )
+    rows: list[dict[str, Any]] = [{"input": long, "question": "Where is Mary? ", "target": "kitchen"}] * 2
+    (babilong / "data/qa1/0k.json").write_text(json.dumps(rows))
+    asked = {"context": long, "question": "Where is she?", "choices": ["here", "there", "out", "up"], "answer": 1}
+    (longbench / "data/graph.json").write_text(json.dumps([asked] * 2))
+    arguments = f"pretrained={chatting},window=128,chunk_size=16,retriever=hashing,memory_layer=1,top_k=2"
+    out = tmp_path / "out"
+    more = ["--tasks", "babilong_qa1,longbench2_graph", "--output_path", str(out), "--log_samples"]
+    server = FakeHub(hub)
+    try:
+        online = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        done = command_line(arguments, *more, "--apply_chat_template", "--fewshot_as_multiturn", "true", **online)
+    finally:
+        server.close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, samples = results(out)
+    assert found["babilong_qa1"]["acc,none"] in (0, 1) and found["longbench2_graph"]["acc,none"] in (0, 1)
+    prompt = samples["babilong_qa1"][0]["arguments"]["gen_args_0"]["arg_0"]
+    assert prompt.count("<user>") == 3 and prompt.count("<assistant>") == 3 and prompt.endswith("<assistant>")
+    assert "Charlie is balcony.\n<user>" in prompt
+    choices = samples["longbench2_graph"][0]["arguments"]
+    assert [choices[f"gen_args_{n}"]["arg_1"].strip() for n in range(4)] == ["A", "B", "C", "D"]
+    assert all(choices[f"gen_args_{n}"]["arg_0"].startswith("<user>Please read") for n in range(4))
 
 
 def test_mistakes_are_told(backbone: Path) -> None:

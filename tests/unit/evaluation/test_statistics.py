@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.record import Record
-from lightning_memlong.evaluation.statistics import bootstrap_groups, mean_interval, paired_ratio
+from lightning_memlong.evaluation.statistics import bootstrap_groups, mean_interval, paired_ratio, wilson
 
 
 def test_a_ratio_is_that_of_token_weighted_perplexities() -> None:
@@ -15,6 +16,14 @@ def test_a_ratio_is_that_of_token_weighted_perplexities() -> None:
     found = paired_ratio(nll, off, tokens, np.arange(2))
     assert found.value == pytest.approx(np.exp(100 / 100) / np.exp(112 / 100))
     assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("right, count", [(0, 1), (3, 10), (7, 7), (250, 500)])
+def test_a_share_has_the_wilson_interval(right: int, count: int) -> None:
+    known = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson(right / count, count) == pytest.approx((right / count, known.low, known.high))
+    assert all(wilson(share, n).low <= share <= wilson(share, n).high for n in range(1, 50) for share in (0.0, 1.0))
+    assert wilson(0.35, 10).low < wilson(0.4, 10).low < 0.35 < wilson(0.35, 10).high
 
 
 def test_the_interval_covers_what_it_says() -> None:
