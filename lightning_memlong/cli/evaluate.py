@@ -102,7 +102,8 @@ def _say_what_is_left(evaluation: Evaluation, record: Record, part: Part) -> Non
     mine = sum(map(part.takes, places))
     what = f"{mine} of {len(places)} measured" if mine else f"nothing to measure: there are {len(places)} to share out"
     made, planned = len(record.of(evaluation.planned())), len(evaluation.planned())
-    say(f"Part {part}: {what}. {made:,} of {planned:,} measurements are made; the same command without --part reports.")
+    name, rest = f"Part {part.number} of {part.of}", "the same command without --part reports"
+    say(f"{name}: {what}. {made:,} of {planned:,} measurements are made; {rest}.")
 
 
 def _run(evaluation: Evaluation, subject: Subject, record: Record) -> None:

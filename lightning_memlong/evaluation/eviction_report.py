@@ -213,8 +213,9 @@ def _draw_perplexity(axes: Axes, rows: Sequence[TableRow], styles: dict[str, dic
 
 
 def _draw_shares(axes: Axes, rows: Sequence[TableRow], styles: dict[str, dict[str, Any]], column: str) -> None:
-    for policy, look in styles.items():
+    for number, (policy, look) in enumerate(styles.items()):
         points = [p for p in _points(rows, policy) if p[column] is not None]
-        x, y = [p["capacity"] for p in points], [100 * p[column] for p in points]
+        aside = 2 ** (0.05 * (number - len(styles) / 2))  # or lines at 0 and at 100 % would hide each other
+        x, y = [aside * p["capacity"] for p in points], [100 * p[column] for p in points]
         axes.plot(x, y, **look, markersize=4, label=policy)
     axes.set_ylim(-4, 104)

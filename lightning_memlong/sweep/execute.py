@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import IO, Any
 
 from lightning_memlong.cli.results import read_results
 from lightning_memlong.errors import UserError
-from lightning_memlong.sweep.trials import TRAIN, Run
+from lightning_memlong.sweep.trials import PROGRAM, TRAIN, Run
 
 Watch = Callable[[int], None]
 """Told, while a run is going, how many steps it has made."""
@@ -89,8 +88,7 @@ def execute(run: Run, watch: Watch | None = None) -> Outcome:
         if results(run) is not None:  # by another process, in the meantime
             return Outcome(run.name, "finished")
         said = log.tell()
-        program = [str(TRAIN)] if TRAIN else ["-m", "lightning_memlong"]
-        words = [sys.executable, *program, *_arguments(run)]
+        words = [*PROGRAM, *_arguments(run)]
         (run.folder / "sweep.json").write_text(json.dumps(run.settings, indent=1, default=str) + "\n")
         status = run_process(words, log, lock, lambda: watch and watch(_steps(run)))
     seconds = time.monotonic() - begun

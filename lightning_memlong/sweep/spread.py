@@ -26,7 +26,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.sweep.execute import Outcome, Watch, last_words, run_process
 from lightning_memlong.sweep.launchers import LAUNCHERS, Launch, Make
 from lightning_memlong.sweep.settings import Launcher
-from lightning_memlong.sweep.trials import TRAIN
+from lightning_memlong.sweep.trials import PROGRAM
 
 DESCRIPTION = """Spread one evaluation over processes, each of which measures some of its documents, and report on all.
 
@@ -90,7 +90,7 @@ def make_part(run: PartRun, watch: Watch | None = None) -> Outcome:
         except BlockingIOError:
             return Outcome(run.name, "elsewhere", reason="another process is at it")
         said = log.tell()
-        words = [sys.executable, str(TRAIN), *run.arguments, "--part", f"{run.number}/{run.of}"]
+        words = [*PROGRAM, *run.arguments, "--part", f"{run.number}/{run.of}"]
         status = run_process(words, log, lock, lambda: watch and watch(0))
     seconds = time.monotonic() - begun
     if status == 0:
@@ -130,7 +130,7 @@ def at_once(
 
 def count_shares(arguments: list[str]) -> dict[str, Any] | int:
     """What ``train.py`` says there is to be shared out, once it has checked everything; or the status it ended with."""
-    words = [sys.executable, str(TRAIN), *arguments, "--part", "count"]
+    words = [*PROGRAM, *arguments, "--part", "count"]
     found = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     lines = [line for line in found.stdout.splitlines() if line.startswith('{"units"')]
     return json.loads(lines[-1]) if found.returncode == 0 and lines else found.returncode or 1
@@ -180,7 +180,7 @@ def spread_over(spread: Spread, arguments: list[str]) -> int:
     if undone:
         say(f"{len(undone)} of {parts} parts are not done; the same command goes on with what is left, then reports.")
         return 1
-    return subprocess.run([sys.executable, str(TRAIN), *arguments]).returncode
+    return subprocess.run([*PROGRAM, *arguments]).returncode
 
 
 def read(arguments: list[str]) -> tuple[Spread, list[str]]:
@@ -219,5 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from lightning_memlong.sweep import spread  # another process finds what is sent to it by this name
+
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # parts are then told to stop, too
-    sys.exit(main())
+    sys.exit(spread.main())

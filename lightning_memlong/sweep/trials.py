@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning_memlong.sweep.settings import Sweep
 
 TRAIN = None if INSTALLED else Path(__file__).parents[2] / "train.py"
 """The entry point of a checkout; an installed package has the command ``memlong`` instead."""
+PROGRAM = [sys.executable, *([str(TRAIN)] if TRAIN else ["-m", "lightning_memlong"])]
+"""What begins the words of a process of the command line."""
 BASELINE = "baseline"
 
 

@@ -49,14 +49,14 @@ def test_two_parts_are_what_one_run_is(
     capsys.readouterr()
     assert main([*options, "--part", "2/2"]) == 0
     told = capsys.readouterr().out
-    assert "Part 2-of-2: 1 of 3 measured. 8 of 24 measurements are made" in told and "on / off" not in told
+    assert "Part 2 of 2: 1 of 3 measured. 8 of 24 measurements are made" in told and "on / off" not in told
     # Two documents side by side are still those of the part.
     assert main([*options, "--part", "1/2", "--data.batch_size", "2"]) == 0
     parts = measured(tmp_path / "parts")
     assert sorted(len(lines) for lines in parts.values()) == [8, 16] and all("part-" in name for name in parts)
     assert not list((tmp_path / "parts").rglob("perplexity.md")), "no part reports"
     assert main([*options, "--part", "4/4"]) == 0
-    assert "Part 4-of-4: nothing to measure: there are 3 to share out" in capsys.readouterr().out
+    assert "Part 4 of 4: nothing to measure: there are 3 to share out" in capsys.readouterr().out
     assert main(options) == 0
     assert len(list((tmp_path / "parts").rglob("*.jsonl"))) == 2, "the report measures nothing"
     whole, joined = ([json.loads(row) for row in rows(tmp_path / place)] for place in ("whole", "parts"))
