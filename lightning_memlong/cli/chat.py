@@ -104,10 +104,15 @@ def main(arguments: list[str]) -> int:
     """
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--data.path", arguments[0], *arguments[1:]]
-    if not config_files(arguments):
-        defaults = ["--config", str(DEFAULTS)] if DEFAULTS.exists() else ["--data", "datamodules.LocalText"]
-        arguments = [*defaults, *arguments]
-    return cli.main(["chat", *arguments])
+    return cli.main(["chat", *with_defaults(arguments)])
+
+
+def with_defaults(arguments: list[str]) -> list[str]:
+    """Options that begin with those of ``conf/memlong.yaml``, unless they name a file of their own."""
+    if config_files(arguments):
+        return arguments
+    defaults = ["--config", str(DEFAULTS)] if DEFAULTS.exists() else ["--data", "datamodules.LocalText"]
+    return [*defaults, *arguments]
 
 
 if __name__ == "__main__":
