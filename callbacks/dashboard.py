@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.figures import draw_heads
-from callbacks.memory_bank import memory_callback
-from callbacks.retrieval_statistics import RetrievalStatistics
-from callbacks.validation_record import ValidationRecord
-from datamodules.synthetic_recall import SyntheticRecall
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.training.loggers import show_anything, show_figure, show_text, tensorboard_writers
 from lightning_memlong.training.profiler import PARTS, StepProfiler
+
+from .figures import draw_heads
+from .memory_bank import memory_callback
+from .retrieval_statistics import RetrievalStatistics
+from .validation_record import ValidationRecord
 
 
 def _chart(*tags: str) -> list[Any]:
@@ -85,7 +85,7 @@ class Dashboard(L.Callback):
         self._begin()
         _take(trainer, 1)
         hidden = set() if pl_module.model.gates else {GATES}
-        hidden |= set() if isinstance(trainer.datamodule, SyntheticRecall) else {PLANTED}  # type: ignore[attr-defined]
+        hidden |= set() if trainer.datamodule.plants else {PLANTED}  # type: ignore[attr-defined]
         layout = {group: {k: v for k, v in charts.items() if k not in hidden} for group, charts in LAYOUT.items()}
         for writer in _writers(trainer):
             writer.add_custom_scalars(layout)

@@ -8,13 +8,14 @@ from typing import Any
 import lightning as L
 import torch
 
-from callbacks.memory_checks import check_memory
 from lightning_memlong.bank import MemoryBank, Retrieved, load_policy
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.model import warn_of_other_memory
 from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever, load_selector
 from lightning_memlong.text import ON_DEVICE
+
+from .memory_checks import check_memory
 
 log = logging.getLogger(__name__)
 

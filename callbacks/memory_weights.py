@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.memory_bank import memory_callback
 from lightning_memlong.model import MEMORY_WEIGHTS_FILE, save_memory_weights
+
+from .memory_bank import memory_callback
 
 
 class MemoryWeights(L.Callback):

@@ -10,9 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.figures import draw_map
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.model import MemLongOutput
+
+from .figures import draw_map
 
 TOKENS_SHOWN = 12
 """Of those that gained most."""

@@ -5,10 +5,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from datamodules.documents import DocumentDataModule
-from datamodules.hub import Hub
-from datamodules.records import Columns, Document, Record, Shard
 from lightning_memlong.config import require
+
+from .documents import DocumentDataModule
+from .hub import Hub
+from .records import Columns, Document, Record, Shard
 
 LOOKED_AT = 1000
 

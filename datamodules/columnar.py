@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.records import Columns, Record, column_record
+from .records import Columns, Record, column_record
 
 BATCH_BYTES = 8_000_000
 

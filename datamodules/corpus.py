@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from datamodules.formats import COMPRESSION
-from datamodules.hub import Hub
-from datamodules.records import Columns, Document, Record, Shard
+from .formats import COMPRESSION
+from .hub import Hub
+from .records import Columns, Document, Record, Shard
 
 
 class Corpus:
@@ -31,6 +31,8 @@ class Corpus:
     """Whether the lines of a plain text file are rows; else the file is one."""
     cache_by_default = False
     """Whether it is tokenised before the first step where nothing else is asked for."""
+    plants = False
+    """Whether its documents ask at their end for what was planted in them."""
 
     def default_path(self) -> str | None:
         """Where the text is if neither ``path`` nor ``hub_id`` is given; None: on the hub."""

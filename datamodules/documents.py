@@ -14,19 +14,20 @@ import lightning as L
 import numpy as np
 import torch
 
-from datamodules import splits
-from datamodules.corpus import Corpus
-from datamodules.formats import as_endings
-from datamodules.hub import Hub
-from datamodules.open_split import Stream, is_bad, open_split
-from datamodules.resolve_source import Source, resolve_source
-from datamodules.resume import order_facts, saved_position
-from datamodules.same_text import find_held_out, keep_apart, tell_equal_texts
-from datamodules.settings import DataSettings, OnBad, Paths, choose_hub
-from datamodules.splits import ROLES, Split
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.distributed import gather, rank_and_world
 from lightning_memlong.text import ON_DEVICE
+
+from . import splits
+from .corpus import Corpus
+from .formats import as_endings
+from .hub import Hub
+from .open_split import Stream, is_bad, open_split
+from .resolve_source import Source, resolve_source
+from .resume import order_facts, saved_position
+from .same_text import find_held_out, keep_apart, tell_equal_texts
+from .settings import DataSettings, OnBad, Paths, choose_hub
+from .splits import ROLES, Split
 
 
 class DocumentDataModule(Corpus, L.LightningDataModule):

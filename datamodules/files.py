@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from datamodules.formats import COMPRESSION, ROWS
-from datamodules.network import file_system, not_there, retry
-from datamodules.records import Columns
-from datamodules.sources import FileShard
-from datamodules.walk import PassedOver, walk
 from lightning_memlong.errors import UserError
+
+from .formats import COMPRESSION, ROWS
+from .network import file_system, not_there, retry
+from .records import Columns
+from .sources import FileShard
+from .walk import PassedOver, walk
 
 
 def find_files(

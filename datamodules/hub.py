@@ -10,10 +10,11 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from datamodules.network import retry
-from datamodules.records import Columns
-from datamodules.sources import HubShard
 from lightning_memlong.errors import UserError
+
+from .network import retry
+from .records import Columns
+from .sources import HubShard
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 

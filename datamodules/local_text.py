@@ -3,7 +3,7 @@
 import sysconfig
 from pathlib import PurePosixPath
 
-from datamodules.documents import DocumentDataModule
+from .documents import DocumentDataModule
 
 
 class LocalText(DocumentDataModule):

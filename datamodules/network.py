@@ -19,9 +19,10 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.http import HTTPFileSystem
 
-from datamodules.formats import NotTextError
-from datamodules.records import Record
 from lightning_memlong.errors import UserError
+
+from .formats import NotTextError
+from .records import Record
 
 log = logging.getLogger("lightning_memlong")
 

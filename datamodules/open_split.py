@@ -6,17 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 from transformers import PreTrainedTokenizerBase
 
-from datamodules import splits
-from datamodules.cached import CachedStream
-from datamodules.corpus import Corpus
-from datamodules.records import Document, Shard
-from datamodules.resolve_source import Source
-from datamodules.settings import DataSettings
-from datamodules.shuffle import SplitDocuments
-from datamodules.streaming import LiveStream
-from datamodules.token_cache import TokenCache
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
+
+from . import splits
+from .cached import CachedStream
+from .corpus import Corpus
+from .records import Document, Shard
+from .resolve_source import Source
+from .settings import DataSettings
+from .shuffle import SplitDocuments
+from .streaming import LiveStream
+from .token_cache import TokenCache
 
 Stream = CachedStream | LiveStream
 

@@ -1,7 +1,7 @@
 """PG-19: books of Project Gutenberg published before 1919."""
 
-from datamodules.documents import DocumentDataModule
-from datamodules.hub import Hub
+from .documents import DocumentDataModule
+from .hub import Hub
 
 
 class PG19(DocumentDataModule):

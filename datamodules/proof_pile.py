@@ -1,7 +1,7 @@
 """Proof-Pile: mathematical text, from papers, textbooks, forums and proof assistants."""
 
-from datamodules.documents import DocumentDataModule
-from datamodules.hub import Hub
+from .documents import DocumentDataModule
+from .hub import Hub
 
 
 class ProofPile(DocumentDataModule):

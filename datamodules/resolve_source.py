@@ -5,18 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.corpus import Corpus
-from datamodules.files import find_files
-from datamodules.formats import printable
-from datamodules.hub import hub_shards
-from datamodules.records import Shard
-from datamodules.same_text import HeldOut, each_file_once
-from datamodules.settings import DataSettings
-from datamodules.sources import FileShard
-from datamodules.splits import by_name, some, split_words
-from datamodules.walk import PassedOver
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
+
+from .corpus import Corpus
+from .files import find_files
+from .formats import printable
+from .hub import hub_shards
+from .records import Shard
+from .same_text import HeldOut, each_file_once
+from .settings import DataSettings
+from .sources import FileShard
+from .splits import by_name, some, split_words
+from .walk import PassedOver
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from datamodules.cached import CachedStream
-from datamodules.open_split import Stream
-from datamodules.settings import DataSettings
 from lightning_memlong.config import require
 from lightning_memlong.distributed import rank_and_world
 from lightning_memlong.errors import UserError
+
+from .cached import CachedStream
+from .open_split import Stream
+from .settings import DataSettings
 
 ORDER = ("window", "stride", "batch_size", "seed", "shuffle")
 """Settings that the order of batches depends on."""

@@ -6,15 +6,16 @@ from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import Any
 
-from datamodules.corpus import Corpus
-from datamodules.formats import COMPRESSION, printable
-from datamodules.network import UNREADABLE
-from datamodules.records import Document, Shard
-from datamodules.sources import FileShard
-from datamodules.splits import some
-from datamodules.walk import PassedOver
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
+
+from .corpus import Corpus
+from .formats import COMPRESSION, printable
+from .network import UNREADABLE
+from .records import Document, Shard
+from .sources import FileShard
+from .splits import some
+from .walk import PassedOver
 
 
 def each_file_once(files: Sequence[FileShard], passed: PassedOver) -> list[FileShard]:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from datamodules.hub import Hub
-from datamodules.splits import Split
 from lightning_memlong.config import require, require_choice, require_types
 from lightning_memlong.text import Windows
+
+from .hub import Hub
+from .splits import Split
 
 OnBad = Literal["raise", "skip"]
 Paths = str | list[str]

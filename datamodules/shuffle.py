@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from datamodules.records import Document
-from datamodules.same_text import HeldOut
+from .records import Document
+from .same_text import HeldOut
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.columnar import arrow_rows, parquet_rows
-from datamodules.formats import (
+from .columnar import arrow_rows, parquet_rows
+from .formats import (
     DELIMITERS,
     HEAD_BYTES,
     LONG_WINDOW,
@@ -37,8 +37,8 @@ from datamodules.formats import (
     kind_of,
     printable,
 )
-from datamodules.network import file_system, not_there, read_with_retries, retry
-from datamodules.records import Columns, Record, column_record, text_record
+from .network import file_system, not_there, read_with_retries, retry
+from .records import Columns, Record, column_record, text_record
 
 log = logging.getLogger("lightning_memlong")
 

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-from datamodules.formats import printable
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
+
+from .formats import printable
 
 ROLES = ("train", "validation", "test")
 NEEDED = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.records import Document
-from datamodules.shuffle import EpochPosition, Sample, SplitDocuments, draw_samples
-from datamodules.tokenise_ahead import tokenise_ahead
 from lightning_memlong.distributed import any_rank, rank_and_world
 from lightning_memlong.errors import UserError
 from lightning_memlong.text import Batch, Windows, WindowSpec, tokenise
+
+from .records import Document
+from .shuffle import EpochPosition, Sample, SplitDocuments, draw_samples
+from .tokenise_ahead import tokenise_ahead
 
 ROW_BITS = 40
 KEPT_POSITIONS = 16  # Lightning looks one batch ahead; the position of the last finished one must still be known

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules import splits
-from datamodules.cached import CachedStream
-from datamodules.documents import DocumentDataModule
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.text import Batch
 from lightning_memlong.text.planting import KINDS, Probe, filler_tokens, plant
+
+from . import splits
+from .cached import CachedStream
+from .documents import DocumentDataModule
 
 
 class SyntheticRecall(DocumentDataModule):
@@ -30,6 +31,7 @@ class SyntheticRecall(DocumentDataModule):
     """
 
     name = "synthetic-recall"
+    plants = True
 
     def __init__(
         self,

@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.records import Document
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import cache_dir, make_folder, write_folder
 from lightning_memlong.text import tokenise, tokenizer_digest
+
+from .records import Document
 
 log = logging.getLogger("lightning_memlong")
 

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.shuffle import Sample
 from lightning_memlong.text import tokenise
+
+from .shuffle import Sample
 
 
 class _Tokenised(Dataset[Any]):

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from datamodules.documents import DocumentDataModule
-from datamodules.hub import Hub
-from datamodules.records import Document, Record, Shard
+from .documents import DocumentDataModule
+from .hub import Hub
+from .records import Document, Record, Shard
 
 TITLE = re.compile(r"^ ?= (?!= )(.+?)(?<! =) = ?$")
 """`` = Title = ``; sub-headings have two or more signs on each side."""

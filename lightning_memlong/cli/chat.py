@@ -1,13 +1,12 @@
-"""``python -m lightning_memlong.cli.chat book.txt``: read a document, then talk about it at the terminal.
+"""``memlong chat book.txt``: read a document, then talk about it at the terminal.
 
-Answers are shown as they are written, with the passages they were written with. Options are those of ``train.py chat``:
-``--bank book.safetensors`` keeps what was read for the next time, ``--model.backbone`` and ``--memory.top_k`` are what
-they are everywhere; without a ``--config`` those of ``conf/memlong.yaml`` hold, where the command is run in a checkout.
+Answers are shown as they are written, with the passages they were written with. ``--bank book.safetensors`` keeps what
+was read for the next time, ``--model.backbone`` and ``--memory.top_k`` are what they are everywhere; without a
+``--config`` the options of ``conf/memlong.yaml`` hold.
 """
 
 import io
 import sys
-from pathlib import Path
 from typing import Any
 
 from transformers import TextStreamer
@@ -21,8 +20,8 @@ from lightning_memlong.cli.predict import as_prompt
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Conversation
 from lightning_memlong.memlong import MemLong
+from lightning_memlong.shipped import CONF
 
-DEFAULTS = Path(__file__).parents[2] / "conf" / "memlong.yaml"
 HELP = """Ask about the document. Beside that:
   /new        begin a new conversation; the document stays read
   /passages   the passages of the last answer, whole
@@ -97,7 +96,7 @@ def _write_answer(
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``train.py chat`` on the document that is named first.
+    """Read the document that is named first, or by ``--data.path``, and talk about it.
 
     Returns:
         As :func:`lightning_memlong.cli.main`.
@@ -109,10 +108,7 @@ def main(arguments: list[str]) -> int:
 
 def with_defaults(arguments: list[str]) -> list[str]:
     """Options that begin with those of ``conf/memlong.yaml``, unless they name a file of their own."""
-    if config_files(arguments):
-        return arguments
-    defaults = ["--config", str(DEFAULTS)] if DEFAULTS.exists() else ["--data", "datamodules.LocalText"]
-    return [*defaults, *arguments]
+    return arguments if config_files(arguments) else ["--config", str(CONF / "memlong.yaml"), *arguments]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,17 @@ from lightning_memlong.cli.console import ParameterSummary, show_parameters, sho
 from lightning_memlong.cli.evaluate import evaluate
 from lightning_memlong.cli.fingerprint import evaluation_identity
 from lightning_memlong.cli.messages import exit_status, quiet_libraries
-from lightning_memlong.cli.parser import DEBUG, Parser, config_files, not_written, open_data, parse_over, plain
+from lightning_memlong.cli.parser import (
+    DEBUG,
+    Parser,
+    config_files,
+    not_written,
+    open_data,
+    parse_over,
+    plain,
+    tell_hidden_files,
+    with_files_found,
+)
 from lightning_memlong.cli.results import first_validation, write_results
 from lightning_memlong.cli.run_folders import (
     begin_run,
@@ -69,7 +79,8 @@ class MemLongCLI(CheckpointAwareCLI):
         # Lightning's callbacks have such options, whose defaults must go through a file and back.
         register_type(torch.device, fail_already_registered=False)
         not_written.clear()
-        self.argv = list(sys.argv[1:] if args is None else args)
+        self.argv = with_files_found(list(sys.argv[1:] if args is None else args))
+        tell_hidden_files(self.argv)
         self.asked = next((a for a in self.argv if a in self.NAMES), "fit")
         self._resumed_at = 0  # steps that were made before
         self.notes: dict[str, Any] = {}
@@ -86,7 +97,7 @@ class MemLongCLI(CheckpointAwareCLI):
             parser_kwargs={"parser_mode": "omegaconf+"},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            args=args,
+            args=self.argv,
             run=run,
         )
 

@@ -18,6 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
 from lightning_memlong.config import require
+from lightning_memlong.distributed import note
+from lightning_memlong.shipped import find_yaml, hides_packaged
 from lightning_memlong.training.lightning_private import actions, all_actions
 
 DEBUG = "--debug"
@@ -43,6 +45,11 @@ not_written: dict[str, str] = {}
 """Of each option that no file can say, what it is; parsing itself writes and reads again, so it is known early."""
 
 
+def _short_name(path: str) -> str:
+    """A class path as shipped files have it, ``datamodules.PG19``, in an installed package too."""
+    return re.sub(r"^lightning_memlong\.(?=(datamodules|callbacks)\.)", "", path)
+
+
 def _without_objects(value: Any) -> Any:
     """A configuration without what no file can say: read again, the defaults are there instead."""
     if isinstance(value, list):
@@ -52,7 +59,9 @@ def _without_objects(value: Any) -> Any:
     found = {}
     for key, inner in value.items():
         text = inner.removeprefix(NO_WORDS) if isinstance(inner, str) and inner.startswith(NO_WORDS) else None
-        if text is None:
+        if key == "class_path" and isinstance(inner, str):
+            found[key] = _short_name(inner)
+        elif text is None:
             found[key] = _without_objects(inner)
         elif text.startswith("<"):
             not_written[key] = text.partition(" at 0x")[0].lstrip("<").rstrip(">")
@@ -114,6 +123,28 @@ def config_files(argv: list[str]) -> list[str]:
     """Files given as ``--config``, in order."""
     files = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--config", "-c")]
     return files + [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+
+
+def with_files_found(argv: list[str]) -> list[str]:
+    """Arguments with each ``--config`` a file that is there: a name of a packaged one becomes its path.
+
+    Raises:
+        UserError: For a name of neither a file nor a packaged one.
+    """
+    found = list(argv)
+    for i, word in enumerate(argv):
+        if word.startswith("--config="):
+            found[i] = "--config=" + find_yaml(word.split("=", 1)[1])
+        elif i and argv[i - 1] in ("--config", "-c"):
+            found[i] = find_yaml(word)
+    return found
+
+
+def tell_hidden_files(argv: list[str]) -> None:
+    """Say which ``--config`` is another file than the packaged one of that name."""
+    for name in config_files(argv):
+        if (hidden := hides_packaged(name)) is not None:
+            note(f"config: {name} is the file here, not the packaged one, {hidden}")
 
 
 def insert_config(argv: list[str], file: str) -> list[str]:

@@ -20,9 +20,10 @@ from torch.utils.tensorboard.summary import hparams
 from lightning_memlong.cli.parser import not_written, plain, typed_option
 from lightning_memlong.cli.run_folders import cannot_write, names_of_runs, run_folder
 from lightning_memlong.config import flat
+from lightning_memlong.shipped import INSTALLED
 from lightning_memlong.training.loggers import note_settings_of_run, tensorboard_loggers
 
-PACKAGES = ("torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
+PACKAGES = ("lightning-memlong", "torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
             "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
 
 OUTCOMES = ("val/perplexity", "val/perplexity_memory_off", "val/perplexity_ratio", "train/loss",
@@ -32,6 +33,8 @@ OUTCOMES = ("val/perplexity", "val/perplexity_memory_off", "val/perplexity_ratio
 
 def git_commit() -> str:
     """Commit of the code, marked if it was changed since; 'unknown' outside a checkout."""
+    if INSTALLED:  # maybe in a folder of somebody else's repository; its version says which code it is
+        return "unknown"
     here = Path(__file__).parent
 
     def git(*args: str) -> str:

@@ -15,6 +15,7 @@ from lightning_memlong.cli.run_folders import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
+from lightning_memlong.shipped import find_yaml
 from lightning_memlong.sweep.execute import Outcome, Watch, check_folder, command, results
 from lightning_memlong.sweep.launchers import LAUNCHERS
 from lightning_memlong.sweep.plan import Plan
@@ -26,17 +27,17 @@ from lightning_memlong.sweep.trials import Run
 DESCRIPTION = """Make the runs of a sweep file, one after the other or through a launcher, and report them.
 
 The same command goes on with an interrupted sweep: finished runs are kept, a run that was cut off goes on from its
-last checkpoint, failed ones are tried again. Options of train.py given beside the sweep's own are those of every run:
+last checkpoint, failed ones are tried again. Options of fit given beside the sweep's own are those of every run:
 
-  python -m lightning_memlong.sweep conf/sweeps/top_k.yaml --tokens 100000 --data.path my_texts"""
+  memlong sweep sweeps/top_k.yaml --tokens 100000 --data.path my_texts"""
 
 OF_RUNS = {"model", "memory", "data", "trainer", "config", "validate_first", "seed_everything"}
-"""Groups and options of ``train.py``; all others are the sweep's."""
+"""Groups and options of runs; all others are the sweep's."""
 
 
 def _parser() -> Parser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog="python -m lightning_memlong.sweep", description=DESCRIPTION)
+    parser = Parser(prog="memlong sweep", description=DESCRIPTION)
     parser.add_argument("--file", action=ActionConfigFile, help="The sweep file; the first argument is one too.")
     parser.add_class_arguments(Sweep)
     parser.add_argument("--dry_run", action="store_true", help="Print the commands of the runs, and make none.")
@@ -44,7 +45,7 @@ def _parser() -> Parser:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The sweep's own arguments, and those of ``train.py``."""
+    """The sweep's own arguments, and those of its runs."""
     mine: list[str] = []
     runs: list[str] = []
     target = mine
@@ -65,11 +66,11 @@ def read(arguments: list[str]) -> tuple[Sweep, str, list[str], bool]:
         arguments = ["--file", *arguments]
     parser = _parser()
     mine, typed = _split(arguments)
+    mine = [find_yaml(word, "file") if before == "--file" else word
+            for before, word in zip(["", *mine], mine, strict=False)]  # fmt: skip
     files = [word for option, word in zip(mine, mine[1:], strict=False) if option == "--file"]
-    for file in files:
-        require(Path(file).is_file(), "file", file, "a YAML file that is there", "correct it; see conf/sweeps/")
     parsed = parser.parse_args(mine)
-    require(bool(files), "file", None, "a sweep file", "name one of conf/sweeps/ as the first argument")
+    require(bool(files), "file", None, "a sweep file", "name one as the first argument, such as sweeps/top_k.yaml")
     values = {key: value for key, value in parser.instantiate_classes(parsed).items(branches=True) if "." not in key}
     dry = values.pop("dry_run")
     values.pop("file")

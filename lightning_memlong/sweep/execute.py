@@ -61,9 +61,13 @@ def _noted(folder: Path) -> dict[str, Any]:
 
 def command(run: Run) -> list[str]:
     """What a person would type to make this run alone; from its last checkpoint, if it has one."""
+    return [*(["python", os.path.relpath(TRAIN)] if TRAIN else ["memlong"]), *_arguments(run)]
+
+
+def _arguments(run: Run) -> list[str]:
     saved = run.folder / "checkpoints" / "last.ckpt"
     resumed = ["--ckpt_path", str(saved)] if run.subcommand == "fit" and saved.is_file() else []
-    return ["python", os.path.relpath(TRAIN), *run.arguments, *resumed]
+    return [*run.arguments, *resumed]
 
 
 def execute(run: Run, watch: Watch | None = None) -> Outcome:
@@ -85,9 +89,10 @@ def execute(run: Run, watch: Watch | None = None) -> Outcome:
         if results(run) is not None:  # by another process, in the meantime
             return Outcome(run.name, "finished")
         said = log.tell()
-        words = command(run)
+        program = [str(TRAIN)] if TRAIN else ["-m", "lightning_memlong"]
+        words = [sys.executable, *program, *_arguments(run)]
         (run.folder / "sweep.json").write_text(json.dumps(run.settings, indent=1, default=str) + "\n")
-        status = run_process([sys.executable, str(TRAIN), *words[2:]], log, lock, lambda: watch and watch(_steps(run)))
+        status = run_process(words, log, lock, lambda: watch and watch(_steps(run)))
     seconds = time.monotonic() - begun
     if status == 0 and results(run) is not None:
         return Outcome(run.name, "finished", seconds)

@@ -9,7 +9,7 @@ from lightning_memlong.cli.parser import typed_option
 from lightning_memlong.config import require
 from lightning_memlong.sweep.resolve import ConfigResolver, tokens_a_step
 from lightning_memlong.sweep.settings import Sweep
-from lightning_memlong.sweep.trials import TRAIN, AxisPoint, Run, Trial, as_arguments, make_axis_value, planned_trials
+from lightning_memlong.sweep.trials import AxisPoint, Run, Trial, as_arguments, make_axis_value, planned_trials
 
 OWN = {
     "seed_everything": "seeds", "trainer.logger": "output and name", "trainer.logger.save_dir": "output",
@@ -31,7 +31,6 @@ class Plan:
     """
 
     def __init__(self, sweep: Sweep, name: str, typed: list[str]) -> None:
-        require(TRAIN.is_file(), "sweep", str(TRAIN), "a checkout of the project, with train.py", "run it in one")
         self.sweep, self.name, self.folder = sweep, name, Path(sweep.output) / name
         base = make_axis_value("baseline", sweep.baseline or {})
         ok = "baseline" not in base.options

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_memlong.cli.main import MemLongCLI
 from lightning_memlong.cli.messages import find_user_error
-from lightning_memlong.cli.parser import plain
+from lightning_memlong.cli.parser import plain, with_files_found
 from lightning_memlong.config import MemoryConfig, RetrieverConfig, flat, require
 from lightning_memlong.errors import UserError
 
@@ -38,8 +38,8 @@ class ConfigResolver(MemLongCLI):
 
     def resolve(self, arguments: list[str]) -> dict[str, Any]:
         """The configuration that arguments give, their subcommand first, as plain values."""
-        self.argv = list(arguments)
-        self.config = self.parser.parse_args(arguments)
+        self.argv = with_files_found(arguments)
+        self.config = self.parser.parse_args(self.argv)
         self.merge_stored_settings()
         return plain(self.parser, self.config)[arguments[0]]
 

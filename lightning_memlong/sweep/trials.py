@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_memlong.config import require
+from lightning_memlong.shipped import INSTALLED, find_yaml
 from lightning_memlong.sweep.settings import Sweep
 
-TRAIN = Path(__file__).parents[2] / "train.py"
+TRAIN = None if INSTALLED else Path(__file__).parents[2] / "train.py"
+"""The entry point of a checkout; an installed package has the command ``memlong`` instead."""
 BASELINE = "baseline"
 
 
@@ -70,7 +72,7 @@ class Run:
     seed: int
     folder: Path
     arguments: list[str]
-    """Of ``train.py``."""
+    """Of the command line, the subcommand first."""
     subcommand: str
 
     @property
@@ -99,7 +101,7 @@ def _short(value: Any) -> str:
 def make_axis_value(axis: str, value: Any) -> AxisValue:
     """A value of an axis, as :class:`Sweep` says what it can be."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        require(Path(value).is_file(), axis, value, "a file that is there", "correct the path")
+        find_yaml(value, axis)
         return AxisValue(files=(value,))
     if isinstance(value, Mapping):
         return AxisValue(options=dict(value))
