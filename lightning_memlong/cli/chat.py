@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
         As :func:`lightning_memlong.cli.main`.
     """
     if arguments and not arguments[0].startswith("-"):
-        arguments = ["--data.path", arguments[0], *arguments[1:]]
+        arguments = [*arguments[1:], "--data.path", arguments[0]]  # last: a --config would win over what stands before
     return cli.main(["chat", *with_defaults(arguments)])
 
 

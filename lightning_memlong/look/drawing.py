@@ -40,35 +40,37 @@ def coloured_tokens(sight: Sight) -> str:
         shown = escape(piece).replace("\n", "⏎<br>")
         spans.append(f'<span class="token" style="background:{colour}" title="{told}">{shown}</span>')
     legend = (
-        f'<p class="legend"><span style="background:rgba({GAINED}, 0.85)">&nbsp;memory helped&nbsp;</span> '
-        f'<span style="background:rgba({LOST}, 0.85)">&nbsp;memory hurt&nbsp;</span> '
-        f"full colour at {FULL:g} nats; point at a token for its losses</p>"
+        f'<p class="legend"><i style="background:rgba({GAINED}, 0.85)"></i> memory helped '
+        f'<i style="background:rgba({LOST}, 0.85)"></i> it hurt; full colour at {FULL:g} nats. Point at a token for its '
+        "losses.</p>"
     )
     return f'<div class="tokens">{"".join(spans)}</div>{legend}'
 
 
-def strip(whole: int, page: tuple[int, int], sight: Sight | None) -> str:
-    """The book from its first token to its last as a strip: the page, the sentence, and what it retrieved.
+def strip(whole: int, page: tuple[int, int], found: Attended | None, place: int | None) -> str:
+    """The book from its first token to its last as a strip: the page, the sentence, and what was retrieved.
 
     Args:
         whole: Length of the book [tokens].
         page: From and to [tokens].
-        sight: The sentence that was chosen; None: none was. What it attends to more is higher.
+        found: What was retrieved, for a sentence or a question; what is attended to more is higher. None: nothing yet.
+        place: Where the sentence begins [tokens]; None: it is no sentence.
     """
     width, height = 1000, 34
     at = width / max(1, whole)
     marks = [f'<rect x="{page[0] * at:.1f}" y="0" width="{max(2.0, (page[1] - page[0]) * at):.1f}" '
              f'height="{height}" fill="#cfd8e3"/>']  # fmt: skip
-    if sight is not None:
-        shares = sight.share().tolist()
-        for chunk, share in zip(sight.chunks, shares, strict=True):
+    if found is not None:
+        shares = found.share().tolist()
+        for chunk, share in zip(found.chunks, shares, strict=True):
             tall = 6 + (height - 6) * share / max(*shares, 1e-9)
             told = f"tokens {chunk.start:,} to {chunk.end:,}: {100 * share:.2f} % of attention"
             marks.append(
                 f'<rect x="{chunk.start * at:.1f}" y="{height - tall:.1f}" height="{tall:.1f}" fill="rgb({GAINED})" '
                 f'width="{max(3.0, (chunk.end - chunk.start) * at):.1f}"><title>{told}</title></rect>'
             )
-        marks.append(f'<rect x="{sight.start * at:.1f}" y="0" width="3" height="{height}" fill="#d62728"/>')
+    if place is not None:
+        marks.append(f'<rect x="{place * at:.1f}" y="0" width="3" height="{height}" fill="#d62728"/>')
     drawn = "".join(marks)
     return (
         f'<svg class="strip" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
@@ -87,7 +89,7 @@ def draw_written(found: Attended, pieces: Sequence[str], most: int = 12) -> Figu
     shares = found.by_token()
     shown = found.share().argsort(descending=True)[:most].sort().values
     tokens = shares.shape[1]
-    figure = Figure(figsize=(min(14.0, max(6.0, 0.16 * tokens + 2)), 0.26 * len(shown) + 1.4), layout="constrained")
+    figure = Figure(figsize=(min(14.0, max(6.0, 0.16 * tokens + 2)), 0.26 * len(shown) + 2), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(100 * shares[shown], aspect="auto", cmap="magma", interpolation="nearest", origin="lower")
     axes.set_yticks(range(len(shown)), [f"{found.chunks[i].start:,}" for i in shown.tolist()], fontsize=8)

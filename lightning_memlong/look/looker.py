@@ -14,7 +14,7 @@ from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import watching
 from lightning_memlong.retrieval import retrieve_for
 
-CONTEXT = 512
+CONTEXT = 256
 """Tokens of the local text a sentence is read in, itself included."""
 
 

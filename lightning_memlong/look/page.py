@@ -20,15 +20,17 @@ STYLE = """
 .tokens { font: 17px/1.9 Georgia, "DejaVu Serif", serif; white-space: pre-wrap; overflow-wrap: anywhere; color: #1b1f24; }
 .token { border-radius: 3px; padding: 2px 0; }
 .legend { font: 12px system-ui, sans-serif; color: #49525c; margin: 4px 0 0; }
-.legend span { border-radius: 3px; }
+.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; vertical-align: -2px; margin-left: 8px; }
 .hint { font: 14px system-ui, sans-serif; color: #49525c; }
 .answer { font: 17px/1.6 Georgia, "DejaVu Serif", serif; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 HINT = "Click a sentence: what it retrieved, how it was read and which tokens gained is shown here."
 EVERY = 1.0
 """Time between two looks at an answer that is being written [s]."""
-HALF = {"flex": "1 1 480px", "min-width": "0"}
+HALF = {"flex": "1 1 480px", "min-width": "0", "padding": "0 16px"}
 """Two columns side by side where there is room, else one below the other."""
+STICKY = {"position": "sticky", "top": "0"}
+"""The book stays in sight while what belongs to it is scrolled through."""
 
 
 class Reading:
@@ -91,7 +93,7 @@ class Page:
 
     def __init__(self, looker: Looker, name: str, window: int | None, options: dict[str, Any]) -> None:
         self._looker, self._name, self._window, self._options = looker, name, window, options
-        self._sight: Sight | None = None
+        self._shown: Attended | None = None
         self._question: Question | None = None
         self.sentences = Sentences(sizing_mode="stretch_width")
         self.number = pn.widgets.IntInput(name="page", value=1, start=1, end=looker.book.pages, width=90)
@@ -128,7 +130,8 @@ class Page:
     def _mark(self) -> None:
         """Draw where in the book all of it is."""
         page = self.sentences.sentences
-        self.strip.object = strip(len(self._looker.book), (page[0][0], page[-1][1]), self._sight)
+        place = self._shown.start if isinstance(self._shown, Sight) else None
+        self.strip.object = strip(len(self._looker.book), (page[0][0], page[-1][1]), self._shown, place)
 
     def _show_in_book(self, event: Any) -> None:
         """Turn to a chunk, and mark it."""
@@ -147,7 +150,7 @@ class Page:
             if chosen is None or self.sentences.chosen != chosen[0]:
                 return
             try:
-                self._sight = sight = await asyncio.to_thread(self._looker.look, chosen[0], chosen[1])
+                self._shown = sight = await asyncio.to_thread(self._looker.look, chosen[0], chosen[1])
                 self.tokens.object = f'{coloured_tokens(sight)}<p class="legend">{worth(sight)}</p>'
                 self.sight.show(sight, sight.start)
                 self._mark()
@@ -189,6 +192,8 @@ class Page:
             return
         self._show_answer(written.text)
         self.written.show(written)
+        self._shown = written
+        self._mark()
         self.map.object = draw_written(written, written.pieces) if written.chunks else None
 
     # ---- how it looks -------------------------------------------------------------------------------------
@@ -206,14 +211,15 @@ class Page:
         whole = len(self._looker.book)
         title = f"<b>{escape(self._name)}</b>, {whole:,} tokens, {self._looker.book.pages:,} pages"
         top = pn.Row(last, self.number, following, pn.pane.HTML(title, align="end", stylesheets=[STYLE]))
-        book = pn.Column(top, self.strip, self.sentences, sizing_mode="stretch_width", styles={"padding": "0 16px"})
+        book = (top, self.strip, self.sentences)
         ask = pn.Row(self.asked, self.ask, self.stop, sizing_mode="stretch_width")
         looking = pn.Column(self.tokens, *self.sight.parts(), sizing_mode="stretch_width")
         asking = pn.Column(ask, self.answer, *self.written.parts(self.map), sizing_mode="stretch_width")
         tabs = pn.Tabs(("This sentence", looking), ("Ask", asking), sizing_mode="stretch_width")
         both = pn.FlexBox(
-            pn.Column(book, styles=HALF), pn.Column(self.trouble, tabs, styles=HALF), sizing_mode="stretch_width"
-        )
+            pn.Column(*book, styles={**HALF, **STICKY}), pn.Column(self.trouble, tabs, styles=HALF),
+            sizing_mode="stretch_width", align_items="flex-start",
+        )  # fmt: skip
         return pn.Column(both, sizing_mode="stretch_width", styles={"background": "white"})
 
     def _go(self, pages: int) -> None:

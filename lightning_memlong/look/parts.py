@@ -112,8 +112,8 @@ CHUNKS_STYLE = """
 .chunks .head { color: #49525c; display: flex; gap: 8px; }
 .chunks .head button { margin-left: auto; border: 0; background: none; color: #1f5f9e; cursor: pointer; font: inherit; padding: 0; }
 .chunks .bar { height: 5px; background: #1f77b4; margin: 3px 0; min-width: 1px; border-radius: 2px; }
-.chunks .text { max-height: 4.4em; overflow: hidden; overflow-wrap: anywhere; white-space: pre-wrap; }
-.chunks li.chosen .text { max-height: none; }
+.chunks .text { max-height: 4.4em; overflow: hidden; overflow-wrap: anywhere; }
+.chunks li.chosen .text { max-height: none; white-space: pre-wrap; }
 """
 
 
