@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 VERSIONS = $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
 BIN := .venv/bin
 
-.PHONY: setup fit test test-all lint check format bench gpu clean
+.PHONY: setup fit test test-all lint check package format bench gpu clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,14 @@ lint: setup
 check: lint
 	$(BIN)/python -m pytest tests/unit
 
+# What is published, built into dist/, and used from an empty folder.
+package: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check $(VERSIONS) -e '.[package]'
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_package.py -m ''
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -63,4 +71,4 @@ gpu: setup
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,7 +3,14 @@
 from lightning_memlong.backbone.compiling import compile_layers, leave_uncompiled
 from lightning_memlong.backbone.layers import choose_layers, layer_index, text_config, unlimited_layers
 from lightning_memlong.backbone.lm_head import Head
-from lightning_memlong.backbone.loading import first_token, load_backbone, load_tokenizer, resolve_backbone
+from lightning_memlong.backbone.loading import (
+    PACKAGED,
+    file_beside,
+    first_token,
+    load_backbone,
+    load_tokenizer,
+    resolve_backbone,
+)
 from lightning_memlong.backbone.rope import FAMILIES, Rotary, memory_positions
 from lightning_memlong.backbone.transformers_private import (
     attention_of,
@@ -15,6 +22,7 @@ from lightning_memlong.backbone.tuning import Tuning, describe, spans
 
 __all__ = [
     "FAMILIES",
+    "PACKAGED",
     "Head",
     "Rotary",
     "Tuning",
@@ -23,6 +31,7 @@ __all__ = [
     "choose_layers",
     "compile_layers",
     "describe",
+    "file_beside",
     "first_token",
     "gradient_checkpointing",
     "layer_index",

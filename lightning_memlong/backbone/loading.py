@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from lightning_memlong.config import require
@@ -101,6 +102,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         UserError: If it is not there.
     """
     return _load(AutoTokenizer, name)
+
+
+def file_beside(name: str, file: str) -> Path | None:
+    """A file in a backbone's folder or repository of the hub; None: there is none, or the hub does not answer."""
+    if Path(name).is_dir() or name in PACKAGED:
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        found = cached_file(name, file)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, wanted: bool | int | None) -> int | None:

@@ -31,6 +31,7 @@ from lightning_memlong.cli.parser import (
     tell_hidden_files,
     with_files_found,
 )
+from lightning_memlong.cli.push import check_push
 from lightning_memlong.cli.results import first_validation, write_results
 from lightning_memlong.cli.run_folders import (
     begin_run,
@@ -80,7 +81,7 @@ class MemLongCLI(CheckpointAwareCLI):
         register_type(torch.device, fail_already_registered=False)
         not_written.clear()
         self.argv = with_files_found(list(sys.argv[1:] if args is None else args))
-        tell_hidden_files(self.argv)
+        tell_hidden_files(config_files(self.argv))
         self.asked = next((a for a in self.argv if a in self.NAMES), "fit")
         self._resumed_at = 0  # steps that were made before
         self.notes: dict[str, Any] = {}
@@ -154,7 +155,12 @@ class MemLongCLI(CheckpointAwareCLI):
         self.notes[f"{whose}_settings_that_differ"] = note_differences(stored, before, after, whose)
 
     def before_instantiate_classes(self) -> None:
-        """Give an evaluation a run folder named after its settings, so that the same command goes on with it."""
+        """Give an evaluation a run folder named after its settings, so that the same command goes on with it.
+
+        And see that the hub takes what is to be pushed, before a model is loaded.
+        """
+        if self.subcommand == "export" and (repo_id := self.config["export"].push_to_hub) is not None:
+            check_push(repo_id, self.config["export"].private)
         if self._evaluates():
             name = str(self.subcommand)
             config = self.config[name]

@@ -140,11 +140,11 @@ def with_files_found(argv: list[str]) -> list[str]:
     return found
 
 
-def tell_hidden_files(argv: list[str]) -> None:
-    """Say which ``--config`` is another file than the packaged one of that name."""
-    for name in config_files(argv):
+def tell_hidden_files(files: list[str], option: str = "config") -> None:
+    """Say which of the files is another one than the packaged one of that name."""
+    for name in files:
         if (hidden := hides_packaged(name)) is not None:
-            note(f"config: {name} is the file here, not the packaged one, {hidden}")
+            note(f"{option}: {name} is the file here, not the packaged one, {hidden}")
 
 
 def insert_config(argv: list[str], file: str) -> list[str]:

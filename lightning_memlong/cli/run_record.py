@@ -23,8 +23,8 @@ from lightning_memlong.config import flat
 from lightning_memlong.shipped import INSTALLED
 from lightning_memlong.training.loggers import note_settings_of_run, tensorboard_loggers
 
-PACKAGES = ("lightning-memlong", "torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "sentence-transformers", "peft",
-            "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
+PACKAGES = ("lightning-memlong", "torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "peft",
+            "sentence-transformers", "jsonargparse", "omegaconf", "torchmetrics", "tensorboard", "numpy")  # fmt: skip
 
 OUTCOMES = ("val/perplexity", "val/perplexity_memory_off", "val/perplexity_ratio", "train/loss",
             "cost/tokens_per_second")  # fmt: skip

@@ -9,6 +9,8 @@ from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.cli.answers import Answer
 from lightning_memlong.cli.layers import score_layers
 from lightning_memlong.cli.predict import predict, read_one
+from lightning_memlong.cli.push import push
+from lightning_memlong.cli.training_facts import training_facts
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation import READERS
@@ -23,21 +25,34 @@ class Trainer(L.Trainer):
         """The memory, unless it is switched off."""
         return memory_callback(self)
 
-    def export(self, model: MemLongModule, output: str, ckpt_path: str | None = None, datamodule: Any = None) -> None:
-        """Write a plain Hugging Face folder: adapters merged in, gates and memory settings beside the weights.
+    def export(
+        self,
+        model: MemLongModule,
+        output: str,
+        ckpt_path: str | None = None,
+        datamodule: Any = None,
+        push_to_hub: str | None = None,
+        private: bool | None = None,
+    ) -> None:
+        """Write a plain Hugging Face folder: adapters merged in, gates, memory settings and a card beside the weights.
 
         Args:
             model: The model.
             output: Folder to write; must not exist yet.
             ckpt_path: Checkpoint to export: last (the newest of all runs), or a .ckpt file.
             datamodule: Not used.
+            push_to_hub: Repository of the Hugging Face hub the folder is uploaded to, as owner/name; null: none.
+            private: Whether a repository that is made for it is private; null: as the account has it.
         """
         if ckpt_path is not None:
             load_weights(model.model, ckpt_path, complete=True)
         callback = self.memory_callback()
         memory = None if callback is None else asdict(callback.config)
-        folder = export(model.model, output, model.tokenizer, memory)
+        run = None if ckpt_path is None else training_facts(ckpt_path)
+        folder = export(model.model, output, model.tokenizer, memory, run, push_to_hub)
         say(f"Exported: {folder}\nLoads with transformers alone, or again with --model.backbone {folder}")
+        if push_to_hub is not None:
+            say(f"Pushed: {push(folder, push_to_hub, private)}")
 
     # Another signature than Lightning's: LightningCLI takes the options of a subcommand from the Trainer's method of
     # that name, and offers no way to name another method.

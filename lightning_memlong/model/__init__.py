@@ -1,6 +1,7 @@
 """The network: captures keys and values, and reads retrieved ones, in a forward pass."""
 
 from lightning_memlong.model.attention_interface import decode
+from lightning_memlong.model.card import TrainingFacts, without_folder
 from lightning_memlong.model.checkpoint import (
     CHECKPOINT_FORMAT,
     check_checkpoint,
@@ -31,6 +32,7 @@ __all__ = [
     "MemLongModel",
     "MemLongOutput",
     "Reading",
+    "TrainingFacts",
     "Watch",
     "WatchedSet",
     "as_reading",
@@ -49,4 +51,5 @@ __all__ = [
     "warn_of_other_memory",
     "watching",
     "weights_digest",
+    "without_folder",
 ]

@@ -1,9 +1,10 @@
 """Tuned models as plain Hugging Face folders, with gates and memory settings beside the weights.
 
 folder/config.json, model.safetensors, tokenizer files   loads with transformers alone
-folder/memlong.yaml                                      settings, a configuration file for train.py
+folder/memlong.yaml                                      settings, a configuration file for the command
 folder/memlong_gates.safetensors                         gates, for fusion ``gated``
 folder/memory.safetensors                                each head's bias in memory, for fusion ``joint``
+folder/README.md                                         the model card
 """
 
 from collections.abc import Mapping
@@ -15,19 +16,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lightning_memlong.backbone import file_beside
 from lightning_memlong.config import ModelConfig, TuningConfig, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import write_folder
+from lightning_memlong.model.card import CARD_FILE, TrainingFacts, model_card
 from lightning_memlong.model.memory_weights import MEMORY_WEIGHTS_FILE, save_memory_weights
 
 SETTINGS_FILE, GATES_FILE = "memlong.yaml", "memlong_gates.safetensors"
 HEADER = (
-    "# Written by `python train.py export`. `--model.backbone THIS_FOLDER` takes the model's settings from here;\n"
+    "# Written by `memlong export`. `--model.backbone THIS_FOLDER` takes the model's settings from here;\n"
     "# `--config THIS_FOLDER/memlong.yaml` the memory's as well.\n"
 )
 
 
-def export(model: Any, folder: str | Path, tokenizer: Any = None, memory: Mapping[str, Any] | None = None) -> Path:
+def export(
+    model: Any,
+    folder: str | Path,
+    tokenizer: Any = None,
+    memory: Mapping[str, Any] | None = None,
+    run: TrainingFacts | None = None,
+    repo_id: str | None = None,
+) -> Path:
     """Write a :class:`MemLong`, adapters merged in, whole or not at all; the model is not touched.
 
     Args:
@@ -35,6 +45,8 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, memory: Mappin
         folder: Where to; must not exist yet.
         tokenizer: Saved beside it, if given.
         memory: Settings of the memory group, saved beside it, if given.
+        run: What the model card says of the training.
+        repo_id: Where the folder will be on the hub, for the card.
 
     Raises:
         UserError: If the folder is there already or cannot be written.
@@ -54,6 +66,8 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, memory: Mappin
             save_file(gates, scratch / GATES_FILE)
         if len(model.memory_bias):
             save_memory_weights(model, scratch / MEMORY_WEIGHTS_FILE, memory)
+        card = model_card(repo_id or target.name, model.name, model.settings(), memory or {}, run)
+        (scratch / CARD_FILE).write_text(card)
 
     return write_folder(target, write, "output")
 
@@ -100,8 +114,7 @@ def require_settings_of_a_network(stored: dict[str, Any], whose: str) -> None:
 
 
 def _stored(folder: str) -> dict[str, Any] | None:
-    file = Path(folder) / SETTINGS_FILE
-    if not file.is_file():
+    if (file := file_beside(folder, SETTINGS_FILE)) is None:
         return None
     try:
         stored = dict(yaml.safe_load(file.read_text()))
@@ -119,8 +132,8 @@ def load_gates(folder: str, gates: nn.ParameterDict) -> None:
     Raises:
         UserError: If the folder's gates belong to other layers or another number of heads.
     """
-    file = Path(folder) / GATES_FILE
-    if not file.is_file() or not len(gates):
+    file = file_beside(folder, GATES_FILE) if len(gates) else None
+    if file is None:
         return
     try:
         saved = load_file(file)

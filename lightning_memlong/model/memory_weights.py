@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_memlong.backbone import layer_index, text_config
+from lightning_memlong.backbone import file_beside, layer_index, text_config
 from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.errors import UserError
 
@@ -115,8 +115,8 @@ def find_memory_weights(name: str, backbone: PreTrainedModel, chosen: ModelConfi
         return None
     if wanted == "auto":
         # Exported beside its backbone, whose tuned weights are not those it was recognised by.
-        beside = Path(name) / MEMORY_WEIGHTS_FILE
-        return _read(beside) if beside.is_file() else _shipped(backbone, chosen)
+        beside = file_beside(name, MEMORY_WEIGHTS_FILE)
+        return _shipped(backbone, chosen) if beside is None else _read(beside)
     found = replace(_read(Path(wanted)), asked_for=True)
     allowed, fix = f"a file for this backbone ({name})", "learn them with conf/recipes/calibrate.yaml"
     mine = found.facts["backbone"] == recognise_backbone(backbone)

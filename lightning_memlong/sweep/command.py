@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from lightning_memlong.cli.console import wide_console
 from lightning_memlong.cli.messages import quiet_libraries
-from lightning_memlong.cli.parser import Parser
+from lightning_memlong.cli.parser import Parser, tell_hidden_files
 from lightning_memlong.cli.run_folders import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
@@ -69,6 +69,7 @@ def read(arguments: list[str]) -> tuple[Sweep, str, list[str], bool]:
     mine = [find_yaml(word, "file") if before == "--file" else word
             for before, word in zip(["", *mine], mine, strict=False)]  # fmt: skip
     files = [word for option, word in zip(mine, mine[1:], strict=False) if option == "--file"]
+    tell_hidden_files(files, "file")
     parsed = parser.parse_args(mine)
     require(bool(files), "file", None, "a sweep file", "name one as the first argument, such as sweeps/top_k.yaml")
     values = {key: value for key, value in parser.instantiate_classes(parsed).items(branches=True) if "." not in key}

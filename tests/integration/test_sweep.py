@@ -334,5 +334,5 @@ def test_a_folder_of_other_settings_is_refused(
 
 
 def test_no_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry_run"]) == 2 and "conf/sweeps/" in capsys.readouterr().err
+    assert main(["--dry_run"]) == 2 and "sweeps/top_k.yaml" in capsys.readouterr().err
     assert main(["conf/sweeps/nothing.yaml"]) == 2

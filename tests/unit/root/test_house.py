@@ -31,10 +31,10 @@ def test_the_page_shows_the_floors_and_rooms() -> None:
     assert page(text) == text, "run: python -m tests.house"
 
 
-def test_thirteen_rooms_and_five_files() -> None:
+def test_fifteen_rooms_and_five_files() -> None:
     rooms = {folder.name for folder in CORE.iterdir() if (folder / "__init__.py").exists()}
-    top = {file.name for file in CORE.glob("*.py")} - {"__init__.py"}
-    assert len(rooms) == 13 and len(top) <= 5, (rooms, top)
+    top = {file.name for file in CORE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert len(rooms) == 15 and len(top) <= 5, (rooms, top)
     named = {name.removeprefix("lightning_memlong.") for floor in floors() for name in floor}
     assert named == rooms | {name.removesuffix(".py") for name in top} | {"callbacks", "datamodules"}
 
@@ -42,6 +42,16 @@ def test_thirteen_rooms_and_five_files() -> None:
 @pytest.mark.parametrize("module", [module for floor in floors() for module in floor])
 def test_every_room_says_in_one_line_what_it_is_for(module: str) -> None:
     assert first_line(module).endswith(".") and len(first_line(module)) < 120
+
+
+@pytest.mark.parametrize("folder", ["callbacks", "datamodules"])
+def test_folders_with_two_names_import_themselves_by_neither(folder: str) -> None:
+    """Else their modules would be loaded twice, or not at all, in an installed package."""
+    nodes = [node for file in sorted((ROOT / folder).rglob("*.py")) for node in ast.walk(ast.parse(file.read_text()))]
+    absolute = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    absolute |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    tops = {str(name).partition(".")[0] for name in absolute}
+    assert "lightning_memlong" in tops and not {"callbacks", "datamodules"} & tops
 
 
 def test_files_and_functions_stay_small() -> None:
