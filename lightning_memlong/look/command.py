@@ -1,7 +1,6 @@
 """``memlong look``: its subcommand, beside those of the command line, whose options it shares."""
 
 import logging
-import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,16 @@ from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli import MemLongCLI
 from lightning_memlong.cli.chat import with_defaults
 from lightning_memlong.cli.main import main as run
+from lightning_memlong.cli.messages import exit_status
 from lightning_memlong.cli.predict import load_for_inference, read_one, refuse_what_is_known
 from lightning_memlong.cli.run_folders import last_checkpoint
 from lightning_memlong.cli.trainer import Trainer
 from lightning_memlong.config import require
 from lightning_memlong.distributed import note
-from lightning_memlong.errors import UserError
+from lightning_memlong.look.address import PORT, free_port
 from lightning_memlong.look.looker import CONTEXT, Looker
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.training import MemLongModule
-
-HOST = "127.0.0.1"
-"""Nobody else can reach it."""
-PORT = 8060
 
 
 class LookTrainer(Trainer):
@@ -96,26 +92,6 @@ def open_alone(
     return Path(file).name, reader, bank
 
 
-def free_port(port: int) -> int:
-    """A port at which nobody listens: the one that is wanted, or any for 0.
-
-    Raises:
-        UserError: If somebody does, or it is none.
-    """
-    allowed = "a port from 0 (any that is free) to 65535"
-    require(0 <= port <= 65535, "port", port, allowed, f"leave it out for {PORT}")
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise UserError(
-            f"port={port} cannot be used ({error.strerror}). Allowed: one at which nothing listens. Fix: give another "
-            "--port; 0 takes any that is free."
-        ) from error
-
-
 def as_options(arguments: list[str]) -> list[str]:
     """What was typed, with the run, bank or text that is named first as the options that mean it.
 
@@ -155,14 +131,12 @@ def main(arguments: list[str]) -> int:
     Returns:
         As :func:`lightning_memlong.cli.main`.
     """
-    from lightning_memlong.cli.messages import exit_status
-
     options: list[str] = []
 
     def resolve() -> None:
-        found = find_spec("panel") is not None
+        found = find_spec("panel") is not None or bool({"-h", "--help"} & {*arguments})
         fix = "pip install 'lightning-memlong[look]', or pip install -e '.[look]' in a checkout"
-        require(found or {"-h", "--help"} & {*arguments}, "look", "without panel", "with the extra look", fix)
+        require(found, "look", "without panel", "with the extra look", fix)
         options.extend(as_options(arguments))
 
     logging.getLogger("bokeh").setLevel(logging.WARNING)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from html import escape
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lightning_memlong.look.attended import Attended, Chunk
 from lightning_memlong.look.looker import Sight
@@ -41,8 +40,8 @@ def coloured_tokens(sight: Sight) -> str:
         spans.append(f'<span class="token" style="background:{colour}" title="{told}">{shown}</span>')
     legend = (
         f'<p class="legend"><i style="background:rgba({GAINED}, 0.85)"></i> memory helped '
-        f'<i style="background:rgba({LOST}, 0.85)"></i> it hurt; full colour at {FULL:g} nats. Point at a token for its '
-        "losses.</p>"
+        f'<i style="background:rgba({LOST}, 0.85)"></i> it hurt; full colour at {FULL:g} nats. Point at a token for '
+        "its losses.</p>"
     )
     return f'<div class="tokens">{"".join(spans)}</div>{legend}'
 
@@ -99,4 +98,3 @@ def draw_written(found: Attended, pieces: Sequence[str], most: int = 12) -> Figu
     axes.set_xticks(range(0, tokens, every), labels, rotation=90, fontsize=7)
     figure.colorbar(image, ax=axes, label="% of attention")
     return figure
-

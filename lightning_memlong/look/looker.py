@@ -53,7 +53,7 @@ class Looker:
         model.long_context.check(memory)
         self.model, self.memory = model, memory
         kept = memory.row(0).tokens
-        allowed, fix = "a bank with its text: written by predict --bank or chat --bank", "name the text: it is read anew"
+        allowed, fix = "one with its text, as predict --bank and chat --bank write it", "name the text: it is read anew"
         require(len(kept) > 0, "bank", "a bank without text", allowed, fix)
         most = int(getattr(model.config, "max_position_embeddings", None) or 2**31) - 1
         allowed = f"from 128 tokens to the backbone's {most}"

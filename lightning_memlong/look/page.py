@@ -17,10 +17,12 @@ from lightning_memlong.look.question import Question, Written
 
 STYLE = """
 .strip { width: 100%; height: 34px; background: #f0f2f5; border-radius: 3px; display: block; }
-.tokens { font: 17px/1.9 Georgia, "DejaVu Serif", serif; white-space: pre-wrap; overflow-wrap: anywhere; color: #1b1f24; }
+.tokens { font: 17px/1.9 Georgia, "DejaVu Serif", serif; color: #1b1f24; }
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; }
 .token { border-radius: 3px; padding: 2px 0; }
 .legend { font: 12px system-ui, sans-serif; color: #49525c; margin: 4px 0 0; }
-.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; vertical-align: -2px; margin-left: 8px; }
+.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; }
+.legend i { vertical-align: -2px; margin-left: 8px; }
 .hint { font: 14px system-ui, sans-serif; color: #49525c; }
 .answer { font: 17px/1.6 Georgia, "DejaVu Serif", serif; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
@@ -58,8 +60,8 @@ class Reading:
             chunk, share = found.chunks[number], float(shares[number])
             far = "" if place is None else f"{place - chunk.start:,} before"
             head = (f"token {chunk.start:,}", far, similarity(chunk), f"{100 * share:.2f} % of attention")
-            bar = 100 * share / highest
-            shown.append({"start": chunk.start, "head": " · ".join(filter(None, head)), "share": bar, "text": chunk.text})
+            line, bar = " · ".join(filter(None, head)), 100 * share / highest
+            shown.append({"start": chunk.start, "head": line, "share": bar, "text": chunk.text})
         if self.list.chosen not in [chunk.start for chunk in found.chunks]:
             self.list.chosen = -1
         self.list.chunks = shown
@@ -117,13 +119,17 @@ class Page:
             reading.list.param.watch(self._show_in_book, "wanted")
         self.ask.on_click(self._answer)
         self.asked.param.watch(self._answer, "enter_pressed")
-        self.stop.on_click(lambda _: self._question and self._question.stop())
+        self.stop.on_click(self._end)
+
+    def _end(self, event: Any) -> None:
+        if self._question is not None:
+            self._question.stop()
 
     # ---- the book -----------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         """Show another page."""
-        page = self._looker.book.page(self.number.value - 1)
+        page = self._looker.book.page((self.number.value or 1) - 1)
         self.sentences.sentences = [[s.start, s.end, s.text] for s in page]
         self._mark()
 
@@ -145,9 +151,11 @@ class Page:
     async def _look(self, event: Any) -> None:
         """Read the sentence that was clicked, unless another one has been meanwhile."""
         chosen = next((s for s in self.sentences.sentences if s[0] == event.new), None)
+        if chosen is None:
+            return
         self.tokens.loading = True
         async with self._one_at_a_time:
-            if chosen is None or self.sentences.chosen != chosen[0]:
+            if self.sentences.chosen != chosen[0]:
                 return
             try:
                 self._shown = sight = await asyncio.to_thread(self._looker.look, chosen[0], chosen[1])
@@ -164,7 +172,7 @@ class Page:
 
     async def _answer(self, event: Any) -> None:
         """Write an answer, and show what there is of it as it is written."""
-        text = self.asked.value_input.strip()
+        text = (self.asked.value_input or "").strip()
         if not text or self._question is not None:
             return
         self._question = question = Question(
@@ -223,4 +231,4 @@ class Page:
         return pn.Column(both, sizing_mode="stretch_width", styles={"background": "white"})
 
     def _go(self, pages: int) -> None:
-        self.number.value = min(max(1, self.number.value + pages), self._looker.book.pages)
+        self.number.value = min(max(1, (self.number.value or 1) + pages), self._looker.book.pages)

@@ -43,7 +43,8 @@ export function render({ model, el }) {
 """
 
 SENTENCES_STYLE = """
-.sentences { white-space: pre-wrap; font: 16px/1.6 Georgia, "DejaVu Serif", serif; color: #1b1f24; overflow-wrap: anywhere; }
+.sentences { font: 16px/1.6 Georgia, "DejaVu Serif", serif; color: #1b1f24; }
+.sentences { white-space: pre-wrap; overflow-wrap: anywhere; }
 .sentences span { cursor: pointer; border-radius: 3px; }
 .sentences span:hover { background: #e8eef6; }
 .sentences span:focus-visible { outline: 2px solid #1f77b4; }
@@ -110,7 +111,8 @@ CHUNKS_STYLE = """
 .chunks li:hover { background: #f4f7fa; }
 .chunks li.chosen { background: #e8eef6; }
 .chunks .head { color: #49525c; display: flex; gap: 8px; }
-.chunks .head button { margin-left: auto; border: 0; background: none; color: #1f5f9e; cursor: pointer; font: inherit; padding: 0; }
+.chunks .head button { margin-left: auto; border: 0; padding: 0; background: none; }
+.chunks .head button { color: #1f5f9e; cursor: pointer; font: inherit; }
 .chunks .bar { height: 5px; background: #1f77b4; margin: 3px 0; min-width: 1px; border-radius: 2px; }
 .chunks .text { max-height: 4.4em; overflow: hidden; overflow-wrap: anywhere; }
 .chunks li.chosen .text { max-height: none; white-space: pre-wrap; }

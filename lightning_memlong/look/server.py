@@ -5,7 +5,7 @@ from typing import Any
 import panel as pn
 
 from lightning_memlong.distributed import say
-from lightning_memlong.look.command import HOST
+from lightning_memlong.look.address import HOST
 from lightning_memlong.look.looker import Looker
 from lightning_memlong.look.page import Page
 

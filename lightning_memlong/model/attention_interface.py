@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 
-from lightning_memlong.attention import Scores, attend_with_memory, chunk_shares, chunk_use, compute_dtype, local_attention
+from lightning_memlong.attention import (
+    Scores,
+    attend_with_memory,
+    chunk_shares,
+    chunk_use,
+    compute_dtype,
+    local_attention,
+)
 from lightning_memlong.model.context import ForwardContext, StopForward
 
 ATTENTION_NAME = "memlong"

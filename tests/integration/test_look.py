@@ -15,6 +15,7 @@ import pytest
 import lightning_memlong.look.command as command
 from lightning_memlong.cli.main import main as run
 from lightning_memlong.look import Looker
+from lightning_memlong.look.address import free_port
 from tests.integration.helpers import ROOT, tiny, without_capacity
 
 
@@ -119,7 +120,7 @@ def test_mistakes_are_told_in_a_line(
 def address(options: list[str], book: Path) -> Iterator[str]:
     """A page that is served by a process of its own."""
     pytest.importorskip("panel")
-    port = command.free_port(0)
+    port = free_port(0)
     words = [sys.executable, "-m", "lightning_memlong.look", str(book), *options, "--port", str(port),
              "--open_browser", "false", "--max_new_tokens", "20"]  # fmt: skip
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -217,7 +218,8 @@ def test_in_a_browser(address: str) -> None:
         while page.locator(".chunks li:visible").count() < 1 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert page.locator(".chunks li:visible").count() >= 1
-        assert not troubles and not [url for url in asked if not url.startswith((address.removesuffix("look"), "data:", "blob:"))]
+        here = (address.removesuffix("look"), "data:", "blob:")
+        assert not troubles and not [url for url in asked if not url.startswith(here)]
         browser.close()
 
 

@@ -35,9 +35,7 @@ def test_sentences_are_the_text(tokenizer: Any) -> None:
     sentences = book.page(0)
     assert "".join(s.text for s in sentences) == TEXT and book.pages == 1
     assert [s.start for s in sentences[1:]] == [s.end for s in sentences[:-1]]
-    assert [s.text for s in sentences][:3] == ['He said "No."', " She left.", " Mr. Ahab – café – 🐳 swam!\n\n"[:4]] or (
-        [s.text for s in sentences][:2] == ['He said "No."', " She left."]
-    )
+    assert [s.text for s in sentences][:2] == ['He said "No."', " She left."]
     assert max(s.end - s.start for s in sentences) == LONGEST
     small = Book(ids, tokenizer, page=100)
     pages = [s for number in range(small.pages) for s in small.page(number)]
@@ -84,6 +82,8 @@ def test_a_picture_has_a_row_a_chunk_and_a_column_a_token() -> None:
 
 
 class Numbers:
+    """A tokenizer of numbers."""
+
     def decode(self, ids: Any) -> str:
         return " ".join(map(str, ids.tolist()))
 
