@@ -10,6 +10,7 @@ from lightning_memlong.cli import MemLongCLI
 from lightning_memlong.cli.chat import with_defaults
 from lightning_memlong.cli.main import main as run
 from lightning_memlong.cli.messages import exit_status
+from lightning_memlong.cli.parser import config_files
 from lightning_memlong.cli.predict import load_for_inference, read_one, refuse_what_is_known
 from lightning_memlong.cli.run_folders import last_checkpoint
 from lightning_memlong.cli.trainer import Trainer
@@ -18,6 +19,7 @@ from lightning_memlong.distributed import note
 from lightning_memlong.look.address import PORT, free_port
 from lightning_memlong.look.looker import CONTEXT, Looker
 from lightning_memlong.memlong import MemLong
+from lightning_memlong.model import run_of
 from lightning_memlong.training import MemLongModule
 
 
@@ -119,10 +121,11 @@ def as_options(arguments: list[str]) -> list[str]:
 
 
 def _settings_of(checkpoint: Path, rest: list[str]) -> list[str]:
-    """The configuration of the run a checkpoint lies in, without its text; where it lies in none, the default's."""
-    config = checkpoint.parents[1] / "config.yaml"
-    own = with_defaults(rest) == rest  # they name a file
-    return [] if own else ["--config", str(config), "--data.path", "null"] if config.is_file() else with_defaults([])
+    """The configuration of the run a checkpoint lies in, without its text; in none, the default's. Typed ones win."""
+    if config_files(rest):
+        return []
+    config = (run_of(checkpoint) or checkpoint.absolute().parent) / "config.yaml"
+    return ["--config", str(config), "--data.path", "null"] if config.is_file() else with_defaults([])
 
 
 def main(arguments: list[str]) -> int:

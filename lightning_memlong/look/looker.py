@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_memlong.bank import MemoryBank, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.look.attended import Attended, attended
-from lightning_memlong.look.book import Book
+from lightning_memlong.look.book import LONGEST, Book
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.model import watching
 from lightning_memlong.retrieval import retrieve_for
@@ -56,8 +56,8 @@ class Looker:
         allowed, fix = "one with its text, as predict --bank and chat --bank write it", "name the text: it is read anew"
         require(len(kept) > 0, "bank", "a bank without text", allowed, fix)
         most = int(getattr(model.config, "max_position_embeddings", None) or 2**31) - 1
-        allowed = f"from 128 tokens to the backbone's {most}"
-        require(128 <= context <= most, "context", context, allowed, f"use {min(CONTEXT, most)}")
+        allowed = f"from {2 * LONGEST} tokens, twice the longest sentence, to the backbone's {most}"
+        require(2 * LONGEST <= context <= most, "context", context, allowed, f"use {min(CONTEXT, most)}")
         self.context = context
         self.book = Book(kept.tolist(), model.retrieval.tokenizer)
         self.lock = threading.Lock()

@@ -98,12 +98,12 @@ class Page:
         self._shown: Attended | None = None
         self._question: Question | None = None
         self.sentences = Sentences(sizing_mode="stretch_width")
-        self.number = pn.widgets.IntInput(name="page", value=1, start=1, end=looker.book.pages, width=90)
+        self.number = pn.widgets.IntInput(label="page", value=1, start=1, end=looker.book.pages, width=90)
         self.strip = pn.pane.HTML("", sizing_mode="stretch_width", stylesheets=[STYLE])
         self.tokens = pn.pane.HTML(f'<p class="hint">{HINT}</p>', sizing_mode="stretch_width", stylesheets=[STYLE])
         self.sight = Reading()
         self.asked = pn.widgets.TextInput(placeholder="Ask about the book", sizing_mode="stretch_width")
-        self.ask, self.stop = pn.widgets.Button(name="Ask"), pn.widgets.Button(name="Stop", disabled=True)
+        self.ask, self.stop = pn.widgets.Button(label="Ask"), pn.widgets.Button(label="Stop", disabled=True)
         self.answer = pn.pane.HTML("", sizing_mode="stretch_width", stylesheets=[STYLE])
         self.map = pn.pane.Matplotlib(None, tight=False, format="svg", sizing_mode="stretch_width")
         self.written = Reading()
@@ -212,8 +212,8 @@ class Page:
 
     def view(self) -> pn.viewable.Viewable:
         """All of it."""
-        last = pn.widgets.Button(name="◀", width=40, align="end")
-        following = pn.widgets.Button(name="▶", width=40, align="end")
+        last = pn.widgets.Button(label="◀", width=40, align="end")
+        following = pn.widgets.Button(label="▶", width=40, align="end")
         last.on_click(lambda _: self._go(-1))
         following.on_click(lambda _: self._go(1))
         whole = len(self._looker.book)

@@ -1,6 +1,6 @@
 """Parts of the page that are clicked: sentences, and chunks that were retrieved.
 
-They are the only place where panel is imported before it is needed, beside the page itself.
+Texts reach the page as text nodes, never as HTML: a book may say anything.
 """
 
 import param
@@ -36,7 +36,11 @@ export function render({ model, el }) {
     mark()
   }
   model.on("sentences", fill)
-  model.on(["chosen", "marked"], mark)
+  model.on("chosen", mark)
+  model.on("marked", () => {
+    mark()
+    box.querySelector(".marked")?.scrollIntoView({ block: "nearest" })
+  })
   fill()
   el.append(box)
 }

@@ -32,7 +32,7 @@ def options(byte_backbone: Path, book: Path, tmp_path: Path) -> list[str]:
     """Without the text, which is named."""
     small = without_capacity(tiny(byte_backbone, book, tmp_path / "runs"))
     at = small.index("--data.path")
-    return [*small[:at], *small[at + 2 :], "--context", "128"]
+    return [*small[:at], *small[at + 2 :], "--context", "192"]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_text_is_read_and_its_bank_shown_alone(
     assert first["name"] == "book.txt" and first["window"] == 64 and first["port"] > 0 and not first["open"]
     assert first["options"] == {"max_new_tokens": 200}
     text = first["looker"].book.text(0, len(first["looker"].book))
-    assert text == book.read_text() and first["looker"].context == 128
+    assert text == book.read_text() and first["looker"].context == 192
     assert command.main([str(bank), *options, "--port", "0", "--max_new_tokens", "7"]) == 0
     again = served[1]["looker"]
     assert served[1]["name"] == "book.safetensors" and served[1]["options"] == {"max_new_tokens": 7}
@@ -79,7 +79,7 @@ def test_a_run_is_shown_with_its_own_settings(
     assert run(["fit", *fit, "--validate_first", "false"]) == 0
     folder = next((tmp_path / "runs" / "memlong").iterdir())
     for named in (folder, folder / "checkpoints" / "last.ckpt"):
-        assert command.main([str(named), "--text", str(book), "--port", "0", "--context", "128"]) == 0
+        assert command.main([str(named), "--text", str(book), "--port", "0", "--context", "192"]) == 0
     looker = served[1]["looker"]
     assert looker.model.long_context.config.top_k == 2 and looker.memory.chunk_size == 16
     assert looker.model.memory_layer == 1 and len(looker.look(600, 640).chunks) == 2

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from lightning_memlong import MemLong, MemoryBank, UserError
+from lightning_memlong.attention import Readers
 from lightning_memlong.look import Looker, Question
 from lightning_memlong.model import watching
 from lightning_memlong.retrieval import retrieve_for
 from lightning_memlong.text import Windows, WindowSpec
 
-CHUNK, WINDOW, CONTEXT = 16, 64, 128
+CHUNK, WINDOW, CONTEXT = 16, 64, 192
 SETTINGS: dict[str, Any] = {"chunk_size": CHUNK, "capacity": 256, "top_k": 3, "retriever": {"name": "hashing"}}
 START, END = 700, 722
 
@@ -91,6 +92,14 @@ def test_attention_sums_to_what_the_model_says(byte_backbone: Path, text_folder:
     torch.testing.assert_close(heads, each)
     torch.testing.assert_close(heads, whole.sum(-1).mean(2))
     torch.testing.assert_close(sight.by_token().sum(0), whole.sum(-1).mean((0, 1)))
+
+
+def test_the_last_tokens_of_each_group_are_watched() -> None:
+    readers = Readers(4, 3, torch.tensor([8, 5]), last=3)
+    places, there = readers.sample(2, 8, 2, torch.device("cpu"))
+    assert places.tolist() == [[1, 2, 3, 5, 6, 7], [1, 2, 3, 4, 4, 4]] and there.tolist() == [True] * 4
+    few = Readers(4, 3, last=9).sample(1, 4, 1, torch.device("cpu"))[0]
+    assert few.tolist() == [[0, 1, 2, 3]], "there are no more"
 
 
 def test_gated_memory_is_not_attended_to_while_gates_are_shut(byte_backbone: Path, text_folder: Path) -> None:
