@@ -31,8 +31,8 @@ EVERY = 1.0
 """Time between two looks at an answer that is being written [s]."""
 HALF = {"flex": "1 1 480px", "min-width": "0", "padding": "0 16px"}
 """Two columns side by side where there is room, else one below the other."""
-STICKY = {"position": "sticky", "top": "0"}
-"""The book stays in sight while what belongs to it is scrolled through."""
+STICKY = "@media (min-width: 1024px) { :host { position: sticky; top: 0; } }"
+"""Side by side, the book stays in sight while what belongs to it is scrolled through."""
 
 
 class Reading:
@@ -218,14 +218,15 @@ class Page:
         following.on_click(lambda _: self._go(1))
         whole = len(self._looker.book)
         title = f"<b>{escape(self._name)}</b>, {whole:,} tokens, {self._looker.book.pages:,} pages"
-        top = pn.Row(last, self.number, following, pn.pane.HTML(title, align="end", stylesheets=[STYLE]))
+        named = pn.pane.HTML(title, stylesheets=[STYLE])
+        top = pn.FlexBox(last, self.number, following, named, align_items="flex-end", gap="8px")
         book = (top, self.strip, self.sentences)
         ask = pn.Row(self.asked, self.ask, self.stop, sizing_mode="stretch_width")
         looking = pn.Column(self.tokens, *self.sight.parts(), sizing_mode="stretch_width")
         asking = pn.Column(ask, self.answer, *self.written.parts(self.map), sizing_mode="stretch_width")
         tabs = pn.Tabs(("This sentence", looking), ("Ask", asking), sizing_mode="stretch_width")
         both = pn.FlexBox(
-            pn.Column(*book, styles={**HALF, **STICKY}), pn.Column(self.trouble, tabs, styles=HALF),
+            pn.Column(*book, styles=HALF, stylesheets=[STICKY]), pn.Column(self.trouble, tabs, styles=HALF),
             sizing_mode="stretch_width", align_items="flex-start",
         )  # fmt: skip
         return pn.Column(both, sizing_mode="stretch_width", styles={"background": "white"})

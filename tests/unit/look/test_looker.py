@@ -145,6 +145,14 @@ def test_an_answer_is_the_one_that_generate_gives(looker: Looker) -> None:
     assert len(written.chunks) > 3 and (written.by_token()[:, -1] > 0).sum() == 3
 
 
+def test_special_tokens_say_nothing(looker: Looker) -> None:
+    question, tokenizer = Question(looker, "kan", WINDOW, {}), looker.model.retrieval.tokenizer
+    question._tokens.ids = [*tokenizer("ab")["input_ids"], tokenizer.pad_token_id, *tokenizer("c")["input_ids"]]
+    written = question.so_far()
+    assert written.pieces == ["a", "b", "", "c"] and written.text == "abc"
+    assert not written.chunks and written.by_token().shape == (0, 4)
+
+
 def test_an_answer_can_be_stopped(looker: Looker) -> None:
     question = Question(looker, "kan lor mis", WINDOW, {"max_new_tokens": 40})
     question.stop()
