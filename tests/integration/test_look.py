@@ -1,5 +1,6 @@
 """``memlong look``: what is named, what is opened, what is refused; the page itself, over HTTP and in a browser."""
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 import lightning_memlong.look.command as command
+from lightning_memlong.__main__ import main as memlong
 from lightning_memlong.cli.main import main as run
 from lightning_memlong.look import Looker
 from lightning_memlong.look.address import free_port
@@ -111,6 +113,21 @@ def test_mistakes_are_told_in_a_line(
     assert command.main([str(book), *options]) == 2
     assert "pip install 'lightning-memlong[look]'" in capfd.readouterr().err
     assert not served
+
+
+@pytest.mark.long
+def test_the_commands_of_the_page_about_it_run(
+    options: list[str], book: Path, tmp_path: Path, served: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "tutorials" / "look.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("memlong look ")]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    for command_line in commands:
+        words = shlex.split(command_line.replace("path/to/book.txt", str(book)))
+        assert memlong([*words[1:], *options, "--port", "0"]) == 0
+    first, second = (shown["looker"].book for shown in served)
+    assert first.ids(0, len(first)) == second.ids(0, len(second)) and (tmp_path / "book.safetensors").exists()
 
 
 # ---- with panel: what a page does, what it loads, and a browser ------------------------------------------------
