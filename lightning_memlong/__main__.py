@@ -75,9 +75,9 @@ def main(arguments: list[str] | None = None, program: str = "memlong") -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if (status := answered_at_once(given, program)) is not None:
         return status
-    module, its_own = PROGRAMS[given[0]][0] if given[0] in PROGRAMS else "lightning_memlong.cli", given[0] in PROGRAMS
+    its_own = given[0] in PROGRAMS
     try:
-        loaded = import_module(module)
+        loaded = import_module(PROGRAMS[given[0]][0] if its_own else "lightning_memlong.cli")
     except UserError as error:  # an extra that is not installed
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -121,7 +121,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             return self._json({"name": "me"} if known else {"error": "Invalid token"}, 200 if known else 401)
         if parts[:2] == ["api", "models"]:
-            return self._model("/".join(parts[2:4]))
+            # A model has no folders, which transformers asks for.
+            return self._missing("EntryNotFound") if "tree" in parts else self._model("/".join(parts[2:4]))
         if parts[2:3] == ["resolve"]:
             return self._file(self.hub.root / "models" / parts[0] / parts[1], "/".join(parts[4:]))
         if parts[0] == "datasets" and "resolve" in parts:

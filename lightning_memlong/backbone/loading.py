@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -106,14 +107,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def file_beside(name: str, file: str) -> Path | None:
     """A file in a backbone's folder or repository of the hub; None: there is none, or the hub does not answer."""
-    if Path(name).is_dir() or name in PACKAGED:
+    if Path(name).is_dir() or name.count("/") != 1:
         path = Path(name) / file
         return path if path.is_file() else None
     try:
-        found = cached_file(name, file)
-    except OSError:
+        # Asked once for each commit that is in the cache: that there is no such file is noted there as well.
+        found: Any = try_to_load_from_cache(name, file) or cached_file(name, file)
+    except (OSError, ValueError):
         return None
-    return None if found is None else Path(found)
+    return Path(found) if isinstance(found, str) else None
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, wanted: bool | int | None) -> int | None:

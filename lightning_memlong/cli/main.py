@@ -159,8 +159,8 @@ class MemLongCLI(CheckpointAwareCLI):
 
         And see that the hub takes what is to be pushed, before a model is loaded.
         """
-        if self.subcommand == "export" and (repo_id := self.config["export"].push_to_hub) is not None:
-            check_push(repo_id, self.config["export"].private)
+        if self.subcommand == "export":
+            check_push(self.config["export"].push_to_hub, self.config["export"].private)
         if self._evaluates():
             name = str(self.subcommand)
             config = self.config[name]

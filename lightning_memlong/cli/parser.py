@@ -89,6 +89,11 @@ class Parser(LightningArgumentParser):
             near = self._nearest((unknown[1] or unknown[2]).removeprefix("init_args."))
             message += f" Nearest known: {', '.join(near)}." if near else ""
             message += " Fix: correct the key; --help lists all of them."
+        if lost := re.search(
+            r"module '(?:lightning_memlong\.)?(callbacks|datamodules)' has no attribute '(\w+)'", message
+        ):
+            message += f" There is no {lost[1]}.{lost[2]}, and here {lost[1]} is the project's. "
+            message += "Fix: correct the name, or give a package of yours another one."
         sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2)
 

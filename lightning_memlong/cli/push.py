@@ -44,16 +44,18 @@ def _told(repo_id: str, after: str = "") -> Iterator[None]:
         ) from error
 
 
-def check_push(repo_id: str, private: bool | None) -> None:
+def check_push(repo_id: str | None, private: bool | None) -> None:
     """See that the hub answers, knows the token, and has or can have a repository of that name and kind.
 
     Args:
-        repo_id: owner/name.
+        repo_id: owner/name; None: nothing is pushed.
         private: Whether nobody else may see it; None: as the account has it.
 
     Raises:
         UserError: If not.
     """
+    if repo_id is None:
+        return require(private is None, "private", private, f"null without --{OPTION}", "give both, or neither")
     allowed = "owner/name, of letters, digits, '-', '_' and '.'"
     try:
         validate_repo_id(repo_id)

@@ -35,6 +35,7 @@ def training_facts(ckpt_path: str) -> TrainingFacts:
     config = _newest(folder, "config", ".yaml")
     settings = {key.replace("init_args.", ""): value for key, value in flat(config).items()}
     facts.settings = {key: settings[key] for key in TOLD if settings.get(key) is not None}
+    facts.memory = dict(config.get("memory") or {})
     facts.text = _text_of(config.get("data") or {})
     record = _newest(folder, "run", ".json")
     facts.made_with = {"commit": str(record.get("git_commit", "unknown"))} | {

@@ -1,16 +1,16 @@
 """The model card of an exported folder: what it is, how it loads, and what was measured; nothing that was not."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
-from lightning_memlong.backbone import PACKAGED, spans
+from lightning_memlong.backbone import PACKAGED, file_beside, spans
 from lightning_memlong.files import package_file
 
 CARD_FILE = "README.md"
@@ -31,6 +31,8 @@ class TrainingFacts:
     """Optimiser steps of the checkpoint."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the run, by dotted name; without paths of the machine it ran on."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """Of the run's memory group, with which its numbers were measured."""
     text: str = ""
     """What it was trained on."""
     results: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -53,15 +55,20 @@ def _base(backbone: str) -> tuple[str, dict[str, Any]]:
         words = f"[{hub_id}](https://huggingface.co/{hub_id})"
         words += f", de-quantised from `{file}`" if package_file(package, file) else ""
         return words, {"base_model": hub_id, "license": LICENSES.get(hub_id)}
-    if Path(backbone).is_dir():
-        file = Path(backbone) / CARD_FILE
-        head = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict() if file.is_file() else {}
+    head = _head_of_card(backbone)
+    if Path(backbone).is_dir() or Path(backbone).is_absolute():
         return f"a folder called {Path(backbone).name}", {key: head.get(key) for key in ("base_model", "license")}
+    return f"[{backbone}](https://huggingface.co/{backbone})", {"base_model": backbone, "license": head.get("license")}
+
+
+def _head_of_card(backbone: str) -> dict[str, Any]:
+    """The head of a backbone's own card, in its folder or on the hub; empty where none can be read."""
+    if (card := file_beside(backbone, CARD_FILE)) is None:
+        return {}
     try:
-        validate_repo_id(backbone)
-    except HFValidationError:
-        return without_folder(backbone), {}
-    return f"[{backbone}](https://huggingface.co/{backbone})", {"base_model": backbone}
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -69,15 +76,14 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
 
 
-def _settings(settings: Mapping[str, Any], memory: Mapping[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        value = value.get("name") if isinstance(value, Mapping) else value
-        return (
-            "null" if value is None else str(value).lower() if isinstance(value, bool) else without_folder(str(value))
-        )
+def _shown(value: Any) -> str:
+    value = value.get("name") if isinstance(value, Mapping) else value  # the encoder
+    return f"`{without_folder(value) if isinstance(value, str) else json.dumps(value)}`"
 
-    rows = [(f"`model.{name}`", f"`{shown(settings[name])}`") for name in OF_MODEL if name in settings]
-    rows += [(f"`memory.{name}`", f"`{shown(memory[name])}`") for name in OF_MEMORY if name in memory]
+
+def _settings(settings: Mapping[str, Any], memory: Mapping[str, Any]) -> str:
+    rows = [(f"`model.{name}`", _shown(settings[name])) for name in OF_MODEL if name in settings]
+    rows += [(f"`memory.{name}`", _shown(memory[name])) for name in OF_MEMORY if name in memory]
     return _table(("setting", "value"), rows)
 
 
@@ -91,7 +97,7 @@ def _training(run: TrainingFacts | None) -> str:
     return "\n\n".join(told)
 
 
-def _numbers(run: TrainingFacts | None) -> str:
+def _numbers(run: TrainingFacts | None, memory: Mapping[str, Any]) -> str:
     if run is None or not run.results:
         return f"None: {run.why_no_results if run else 'nothing was measured.'}"
     known = [number for number in NUMBERS if any(number in row for row in run.results.values())]
@@ -101,6 +107,12 @@ def _numbers(run: TrainingFacts | None) -> str:
     ]
     heads = {"perplexity": "memory on", "perplexity_memory_off": "memory off", "perplexity_ratio": "on / off"}
     said = "Perplexity on the run's validation text, of the same tokens in each row. Nothing else was measured."
+    others = {name: _shown(run.memory[name]) for name in OF_MEMORY if name in run.memory}
+    others = {name: value for name, value in others.items() if name in memory and value != _shown(memory[name])}
+    if others:
+        said += (
+            " With other settings than the above: " + ", ".join(f"`memory.{k}` {v}" for k, v in others.items()) + "."
+        )
     table = _table(("when", *(heads[number] for number in known)), rows)
     return f"{said}\n\n{table}"
 
@@ -188,7 +200,7 @@ def model_card(
         layers=spans(settings["retrieval_layers"]),
         settings=_settings(settings, memory),
         training=_training(run),
-        numbers=_numbers(run),
+        numbers=_numbers(run, memory),
         made_with=_made_with(run),
         license=f"That of the base model: {licence}."
         if licence

@@ -58,6 +58,14 @@ def test_an_unknown_yaml_is_told_with_those_there_are(
         assert "eval/recall.yaml" in told and told.endswith("did you mean sweeps/top_k.yaml?\n")
 
 
+def test_a_package_of_ones_own_with_a_name_of_ours_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        entry.main(["validate", "--config", "memlong.yaml", "--trainer.callbacks+=callbacks.my.Mine"])
+    assert stop.value.code == 2
+    told = capfd.readouterr().err
+    assert "There is no callbacks.my, and here callbacks is the project's. Fix: " in told and "another one." in told
+
+
 def test_an_extra_that_is_not_installed_is_told(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

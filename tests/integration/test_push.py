@@ -107,6 +107,12 @@ def test_nothing_is_pushed_when_the_export_fails(
     assert "the accounts of the token" in capfd.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_private_without_a_push_is_told() -> None:
+    with pytest.raises(UserError, match="private=False.*null without --push_to_hub"):
+        check_push(None, False)
+    check_push(None, None)
+
+
 @pytest.mark.long
 def test_a_run_is_exported_with_its_card_pushed_and_loaded_from_the_hub(
     hub: FakeHub, tiny_backbone: Path, text_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -125,7 +131,7 @@ def test_a_run_is_exported_with_its_card_pushed_and_loaded_from_the_hub(
     code = (
         "import sys; from lightning_memlong import MemLong; a, b = map(MemLong.from_pretrained, sys.argv[1:]); "
         "assert a.settings() == b.settings() and a.layout.fusion == 'gated', (a, b); "
-        "assert a.memory_config == b.memory_config; "
+        "assert a.long_context.config == b.long_context.config; "
         "assert all((a.gates[k] == b.gates[k]).all() for k in b.gates) and len(a.gates); print('same')"
     )
     env = {

@@ -1,15 +1,16 @@
 """The model card, word for word, and what is left out of it where nothing is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
 import lightning_memlong.cli.training_facts as gathering
 from lightning_memlong.cli.training_facts import training_facts
-from lightning_memlong.model import TrainingFacts
+from lightning_memlong.model import TrainingFacts, card
 from lightning_memlong.model.card import model_card
 
 SETTINGS = {"memory_layer": 3, "retrieval_layers": [3, 4, 5, 7], "position": "fixed", "memory_bias": True}
@@ -103,16 +104,28 @@ That of the base model, which is not known here.
 """
 
 
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
 def test_the_card_says_what_is_known() -> None:
     assert model_card("me/mine", "owner/model", SETTINGS, MEMORY, RUN) == CARD
+
+
+def test_numbers_of_other_memory_settings_say_so() -> None:
+    text = model_card("mine", "owner/model", SETTINGS, MEMORY, replace(RUN, memory=MEMORY | {"top_k": 3}))
+    assert "Nothing else was measured. With other settings than the above: `memory.top_k` `3`.\n" in text
+    text = model_card("mine", "owner/model", SETTINGS, MEMORY, replace(RUN, memory=MEMORY))
+    assert "With other settings" not in text
 
 
 def test_it_says_what_is_not_known() -> None:
     text = model_card("mine", "owner/model", SETTINGS, {}, None)
     assert "the weights are the base model's." in text and "None: nothing was measured." in text
     assert "Not known." in text and "perplexity" not in text.lower() and "memory.chunk_size" not in text
-    card = model_card("mine", "owner/model", SETTINGS, {}, TrainingFacts(3, why_no_results="because."))
-    assert "3 optimiser steps; the text is not known." in card and "None: because." in card
+    text = model_card("mine", "owner/model", SETTINGS, {}, TrainingFacts(3, why_no_results="because."))
+    assert "3 optimiser steps; the text is not known." in text and "None: because." in text
 
 
 def test_the_base_model_and_its_licence(tmp_path: Path) -> None:
@@ -127,6 +140,16 @@ def test_the_base_model_and_its_licence(tmp_path: Path) -> None:
     told = ModelCard(model_card("mine", str(folder), SETTINGS, {}, None))
     assert told.data.base_model == "owner/model" and told.data.license == "mit"
     assert str(tmp_path) not in str(told) + str(unknown)
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    damaged = ModelCard(model_card("mine", str(folder), SETTINGS, {}, None))
+    assert damaged.data.base_model is None and damaged.data.license is None
+
+
+def test_the_licence_of_a_base_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: other/one\n---\n")
+    monkeypatch.setattr(card, "file_beside", lambda name, file: tmp_path / file if name == "owner/model" else None)
+    told = ModelCard(model_card("mine", "owner/model", SETTINGS, {}, None))
+    assert told.data.license == "mit" and told.data.base_model == "owner/model"
 
 
 @pytest.fixture
