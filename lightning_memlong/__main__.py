@@ -16,6 +16,7 @@ SUBCOMMANDS = {
 """Of the command line, with its groups of options."""
 PROGRAMS = {
     "chat": ("lightning_memlong.cli.chat", "Read a document, named first, into memory and talk about it."),
+    "look": ("lightning_memlong.look.__main__", "Show a book beside its memory, on a page of this machine."),
     "sweep": ("lightning_memlong.sweep.__main__", "Make the runs of a sweep file, and report them."),
     "lm-eval": ("lightning_memlong.lm_eval.__main__", "EleutherAI's lm-eval with --model memlong."),
 }

@@ -10,7 +10,7 @@ from lightning_memlong.attention.functional import (
 )
 from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
 from lightning_memlong.attention.kernels import compute_dtype
-from lightning_memlong.attention.use import Readers, chunk_use
+from lightning_memlong.attention.use import Readers, chunk_shares, chunk_use
 
 __all__ = [
     "BACKENDS",
@@ -20,6 +20,7 @@ __all__ = [
     "RetrievedKV",
     "Scores",
     "attend_with_memory",
+    "chunk_shares",
     "chunk_use",
     "compute_dtype",
     "local_attention",

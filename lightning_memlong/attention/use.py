@@ -33,16 +33,22 @@ class Readers:
     """k, of the whole record, those that stand near included."""
     lengths: Tensor | None = None
     """(B,) tokens of a row that are no padding; None: all."""
+    last: int | None = None
+    """How many tokens, the last ones of each group and every one of them; None: a sample."""
 
     def sample(self, rows: int, tokens: int, groups: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens (B, N), evenly spread over what is no padding, group by group; and which groups (R,) have any."""
         part = tokens // groups
-        count = max(1, min(part // EVERY, MOST // groups))
+        count = max(1, min(part // EVERY, MOST // groups)) if self.last is None else min(self.last, part)
         begins = part * torch.arange(groups, device=device)
         lengths = torch.full((rows,), tokens, device=device) if self.lengths is None else self.lengths
         there = (lengths[:, None] - begins).clamp(0, part)
-        middle = (2 * torch.arange(count, device=device) + 1) * there[..., None] // (2 * count)
-        return (begins[:, None] + middle).flatten(1), (there > 0).flatten()
+        steps = torch.arange(count, device=device)
+        if self.last is None:
+            places = (2 * steps + 1) * there[..., None] // (2 * count)
+        else:
+            places = (there[..., None] - count + steps).clamp(min=0)
+        return (begins[:, None] + places).flatten(1), (there > 0).flatten()
 
 
 @torch.no_grad()
@@ -55,10 +61,27 @@ def chunk_use(
     scores: Scores,
     readers: Readers,
 ) -> Tensor:
-    """Share of attention that each chunk gets (R, k) float32, mean over sampled tokens and heads; without dropout.
+    """Share of attention that each chunk gets (R, k) float32, mean over sampled tokens and heads.
 
-    A row sums to the share that goes to memory; 0 where nothing was retrieved, or a group has nothing but padding. For
-    fusion ``gated``, what goes to memory is the magnitude of the gate.
+    As :func:`chunk_shares`, which has the arguments.
+    """
+    return chunk_shares(query, key, memory, mass, local_mask, scores, readers).mean((1, 2))
+
+
+@torch.no_grad()
+def chunk_shares(
+    query: Tensor,
+    key: Tensor,
+    memory: RetrievedKV,
+    mass: Tensor | None,
+    local_mask: Tensor | None,
+    scores: Scores,
+    readers: Readers,
+) -> Tensor:
+    """Share of its attention that each head of each sampled token gives each chunk (R, H, n, k) float32; no dropout.
+
+    Over chunks it sums to the share that goes to memory; 0 where nothing was retrieved, or a group has nothing but
+    padding. For fusion ``gated``, what goes to memory is the magnitude of the gate.
 
     Args:
         query: (B, H, prefix + T, D), rotated.
@@ -84,13 +107,13 @@ def chunk_use(
             local = _local_lse(own, key, places + prefix, query.shape[2], local_mask, scores)
             share = (lse - torch.logaddexp(lse, fold(local, groups))).exp()
         whole = lse.masked_fill(lse == -math.inf, 0.0)[..., None]  # minus infinity less itself is no number
-        use = query.new_zeros(len(memory.keys), readers.chunks, dtype=torch.float32)
+        shares = query.new_zeros(*lse.shape, readers.chunks, dtype=torch.float32)
         # Far chunks are the first of the record, or all of it under a mask; near ones are its last.
         for number, part in enumerate(parts):
             weights = (part - whole).exp().unflatten(-1, (-1, readers.chunk_size)).sum(-1)
-            found = (weights * share[..., None]).mean((1, 2))
-            use[:, slice(-found.shape[1], None) if number else slice(found.shape[1])] += found
-    return use * there[:, None]
+            chunks = weights.shape[-1]
+            shares[..., slice(-chunks, None) if number else slice(chunks)] += weights * share[..., None]
+    return shares * there[:, None, None, None]
 
 
 def _at(tensor: Tensor, places: Tensor) -> Tensor:

@@ -102,10 +102,13 @@ def main(arguments: list[str]) -> int:
         As :func:`lightning_memlong.cli.main`.
     """
     if arguments and not arguments[0].startswith("-"):
-        arguments = ["--data.path", arguments[0], *arguments[1:]]
-    if not config_files(arguments):
-        arguments = ["--config", str(CONF / "memlong.yaml"), *arguments]
-    return cli.main(["chat", *arguments])
+        arguments = [*arguments[1:], "--data.path", arguments[0]]  # last: a --config would win over what stands before
+    return cli.main(["chat", *with_defaults(arguments)])
+
+
+def with_defaults(arguments: list[str]) -> list[str]:
+    """Options that begin with those of ``conf/memlong.yaml``, unless they name a file of their own."""
+    return arguments if config_files(arguments) else ["--config", str(CONF / "memlong.yaml"), *arguments]
 
 
 if __name__ == "__main__":

@@ -66,7 +66,10 @@ class MemLongCLI(CheckpointAwareCLI):
     (optimiser and schedule aside), further ``--config`` files and options as typed.
     """
 
-    NAMES = ("fit", "validate", "test", "predict", "chat", "export", "layers")
+    NAMES: tuple[str, ...] = ("fit", "validate", "test", "predict", "chat", "export", "layers")
+    TALKS: tuple[str, ...] = ("predict", "chat")
+    """Subcommands that read documents whole, and know late whether there will be a run."""
+    TRAINER = Trainer
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         # Overrides must reach ${...} interpolations, and field docstrings must reach --help.
@@ -88,7 +91,7 @@ class MemLongCLI(CheckpointAwareCLI):
             MemLongModule,
             DocumentDataModule,
             subclass_mode_data=True,
-            trainer_class=Trainer,
+            trainer_class=self.TRAINER,
             parser_class=Parser,
             save_config_callback=RunRecord,
             save_config_kwargs={"save_to_log_dir": False, **record},
@@ -202,7 +205,7 @@ class MemLongCLI(CheckpointAwareCLI):
         """Read the data and load the retriever first: nothing is written for a run that cannot start."""
         if self.subcommand in (None, "export"):
             return
-        if self.subcommand in ("predict", "chat"):
+        if self.subcommand in self.TALKS:
             self._check_capacity()
         else:
             self._open_data(str(self.subcommand))
@@ -211,7 +214,7 @@ class MemLongCLI(CheckpointAwareCLI):
         if self._resumed_at:
             for logger in tensorboard_loggers(self.trainer.loggers):
                 hide_later_events(logger, self._resumed_at)
-        if self.subcommand not in ("predict", "chat"):  # they know later whether there will be a run
+        if self.subcommand not in self.TALKS:
             begin_run(self.trainer)
 
     def _open_data(self, subcommand: str) -> None:
@@ -286,8 +289,12 @@ def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
     return {k.removeprefix(f"{stage}/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(stage)}
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None, cli: type[MemLongCLI] = MemLongCLI) -> int:
     """Run the command line.
+
+    Args:
+        args: What was typed; None: what this process was started with.
+        cli: Which: one with more subcommands, maybe.
 
     Returns:
         0, or 2 after a mistake that a person can fix, told without a traceback.
@@ -295,4 +302,4 @@ def main(args: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     words = [word for word in given if word != DEBUG]
     with quiet_libraries():
-        return exit_status(lambda: MemLongCLI(words), debug=words != given)
+        return exit_status(lambda: cli(words), debug=words != given)

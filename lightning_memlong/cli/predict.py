@@ -155,6 +155,42 @@ def refuse_what_is_known(model: MemLong, window: int, prompts: list[Prompt], opt
     Conversation(model.long_context, window=window).check(prompts, options)
 
 
+def read_one(
+    trainer: Any,
+    module: Any,
+    data: Any,
+    ckpt_path: str | None,
+    file: str | None,
+    capacity: int | None,
+    options: dict[str, Any],
+) -> tuple[str, MemLong, MemoryBank]:
+    """Name of the one document of a DataModule, the model that has read it, and the bank it was read into.
+
+    Args:
+        trainer: Of the run.
+        module: A MemLongModule.
+        data: Whose document.
+        ckpt_path: Checkpoint whose weights are used, if any.
+        file: File of the bank: opened if it is there, else written; None: it is kept nowhere.
+        capacity: Size of a new bank [tokens]; None: everything.
+        options: Of transformers' ``generate``, looked at before anything is read.
+
+    Raises:
+        UserError: If there is not one document, or something cannot be used.
+    """
+    found = documents(data)
+    name, text = next(found)
+    require(next(found, None) is None, "data.path", data.path, "one document", "name one file")
+    reader = load_for_inference(trainer, module, ckpt_path)
+    refuse_what_is_known(reader, data.window, [], options)
+
+    def fallback() -> Path:
+        return (begin_run(trainer) or Path()) / "bank.safetensors"
+
+    banks = DocumentBanks(reader, file, capacity, data.window, fallback)
+    return name, reader, banks.open_or_read(name, text)
+
+
 def answer_prompts(
     model: MemLong,
     document: str,

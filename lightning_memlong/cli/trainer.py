@@ -1,7 +1,6 @@
 """Lightning's Trainer with our subcommands; each is a method, as ``fit`` and ``test`` are."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,9 +8,8 @@ import lightning as L
 from callbacks.memory_bank import MemoryBankCallback, memory_callback
 from lightning_memlong.cli.answers import Answer
 from lightning_memlong.cli.layers import score_layers
-from lightning_memlong.cli.predict import DocumentBanks, documents, load_for_inference, predict, refuse_what_is_known
+from lightning_memlong.cli.predict import predict, read_one
 from lightning_memlong.cli.push import push
-from lightning_memlong.cli.run_folders import begin_run
 from lightning_memlong.cli.training_facts import training_facts
 from lightning_memlong.config import SOURCES, LayerIndex, require
 from lightning_memlong.distributed import say
@@ -116,17 +114,8 @@ class Trainer(L.Trainer):
         # Not above: `python -m lightning_memlong.cli.chat` would find its file loaded before it is run.
         from lightning_memlong.cli.chat import talk
 
-        found = documents(datamodule)
-        book = next(found)
-        require(next(found, None) is None, "data.path", datamodule.path, "one document", "name one file")
-        reader, options = load_for_inference(self, model, ckpt_path), {"max_new_tokens": max_new_tokens, **generation}
-        refuse_what_is_known(reader, datamodule.window, [], options)
-
-        def fallback() -> Path:
-            return (begin_run(self) or Path()) / "bank.safetensors"
-
-        banks = DocumentBanks(reader, bank, capacity, datamodule.window, fallback)
-        memory = banks.open_or_read(*book)
+        options = {"max_new_tokens": max_new_tokens, **generation}
+        _, reader, memory = read_one(self, model, datamodule, ckpt_path, bank, capacity, options)
         talk(reader, memory, datamodule.window, options)
 
     def layers(

@@ -21,7 +21,8 @@ from lightning_memlong.model.memory_weights import (
 )
 from lightning_memlong.model.model import MemLongModel
 from lightning_memlong.model.output import MemLongOutput
-from lightning_memlong.model.reading import Reading, as_reading, reading
+from lightning_memlong.model.reading import Reading, as_reading, reading, watching
+from lightning_memlong.model.watch import Watch, WatchedSet
 
 __all__ = [
     "CHECKPOINT_FORMAT",
@@ -32,6 +33,8 @@ __all__ = [
     "MemLongOutput",
     "Reading",
     "TrainingFacts",
+    "Watch",
+    "WatchedSet",
     "as_reading",
     "check_checkpoint",
     "decode",
@@ -46,6 +49,7 @@ __all__ = [
     "save_memory_weights",
     "stored_settings",
     "warn_of_other_memory",
+    "watching",
     "weights_digest",
     "without_folder",
 ]

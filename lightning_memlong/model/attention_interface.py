@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 
-from lightning_memlong.attention import Scores, attend_with_memory, chunk_use, compute_dtype, local_attention
+from lightning_memlong.attention import (
+    Scores,
+    attend_with_memory,
+    chunk_shares,
+    chunk_use,
+    compute_dtype,
+    local_attention,
+)
 from lightning_memlong.model.context import ForwardContext, StopForward
 
 ATTENTION_NAME = "memlong"
@@ -67,6 +74,8 @@ def memory_attention_forward(
     if context.readers is not None and layer not in context.layer_use:  # checkpointing runs a layer again
         use = chunk_use(query, key, retrieved, mass, attention_mask, scores, context.readers)
         context.layer_use[layer] = use
+    if (watch := context.watch) is not None:
+        watch.note(layer, chunk_shares(query, key, retrieved, mass, attention_mask, scores, watch.readers))
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -19,6 +19,7 @@ from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.layout import MemoryLayout
 from lightning_memlong.model.placing import LayerKV, LayerMemory, Places, place
+from lightning_memlong.model.watch import Watch, WatchedSet
 
 
 class StopForward(Exception):
@@ -89,6 +90,8 @@ class ForwardContext:
     """How many of the retrieved chunks each token and head reads; None: all."""
     readers: Readers | None = None
     """Whose attention says how much each chunk is used; None: nobody wants to know."""
+    watch: WatchedSet | None = None
+    """Is told the attention of each head to each chunk; None: nobody watches."""
     prefix: int = 0
     """Tokens before the window that do not read memory."""
     backend: str = "auto"
@@ -167,6 +170,8 @@ class ContextFactory:
         scales: Mapping[str, Tensor],
     ) -> None:
         self.layout, self.rotary, self.gates, self.biases, self.scales = layout, rotary, gates, biases, scales
+        self.watch: Watch | None = None
+        """Is told of the attention in all passes while it is here, see :func:`watching`."""
 
     def new_context(self, retrieved: Retrieved | None, input_ids: Tensor, bos: int | None) -> ForwardContext:
         """The context of a pass over a window (B, T): the memory it reads, and room for what is to be stored.
@@ -220,6 +225,8 @@ class ContextFactory:
         if retrieved.count_attention:
             lengths = None if retrieved.length is None else retrieved.length.to(device)
             context.readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths)
+        if self.watch is not None:
+            context.watch = self.watch.begin(retrieved)
 
     def _turning(self) -> Callable[[int, Tensor, int], Tensor]:
         """What turns queries to memory's distance in one pass; layers that share a table share its angles."""

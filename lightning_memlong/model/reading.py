@@ -1,4 +1,4 @@
-"""Other ways of reading what is stored: where it stands, by which layers and with which biases it is read."""
+"""Other ways of reading what is stored: where it stands, by which layers and with which biases; and watching it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from lightning_memlong.config import ModelConfig, require
 from lightning_memlong.model.layout import MemoryLayout, lay_out
 from lightning_memlong.model.memory_weights import LearnedReading, find_memory_weights
 from lightning_memlong.model.model import MemLongModel
+from lightning_memlong.model.watch import Watch
 
 READING = ("position", "memory_distance", "memory_near", "memory_reference", "memory_weights", "retrieval_layers")
 """Fields of the model group that say nothing of what a bank holds."""
@@ -74,3 +75,19 @@ def reading(model: MemLongModel, way: Reading | None) -> Iterator[None]:
         yield
     finally:
         contexts.layout, contexts.biases, contexts.scales = own
+
+
+@contextmanager
+def watching(model: MemLongModel, last: int = 1) -> Iterator[Watch]:
+    """Be told the attention that each head gives each retrieved chunk, in all of a model's passes in this block.
+
+    Args:
+        model: The model; what it computes stays the same.
+        last: How many tokens of each pass are watched, the last ones [tokens].
+    """
+    before = model.contexts.watch
+    model.contexts.watch = watch = Watch(last)
+    try:
+        yield watch
+    finally:
+        model.contexts.watch = before

@@ -95,7 +95,9 @@ class CachedRetriever:
     def _connect(self) -> sqlite3.Connection:
         if self._database is None or self._owner != os.getpid():  # a connection must not cross a fork
             try:
-                self._database, self._owner = sqlite3.connect(self.path, timeout=WAIT_S), os.getpid()
+                # Threads may share it: SQLite takes one statement at a time, and each of ours stands by itself.
+                self._database = sqlite3.connect(self.path, timeout=WAIT_S, check_same_thread=False)
+                self._owner = os.getpid()
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute("PRAGMA synchronous=NORMAL")
                 self._database.execute("CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB)")

@@ -1,6 +1,7 @@
 """Encoders: unit vectors, deterministic, and nothing cut silently."""
 
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,16 @@ def test_many_may_write_at_once(tmp_path: Path) -> None:
     everything = [f"own {n} {i}" for n in range(3) for i in range(60)]
     found = CachedRetriever(encoder, tmp_path / "e.sqlite").encode(everything)
     assert found[:, 0].tolist() == [len(text) for text in everything] and encoder.asked == []
+
+
+def test_threads_may_share_a_cache(tmp_path: Path) -> None:
+    cached = CachedRetriever(Counting(), tmp_path / "e.sqlite")
+    expected = cached.encode(["a", "b"])
+    with ThreadPoolExecutor(1) as other:
+        assert torch.equal(other.submit(cached.encode, ["a", "b"]).result(), expected)
+        other.submit(cached.encode, ["c"]).result()
+    cached.encode(["c"])
+    assert (cached.hits, cached.misses) == (3, 3)
 
 
 def test_a_damaged_cache_is_told(tmp_path: Path) -> None:
