@@ -32,7 +32,7 @@ from lightning_memlong.cli.parser import (
     with_files_found,
 )
 from lightning_memlong.cli.push import check_push
-from lightning_memlong.cli.results import first_validation, write_results
+from lightning_memlong.cli.results import first_validation, stage_metrics, write_results
 from lightning_memlong.cli.run_folders import (
     begin_run,
     check_writable,
@@ -244,18 +244,20 @@ class MemLongCLI(CheckpointAwareCLI):
         show_parameters(self.model.model)
         if config.validate_first and not config.ckpt_path and self.trainer.limit_val_batches:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-            self._first = _metrics(self.trainer, "val")
+            self._first = stage_metrics(self.trainer, "val")
 
     def after_fit(self) -> None:
         """Print perplexity with memory on and off, and where everything is."""
         if self.trainer.limit_val_batches and self.model.validated_at != self.trainer.global_step:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        results = {"before": self._first, "after": _metrics(self.trainer, "val")}
+        results = {"before": self._first, "after": stage_metrics(self.trainer, "val")}
         self._report("Validation perplexity (same weights, same tokens in each row)", results)
 
     def after_validate(self) -> None:
         """Print perplexity with memory on and off."""
-        self._report("Validation perplexity (same weights, same tokens)", {"metrics": _metrics(self.trainer, "val")})
+        self._report(
+            "Validation perplexity (same weights, same tokens)", {"metrics": stage_metrics(self.trainer, "val")}
+        )
 
     def test(self, **options: Any) -> None:
         """Run an evaluation, or else the Trainer's own test; LightningCLI looks here first."""
@@ -273,7 +275,9 @@ class MemLongCLI(CheckpointAwareCLI):
     def after_test(self) -> None:
         """Print perplexity with memory on and off; an evaluation has printed its tables."""
         if not self._evaluates():
-            self._report("Test perplexity (same weights, same tokens)", {"metrics": _metrics(self.trainer, "test")})
+            self._report(
+                "Test perplexity (same weights, same tokens)", {"metrics": stage_metrics(self.trainer, "test")}
+            )
 
     def _report(self, title: str, results: dict[str, dict[str, float]]) -> None:
         write_results(self.trainer, str(self.subcommand), results)
@@ -283,10 +287,6 @@ class MemLongCLI(CheckpointAwareCLI):
         show_perplexity(
             title, rows, on if memory.enabled else None, run_folder(self.trainer), tensorboard_folder(self.trainer)
         )
-
-
-def _metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
-    return {k.removeprefix(f"{stage}/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(stage)}
 
 
 def main(args: list[str] | None = None, cli: type[MemLongCLI] = MemLongCLI) -> int:

@@ -48,3 +48,8 @@ def read_results(folder: Path, subcommand: str) -> dict[str, float] | None:
         return None
     key, found = RESULTS[subcommand], json.loads(file.read_text())
     return found[key if key in found else HEADINGS_BEFORE_KEYS[key]]
+
+
+def stage_metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:
+    """The numbers a trainer has of a stage (``val``, ``test``), without it in their names."""
+    return {k.removeprefix(f"{stage}/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith(stage)}

@@ -18,6 +18,7 @@ import yaml
 from datamodules.documents import DocumentDataModule
 from datamodules.local_text import LocalText
 from lightning_memlong import MemLong
+from lightning_memlong.__main__ import SUBCOMMANDS
 from lightning_memlong.backbone import load_tokenizer
 from lightning_memlong.cli.chat import main as chat
 from lightning_memlong.cli.main import main
@@ -58,16 +59,18 @@ def without_variables(command: str) -> str:
     return re.sub(r"^(?:\w+=\S+ )+", "", command)
 
 
-TRAIN = of_kind("python train.py", "memlong ")
-SWEEPS = of_kind("python -m lightning_memlong.sweep ", "memlong-sweep ")
+TRAIN = of_kind("python train.py", *(f"memlong {name} " for name in SUBCOMMANDS))
+SWEEPS = of_kind("python -m lightning_memlong.sweep ", "memlong sweep ")
 SPREADS = of_kind("python -m lightning_memlong.sweep.spread ")
-CHATS = of_kind("python -m lightning_memlong.cli.chat")
-LM_EVALS = of_kind("python -m lightning_memlong.lm_eval")
-OTHERS = of_kind("make ", "pip ", "source ", "tensorboard ")
+CHATS = of_kind("python -m lightning_memlong.cli.chat", "memlong chat ")
+LOOKS = of_kind("memlong look ")
+"""Run by test_look.py."""
+LM_EVALS = of_kind("python -m lightning_memlong.lm_eval", "memlong lm-eval ")
+OTHERS = of_kind("make ", "pip ", "source ", "tensorboard ", "hf ")
 
 
 def test_each_command_is_run_by_one_of_these_tests() -> None:
-    kinds = [{p.values[0] for p in kind} for kind in (TRAIN, SWEEPS, SPREADS, CHATS, LM_EVALS, OTHERS)]
+    kinds = [{p.values[0] for p in kind} for kind in (TRAIN, SWEEPS, SPREADS, CHATS, LOOKS, LM_EVALS, OTHERS)]
     assert all(kinds) and len(TRAIN) >= 40
     assert {command for command, _ in every_command()} == set.union(*kinds), "tell a test how to run the others"
 
@@ -108,6 +111,11 @@ def reader(
         "moby.safetensors": tmp_path / "moby.safetensors",
         "exported": tmp_path / "exported",
     }
+
+
+def arguments_of(words: list[str]) -> list[str]:
+    """What a program of its own is given: after its module, or its name."""
+    return words[2:] if words[0] == "memlong" else words[3:]
 
 
 def as_typed(command: str, reader: dict[str, Path]) -> list[str]:
@@ -193,7 +201,7 @@ def small(command: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("command, page", TRAIN)
 def test_commands_run(
     command: str, page: Path, reader: dict[str, Path], tiny_backbone: Path, byte_backbone: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     with files_written(page, tmp_path, monkeypatch):
         words = as_typed(command.replace("mine.yaml", str(tmp_path / "mine.yaml")), reader)
@@ -208,6 +216,10 @@ def test_commands_run(
         if "mine.yaml" in command:
             made = tmp_path / "mine.yaml"
             made.write_text(made.read_text().replace("path/to/folder", str(text)))
+        if "--push_to_hub" in args:
+            hub = request.getfixturevalue("hub")
+            args[args.index("user/name")] = "me/name"
+            assert not (hub.root / "models").exists()
         if "--ckpt_path" in args or args.count(str(reader["exported"])):
             assert main(["fit", *tiny(backbone, text, runs), "--trainer.max_steps", "2"]) == 0
         if args.count(str(reader["exported"])) and args[0] != "export":
@@ -225,7 +237,7 @@ def test_sweeps_are_planned(
     command: str, page: Path, reader: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with files_written(page, tmp_path, monkeypatch):
-        words = as_typed(command, reader)[3:]
+        words = arguments_of(as_typed(command, reader))
         words[0] = str(tmp_path / words[0]) if words[0] in files_of(page) else words[0]
         assert sweep([*words, *([] if "--dry_run" in words else ["--dry_run"])]) == 0
 
@@ -247,7 +259,7 @@ def test_chats_run(
     typed = iter(["kan", "/passages", "/new", "/help", "/quit"])
     monkeypatch.setattr("builtins.input", lambda shown: next(typed))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)  # a person types, nothing is piped in
-    assert chat([*as_typed(command, reader)[3:], *options[:at], *options[at + 2 :]]) == 0
+    assert chat([*arguments_of(as_typed(command, reader)), *options[:at], *options[at + 2 :]]) == 0
     assert reader["book.safetensors"].exists()
 
 
@@ -256,7 +268,8 @@ def test_chats_run(
 def test_lm_eval_runs(command: str, page: Path, reader: dict[str, Path], tmp_path: Path) -> None:
     words = as_typed(command, reader)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    done = subprocess.run([sys.executable, *words[1:]], env=os.environ | offline, capture_output=True, text=True)
+    words = ["-m", "lightning_memlong", *words[1:]] if words[0] == "memlong" else words[1:]
+    done = subprocess.run([sys.executable, *words], env=os.environ | offline, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "my_task" in done.stdout
 
@@ -276,6 +289,8 @@ def test_what_is_not_run_here_is_there(command: str, page: Path) -> None:
             assert words[0] in ("install", "download") and asked <= set(extras)
         elif program == "tensorboard":
             assert (Path(sys.executable).parent / program).exists() and words[1].startswith("runs")
+        elif program == "hf":
+            assert words == ["auth", "login"] and (Path(sys.executable).parent / program).exists()
         else:
             assert words == [".venv/bin/activate"]
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from lightning_memlong.cli.push import check_push, push
 from lightning_memlong.errors import UserError
 from tests.hub import TOKEN, FakeHub
 from tests.integration.helpers import ROOT, tiny
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    hub = FakeHub(tmp_path / "hub")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield hub
-    hub.close()
 
 
 def folder_of_three(tmp_path: Path) -> Path:
