@@ -98,6 +98,8 @@ def reader(
         "path/to/pg19": text_folder,
         "path/to/files": text_folder,
         "path/to/book.txt": book,
+        "path/to/one.txt": book,
+        "path/to/other.txt": text_folder / "document-01.txt",
         "2701.txt": book,
         "path/to/poems": tmp_path / "poems",
         "path/to/mr": tmp_path,
