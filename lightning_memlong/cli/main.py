@@ -32,7 +32,7 @@ from lightning_memlong.cli.parser import (
     with_files_found,
 )
 from lightning_memlong.cli.push import check_push
-from lightning_memlong.cli.results import first_validation, stage_metrics, write_results
+from lightning_memlong.cli.results import HEADINGS, first_validation, stage_metrics, write_results
 from lightning_memlong.cli.run_folders import (
     begin_run,
     check_writable,
@@ -54,9 +54,6 @@ from lightning_memlong.training import MemLongModule, require_memory
 from lightning_memlong.training.checkpoint_io import write_whole_checkpoints
 from lightning_memlong.training.lightning_private import CheckpointAwareCLI, hide_later_events
 from lightning_memlong.training.loggers import MetricsCSV, tensorboard_loggers
-
-HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
-"""Of results in the table that is printed."""
 
 
 class MemLongCLI(CheckpointAwareCLI):
@@ -156,11 +153,8 @@ class MemLongCLI(CheckpointAwareCLI):
         self.notes[f"{whose}_settings_that_differ"] = note_differences(stored, before, after, whose)
 
     def before_instantiate_classes(self) -> None:
-        """Give an evaluation a run folder named after its settings, so that the same command goes on with it.
-
-        And see that the hub takes what is to be pushed, before a model is loaded.
-        """
-        if self.subcommand == "export":
+        """Give an evaluation a run folder named after its settings, so that the same command goes on with it."""
+        if self.subcommand == "export":  # before a model is loaded
             check_push(self.config["export"].push_to_hub, self.config["export"].private)
         if self.subcommand == "test":
             # It is no setting: the run folder is that of all parts.

@@ -11,6 +11,8 @@ from lightning_memlong.cli.run_record import suffix_of
 
 RESULTS = {"fit": "after", "validate": "metrics", "test": "metrics"}
 """Where ``results.json`` of a subcommand has what its run ended with."""
+HEADINGS = {"before": "before training", "after": "after training", "metrics": ""}
+"""Of results in the table that is printed."""
 HEADINGS_BEFORE_KEYS = {"after": "after training", "metrics": ""}
 """The same in files of before there were keys, which were written by the headings of the printed table."""
 
