@@ -31,6 +31,7 @@ def test_default_run(tmp_path: Path) -> None:
     assert bank.stats()["insertions"] == 8 and cli.trainer.checkpoint_callback.last_model_path
 
 
+@pytest.mark.long
 def test_single_gated_is_the_backbone_at_step_0_on_the_real_model(tmp_path: Path) -> None:
     gated = str(ROOT / "conf" / "ablations" / "single_gated.yaml")
     cli = MemLongCLI(

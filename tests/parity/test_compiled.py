@@ -34,8 +34,17 @@ def step(model: Any, bank: Any, seed: int) -> tuple[torch.Tensor, dict[str, torc
     return loss.detach(), {name: p.grad.clone() for name, p in model.trainable().items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["Llama", "Gemma 3 (text)", "Qwen3"])
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"fusion": "gated"}])
+LEARNING = [
+    pytest.param(
+        family, settings, marks=() if (family, number) in (("Llama", 1), ("Gemma 3 (text)", 2)) else pytest.mark.long
+    )
+    for family in ("Llama", "Gemma 3 (text)", "Qwen3")
+    for number, settings in enumerate([{}, {"gradient_checkpointing": True}, {"fusion": "gated"}])
+]
+"""Compiling takes most of a minute; each family's and each setting's own shapes are all tried by the long tests."""
+
+
+@pytest.mark.parametrize("family, settings", LEARNING)
 def test_it_learns_the_same(family: str, settings: dict[str, Any]) -> None:
     found = []
     for compiled in (None, BACKEND):
