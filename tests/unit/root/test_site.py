@@ -11,7 +11,7 @@ import yaml
 
 from tests.pages import PAGES, README, ROOT
 
-sys.path.insert(0, str(ROOT / "tools" / "site"))
+sys.path.insert(0, str(ROOT / "docs" / "made"))
 import generated  # noqa: E402
 from options import Option, options_of  # noqa: E402
 
