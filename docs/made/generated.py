@@ -19,7 +19,8 @@ from lightning_memlong.bank.eviction import POLICIES
 from lightning_memlong.cli.parser import typed_option
 from lightning_memlong.cli.trainer import Trainer
 from lightning_memlong.config import MemoryConfig, ModelConfig, TuningConfig, flat
-from lightning_memlong.evaluation import InContextLearning, PerplexityGrid, RecallProbes
+from lightning_memlong.evaluation import EvictionGrid, InContextLearning, PerplexityGrid, RecallProbes
+from lightning_memlong.lm_eval import Ruler
 from lightning_memlong.sweep.settings import Sweep
 from lightning_memlong.training import LinearWarmup, MemLongModule
 
@@ -68,9 +69,11 @@ OPTIONS: dict[str, tuple[str, list[Section]]] = {
         "Options: evaluation",
         [
             Section("PerplexityGrid", PerplexityGrid, "evaluation", "`conf/eval/perplexity.yaml`, `choosing.yaml`, "
-                    "`reading.yaml`"),
+                    "`reading.yaml`, `alternatives.yaml`, `focused_transformer.yaml`"),
             Section("InContextLearning", InContextLearning, "evaluation", "`conf/eval/icl.yaml`"),
             Section("RecallProbes", RecallProbes, "evaluation", "`conf/eval/recall.yaml`"),
+            Section("EvictionGrid", EvictionGrid, "evaluation", "`conf/eval/eviction.yaml`"),
+            Section("Ruler", Ruler, "evaluation", "`conf/eval/ruler.yaml`; `pip install -e '.[lm_eval]'`"),
         ],
     ),
     "commands": (
@@ -99,7 +102,8 @@ BEFORE = {
     "commands": "Every subcommand takes the groups `model`, `memory`, `data` and `trainer`, `--config FILE` (several: "
     "later ones win), `--ckpt_path` (`last`, or a `.ckpt` file), `--seed_everything` [number] and `--validate_first` "
     "[true or false: validate before the first step of `fit`]. `fit`, `validate` and `test` have no others, but "
-    "`test --evaluation`. `--debug` shows tracebacks. `trainer` is "
+    "`test --evaluation` and, of an evaluation, `test --part N/M`: every M-th document from the N-th on. "
+    "`memlong look --help` names those of the page to look at. `--debug` shows tracebacks. `trainer` is "
     "[Lightning's](https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags).",
     "callbacks": "Callbacks are named in `trainer.callbacks`, and their options beside them: "
     "`--trainer.callbacks.every_n_steps 50` changes the last one of the list.",
@@ -195,7 +199,8 @@ PYTHON: dict[str, tuple[str, str, list[str]]] = {
         ["lightning_memlong.evaluation.Evaluation", "lightning_memlong.evaluation.Subject",
          "lightning_memlong.evaluation.Report", "lightning_memlong.evaluation.Record",
          "lightning_memlong.evaluation.PerplexityGrid", "lightning_memlong.evaluation.InContextLearning",
-         "lightning_memlong.evaluation.RecallProbes", "lightning_memlong.evaluation.sweep_layers"],
+         "lightning_memlong.evaluation.RecallProbes", "lightning_memlong.evaluation.EvictionGrid",
+         "lightning_memlong.lm_eval.Ruler", "lightning_memlong.evaluation.sweep_layers"],
     ),
 }  # fmt: skip
 """Page -> its title, what it is about, and the names on it."""

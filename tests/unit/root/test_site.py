@@ -75,6 +75,13 @@ def test_every_option_of_the_default_file_is_on_a_page() -> None:
     assert ours - {"data.class_path"} <= {option.key for option in options()}
 
 
+def test_every_shipped_evaluation_is_on_the_page_of_its_options() -> None:
+    shown = {section.make.__name__: section.text for section in generated.OPTIONS["evaluation"][1]}
+    for file in sorted((ROOT / "conf" / "eval").glob("*.yaml")):
+        kind = yaml.safe_load(file.read_text())["evaluation"]["class_path"].rpartition(".")[2]
+        assert file.name in shown[kind].replace("conf/eval/", "")
+
+
 @pytest.mark.long
 def test_the_site_is_built_without_a_warning_and_needs_no_other_server(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
