@@ -15,8 +15,13 @@ Stretch = Literal["yarn", "dynamic"]
 """YaRN (arXiv 2309.00071), or NTK-aware scaling that grows with the text (dynamic NTK)."""
 
 
-def check_stretch(backbone: PreTrainedModel, key: str, kind: Stretch) -> None:
+def check_stretch(backbone: PreTrainedModel, key: str, kind: str) -> None:
     """Whether a backbone's positions can be stretched.
+
+    Args:
+        backbone: Whose positions.
+        key: The setting that asks for it, for messages.
+        kind: What was given there.
 
     Raises:
         UserError: If they are stretched already, or it does not say for how many tokens it was made.
@@ -32,9 +37,14 @@ def check_stretch(backbone: PreTrainedModel, key: str, kind: Stretch) -> None:
 
 def _whole_context(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of layers that see the whole context; where each type of layer has a table, the others look at near tokens."""
-    if "rope_type" in parameters or "rope_theta" in parameters:
+    if not _by_type(parameters):
         return [dict(parameters)]
     return [dict(p) for name, p in parameters.items() if name != "sliding_attention" and p]
+
+
+def _by_type(parameters: Mapping[str, Any]) -> bool:
+    """Whether each type of layer has parameters of its own."""
+    return "rope_type" not in parameters and "rope_theta" not in parameters
 
 
 @contextmanager
@@ -49,10 +59,9 @@ def stretched(backbone: PreTrainedModel, kind: Stretch, tokens: int) -> Iterator
     if kind == "yarn":
         more |= {"factor": max(1.0, tokens / made_for), "original_max_position_embeddings": made_for}
     given = config.rope_parameters
-    nested = _whole_context(given) != [dict(given)]
     config.rope_parameters = (
         {name: {**p, **more} if name != "sliding_attention" and p else p for name, p in given.items()}
-        if nested
+        if _by_type(given)
         else {**given, **more}
     )
     was = decoder.rotary_emb

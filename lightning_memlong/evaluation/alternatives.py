@@ -5,14 +5,13 @@ Legend: T tokens of a document, S scored tokens.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_memlong.backbone import check_stretch, stretched
-from lightning_memlong.config import require_choice
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.generation import SinkCache
 from lightning_memlong.model import ForwardContext, decode
@@ -116,9 +115,7 @@ class Sinks(Alternative):
     @torch.no_grad()
     def losses(self, subject: Subject, tokens: np.ndarray, scored: int, chunks: Sequence[int]) -> Tensor:
         """See :class:`Alternative`."""
-        model = subject.model
-        first = [] if model.bos is None else [model.bos]
-        ids = torch.from_numpy(np.concatenate([first, tokens]).astype(np.int64))[None].to(subject.device)
+        model, ids = subject.model, with_first_token(subject, tokens)
         cache, kept = SinkCache(model, SINKS), SINKS + self.local - self.stride
         steps = max(0, -(-(len(tokens) - self.local) // self.stride))
         begin, end = 0, ids.shape[1] - steps * self.stride
@@ -178,14 +175,13 @@ def open_alternatives(kinds: Sequence[str], subject: Subject, longest: int, top_
         top_k: Chunks put into a prompt, at most as many as fit [chunks].
 
     Raises:
-        UserError: For another name, or one that the backbone cannot do.
+        UserError: For one that the backbone cannot do.
     """
     key, local, chunk = "evaluation.alternatives", subject.data.window, subject.memory.chunk_size
     found: list[Alternative] = []
     for kind in dict.fromkeys(kinds):
-        require_choice(key, kind, get_args(AlternativeKind))
         if kind in ("yarn", "dynamic_ntk"):
-            check_stretch(subject.model.backbone, key, "yarn" if kind == "yarn" else "dynamic")
+            check_stretch(subject.model.backbone, key, kind)
             found.append((Yarn if kind == "yarn" else DynamicNTK)(local, longest))
         elif kind == "sinks":
             SinkCache(subject.model, SINKS)  # says now if the backbone cannot
@@ -197,14 +193,18 @@ def open_alternatives(kinds: Sequence[str], subject: Subject, longest: int, top_
     return {alternative.title: alternative for alternative in found}
 
 
+def with_first_token(subject: Subject, tokens: np.ndarray) -> Tensor:
+    """Tokens (T,) as the model reads them, (1, T), or T + 1 where it puts one of its own before them."""
+    first = [] if subject.model.bos is None else [subject.model.bos]
+    return torch.from_numpy(np.concatenate([first, tokens]).astype(np.int64))[None].to(subject.device)
+
+
 @torch.no_grad()
 def dense_losses(subject: Subject, tokens: np.ndarray, scored: int) -> Tensor:
     """Losses (S,) of the last tokens of a text (T,), all of it in one plain window."""
-    model = subject.model
-    first = [] if model.bos is None else [model.bos]
-    ids = torch.from_numpy(np.concatenate([first, tokens]).astype(np.int64))[None].to(subject.device)
+    ids = with_first_token(subject, tokens)
     with subject.autocast():
-        hidden = decode(model.backbone, ids, ForwardContext())
+        hidden = decode(subject.model.backbone, ids, ForwardContext())
     return head_losses(subject, hidden, ids, scored)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from matplotlib.figure import Figure
 
-from lightning_memlong.config import MemoryConfig, changed
+from lightning_memlong.config import MemoryConfig, changed, require
 from lightning_memlong.evaluation.record import Measurement, Record
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever
@@ -54,6 +54,16 @@ class Subject:
         with self.autocast():
             return self.model.capture(ids, hidden=True)["hidden"]
 
+    def row_retrieval(self, options: Mapping[str, Any], key: str) -> Retrieval:
+        """As :meth:`retrieval`, for a row of a table whose rows share a bank.
+
+        Raises:
+            UserError: Also for a field that says what is stored.
+        """
+        fixed = sorted(STORED & {*options})
+        require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
+        return self.retrieval(options, key)
+
     def retrieval(self, options: Mapping[str, Any] | None = None, key: str = "evaluation.settings") -> Retrieval:
         """The memory settings at work, some of them changed.
 
@@ -71,6 +81,11 @@ class Subject:
         if name not in self._others:
             self._others[name] = load_retriever(config.retriever, self.model.config.hidden_size)
         return Retrieval(config, self._others[name], self.tokenizer)
+
+
+STORED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_life", "save_keys_values",
+          "index", "dtype", "storage", "storage_folder"}  # fmt: skip
+"""Fields a row's setting cannot change: what is stored is the same in every cell, and all of it is kept."""
 
 
 TableRow = dict[str, Any]

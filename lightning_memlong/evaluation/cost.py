@@ -10,8 +10,6 @@ from lightning_memlong.backbone import text_config
 from lightning_memlong.evaluation.base import Subject, TableRow
 from lightning_memlong.evaluation.record import Measurement
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-
 
 def token_bytes(backbone: Any, layers: int | None = None, element: int = 4) -> int:
     """Bytes of the keys and values of one token.
@@ -39,7 +37,8 @@ def computing_bytes(subject: Subject) -> int:
 def memory_bytes(subject: Subject, local: int, length: int) -> int:
     """Bytes of the keys and values of a window, of all layers, and of the text before it in a bank, of those stored."""
     element = computing_bytes(subject)
-    stored = BYTES.get(subject.memory.dtype, element)
+    dtype = subject.memory.dtype
+    stored = element if dtype == "auto" else getattr(torch, dtype).itemsize
     model = subject.model
     window = min(local, length) * token_bytes(model.backbone, element=element)
     bank = max(0, length - local) * token_bytes(model.backbone, len(model.layout.stored_layers), stored)

@@ -99,10 +99,8 @@ def draw_grid(
         window: Local tokens; lengths up to here have no memory.
         drawn: How each setting is drawn, but for the one that all are held against.
     """
-    corpora = list(dict.fromkeys(r["corpus"] for r in data))
-    figure, panels = _panels(len(corpora), title)
-    for axes, corpus in zip(panels, corpora, strict=True):
-        axes.axhline(1.0, color="0.4", linewidth=1)
+    figure, panels = _ratio_panels(data, title, "context [tokens]")
+    for corpus, axes in panels.items():
         for name, look in drawn.items():
             points = [r for r in data if (r["corpus"], r["setting"]) == (corpus, name) and r["length"] >= window]
             if points:
@@ -113,11 +111,8 @@ def draw_grid(
         lengths = sorted({r["length"] for r in data if r["length"] >= window})
         axes.set_xticks(lengths, [short_tokens(n) for n in lengths])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_title(corpus, fontsize=10)
-        axes.set_xlabel("context [tokens]")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("perplexity / memory off")
-    _legend(figure, panels)
+    _legend(figure, [*panels.values()])
     return figure
 
 
@@ -170,22 +165,29 @@ def draw_cost(rows: Sequence[Mapping[str, Any]], title: str, drawn: Mapping[str,
         title: What was scored.
         drawn: How each setting is drawn, but for the one that all are held against.
     """
-    corpora = list(dict.fromkeys(r["corpus"] for r in rows))
-    figure, panels = _panels(len(corpora), title)
-    for axes, corpus in zip(panels, corpora, strict=True):
-        axes.axhline(1.0, color="0.4", linewidth=1)
+    figure, panels = _ratio_panels(rows, title, "keys and values held [MB]")
+    for corpus, axes in panels.items():
         for row in (r for r in rows if r["corpus"] == corpus and r["megabytes"] is not None):
             look = drawn.get(row["setting"], {"color": "0.4", "marker": "o"})
             bars = [[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]]
             axes.errorbar(row["megabytes"], row["ratio"], yerr=bars, color=look["color"], marker=look["marker"],
                           linestyle="none", capsize=2, label=row["setting"])  # fmt: skip
         axes.set_xscale("log")
-        axes.set_title(corpus, fontsize=10)
-        axes.set_xlabel("keys and values held [MB]")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("perplexity / memory off")
-    _legend(figure, panels)
+    _legend(figure, [*panels.values()])
     return figure
+
+
+def _ratio_panels(rows: Sequence[Mapping[str, Any]], title: str, below: str) -> tuple[Figure, dict[str, Axes]]:
+    """A panel a corpus for perplexity by memory off, against what is said below it."""
+    corpora = list(dict.fromkeys(r["corpus"] for r in rows))
+    figure, panels = _panels(len(corpora), title)
+    for axes, corpus in zip(panels, corpora, strict=True):
+        axes.axhline(1.0, color="0.4", linewidth=1)
+        axes.set_title(corpus, fontsize=10)
+        axes.set_xlabel(below)
+    panels[0].set_ylabel("perplexity / memory off")
+    return figure, dict(zip(corpora, panels, strict=True))
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:

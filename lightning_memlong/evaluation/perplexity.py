@@ -25,9 +25,6 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "random": {"selection": "random"},
     "current (LEAKS)": {"query": "current"},
 }
-GOVERNED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_life", "save_keys_values",
-            "index", "dtype", "storage", "storage_folder"}  # fmt: skip
-"""Fields a setting cannot change: what is stored is the same in every cell, and all of it is kept."""
 
 
 class PerplexityGrid(Evaluation):
@@ -137,10 +134,8 @@ class PerplexityGrid(Evaluation):
         for name, options in self.settings.items():
             of_model = options.get("model")
             options = {field: value for field, value in options.items() if field != "model"}
-            fixed = sorted(GOVERNED & {*options})
             key = f"evaluation.settings.{name}"
-            require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
-            retrieval = subject.retrieval(options, key)
+            retrieval = subject.row_retrieval(options, key)
             leaks = retrieval.config.query == "current" and retrieval.config.selection not in CONTROL_SELECTIONS
             title = f"{name} (LEAKS)" if leaks and "LEAKS" not in name else name
             found[title] = retrieval

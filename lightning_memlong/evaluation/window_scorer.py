@@ -6,6 +6,7 @@ Legend: R documents read side by side, S scored tokens.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,12 +91,15 @@ class WindowScorer:
         """The backbone alone with a window."""
 
         def compute() -> tuple[Tensor, dict[str, Tensor]]:
-            spans = ScoredSpans(self.window.ends, local, self.window.scored, local)
-            batch = window_batch(self.subject, self.tokens, spans, self.ids)
-            return self._scored(score_windows(self.subject, batch)[0]), {}
+            return self._scored(score_windows(self.subject, self._batch(local, local))[0]), {}
 
         self._windows.add(local)
         return self._once(f"window {local}", compute)
+
+    def _batch(self, local: int, context: int) -> dict[str, Any]:
+        """The windows of all rows, of so many tokens, and where what may be known of the text begins."""
+        spans = ScoredSpans(self.window.ends, local, self.window.scored, context)
+        return window_batch(self.subject, self.tokens, spans, self.ids)
 
     def _scored(self, losses: Tensor) -> Tensor:
         return losses[:, -self.window.scored :]
@@ -113,8 +117,7 @@ class WindowScorer:
         return self._with_memory(setting, length, off.losses)
 
     def _with_memory(self, setting: str, length: int, off: Tensor) -> Pass:
-        spans = ScoredSpans(self.window.ends, self.grid.local, self.window.scored, length)
-        batch = window_batch(self.subject, self.tokens, spans, self.ids)
+        batch = self._batch(self.grid.local, length)
         start = time.perf_counter()
         if setting == HINDSIGHT:
             limit = off.sum(1)
@@ -152,8 +155,7 @@ class WindowScorer:
         """Where the chunks of each document's prompt begin in its context."""
         assert self.grid.prompting is not None
         name, retrieval = self.grid.prompting
-        spans = ScoredSpans(self.window.ends, self.grid.local, self.window.scored, length)
-        batch = window_batch(self.subject, self.tokens, spans, self.ids)
+        batch = self._batch(self.grid.local, length)
         memory = retrieval.retrieve(self.banks[name], batch, count=False)
         if memory is None:
             return [[] for _ in self.documents]
@@ -162,8 +164,11 @@ class WindowScorer:
         return [[p - begin[row] for p in dict.fromkeys(of) if p >= 0] for row, of in enumerate(places)]
 
     def _kinds(self, length: int) -> list[dict[str, np.ndarray]]:
-        """Of each document at the longest length: which of the scored tokens are of which kind."""
-        if length != max(self.window.lengths) or length <= self.grid.local:
+        """Of each document at the longest length: which of the scored tokens are of which kind.
+
+        The report tells them apart beside the alternatives; else nobody asks.
+        """
+        if not self.grid.alternatives or length != max(self.window.lengths) or length <= self.grid.local:
             return []
         off, widest = self._plain(self.grid.local).losses, max(self._windows)
         trained = self._known.get(f"{TrainedWindow.title} {length}")

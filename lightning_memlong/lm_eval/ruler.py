@@ -32,9 +32,6 @@ OFF = "off"
 SETTINGS: dict[str, dict[str, Any]] = {"similarity": {}, "random": {"selection": "random"}}
 NEED_NOTHING = ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe"]
 """Tasks made of rules and word lists alone."""
-STORED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_life", "save_keys_values",
-          "index", "dtype", "storage", "storage_folder"}  # fmt: skip
-"""Fields a setting cannot change: what is stored is the same for all."""
 Way = Callable[[list[int], str, BankView | None, int], AbstractContextManager[Answers]]
 """How a setting answers, given the prompt's last tokens, the question, the bank with what is before them, its row.
 
@@ -135,10 +132,7 @@ class Ruler(Evaluation):
         """What answers, by name, and the settings of those that retrieve."""
         retrievals = {}
         for name, options in self.settings.items():
-            key = f"evaluation.settings.{name}"
-            fixed = sorted(STORED & {*options})
-            require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
-            retrievals[name] = subject.retrieval(options, key)
+            retrievals[name] = subject.row_retrieval(options, f"evaluation.settings.{name}")
         first = next(iter(retrievals.values()), subject.retrieval())
         ways: dict[str, Way] = {OFF: partial(_without_memory, _long_context(subject, first), subject.data.window)}
         for name, retrieval in retrievals.items():
