@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_memlong.distributed import say
 from lightning_memlong.errors import UserError
 
 OURS = ("callbacks.", "lightning_memlong.")
@@ -139,3 +140,24 @@ def exit_status(run: Callable[[], object], debug: bool = False) -> int:
         sys.stderr.write(f"error: {told}\n")
         return 2
     return 0
+
+
+def program_status(run: Callable[[], int], interrupted: str) -> int:
+    """Run a program that has an exit status of its own.
+
+    Args:
+        run: What.
+        interrupted: Said when a person interrupts it.
+
+    Returns:
+        Its own; 2 after a mistake that a person can fix; 130 when interrupted.
+    """
+    with quiet_libraries():
+        try:
+            return run()
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        except KeyboardInterrupt:
+            say(f"\nInterrupted. {interrupted}")
+            return INTERRUPTED

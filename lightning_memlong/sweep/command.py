@@ -9,12 +9,11 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lightning_memlong.cli.console import wide_console
-from lightning_memlong.cli.messages import quiet_libraries
+from lightning_memlong.cli.messages import program_status
 from lightning_memlong.cli.parser import Parser, tell_hidden_files
 from lightning_memlong.cli.run_folders import check_writable
 from lightning_memlong.config import require
 from lightning_memlong.distributed import say
-from lightning_memlong.errors import UserError
 from lightning_memlong.shipped import find_yaml
 from lightning_memlong.sweep.execute import Outcome, Watch, check_folder, command, results
 from lightning_memlong.sweep.launchers import LAUNCHERS
@@ -85,15 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1 if a run failed; 2 after a mistake that a person can fix; 130 when interrupted.
     """
-    with quiet_libraries():
-        try:
-            return _sweep(*read(list(sys.argv[1:] if arguments is None else arguments)))
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 2
-        except KeyboardInterrupt:
-            say("\nInterrupted. What is finished is kept; the same command goes on from there.")
-            return 130
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return program_status(
+        lambda: _sweep(*read(given)), "What is finished is kept; the same command goes on from there."
+    )
 
 
 def _sweep(sweep: Sweep, name: str, typed: list[str], dry: bool) -> int:

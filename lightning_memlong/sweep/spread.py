@@ -18,11 +18,10 @@ from jsonargparse import set_parsing_settings
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from lightning_memlong.cli.console import wide_console
-from lightning_memlong.cli.messages import quiet_libraries
+from lightning_memlong.cli.messages import program_status
 from lightning_memlong.cli.parser import Parser
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.distributed import say
-from lightning_memlong.errors import UserError
 from lightning_memlong.sweep.execute import Outcome, Watch, last_words, run_process
 from lightning_memlong.sweep.launchers import LAUNCHERS, Launch, Make
 from lightning_memlong.sweep.settings import Launcher
@@ -207,15 +206,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; 1 if a part failed; 2 after a mistake that a person can fix; 130 when interrupted.
     """
-    with quiet_libraries():
-        try:
-            return spread_over(*read(list(sys.argv[1:] if arguments is None else arguments)))
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 2
-        except KeyboardInterrupt:
-            say("\nInterrupted. What is measured is kept; the same command goes on from there.")
-            return 130
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return program_status(
+        lambda: spread_over(*read(given)), "What is measured is kept; the same command goes on from there."
+    )
 
 
 if __name__ == "__main__":
