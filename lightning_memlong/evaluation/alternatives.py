@@ -4,17 +4,19 @@ Legend: T tokens of a document, S scored tokens.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_memlong.backbone import check_stretch, stretched
+from lightning_memlong.config import require
 from lightning_memlong.evaluation.base import Subject
-from lightning_memlong.generation import SinkCache
-from lightning_memlong.model import ForwardContext, decode
+from lightning_memlong.generation import PlainContext, SinkCache, Sliding
+from lightning_memlong.retrieval import CONTROL_SELECTIONS, Retrieval
 
 AlternativeKind = Literal["trained_window", "yarn", "dynamic_ntk", "sinks", "prompt"]
 SINKS = 4
@@ -22,7 +24,7 @@ SINKS = 4
 
 
 class Alternative(ABC):
-    """A way of predicting the end of a document without a memory bank.
+    """A way of going on from a long text without a memory bank.
 
     Args:
         local: Tokens of the window [tokens].
@@ -41,19 +43,39 @@ class Alternative(ABC):
         return length > self.local
 
     @abstractmethod
+    def held(self, length: int) -> int:
+        """Tokens whose keys and values, of all layers, are held while the last token is predicted."""
+
+    def seen(self, tokens: np.ndarray, chunks: Sequence[int], room: int = 0) -> np.ndarray:
+        """What is read of a context (T,).
+
+        Args:
+            tokens: The context.
+            chunks: First tokens of the chunks that were retrieved, by their place in the context.
+            room: Tokens that will follow it.
+        """
+        return tokens
+
+    @contextmanager
+    def opened(self, subject: Subject, length: int) -> Iterator[PlainContext]:
+        """What reads a text of so many tokens, nothing of it yet; the model is as before when the block ends."""
+        yield PlainContext(subject.model, subject.autocast)
+
     def losses(self, subject: Subject, tokens: np.ndarray, scored: int, chunks: Sequence[int]) -> Tensor:
-        """Losses (S,) of the last tokens of a context (T,).
+        """Losses (S,) float32 on the CPU of the last tokens of a context (T,).
 
         Args:
             subject: Whose model.
             tokens: The context, the scored tokens at its end.
             scored: How many.
-            chunks: First tokens of the chunks that were retrieved, by their place in the context.
+            chunks: As for :meth:`seen`.
         """
-
-    @abstractmethod
-    def held(self, length: int) -> int:
-        """Tokens whose keys and values, of all layers, are held while the last token is predicted."""
+        ids = torch.from_numpy(self.seen(tokens, chunks).astype(np.int64))[None].to(subject.device)
+        with self.opened(subject, ids.shape[1]) as context:
+            hidden = context.read(ids, scored + 1)
+        with torch.no_grad(), subject.autocast():
+            losses = subject.model.head.loss(hidden, ids[:, -hidden.shape[1] :], reduction="none")
+        return losses[0, -scored:].float().cpu()
 
 
 class TrainedWindow(Alternative):
@@ -61,13 +83,13 @@ class TrainedWindow(Alternative):
 
     title = "trained window"
 
-    def losses(self, subject: Subject, tokens: np.ndarray, scored: int, chunks: Sequence[int]) -> Tensor:
-        """See :class:`Alternative`."""
-        return dense_losses(subject, tokens[-self.held(len(tokens)) :], scored)
-
     def held(self, length: int) -> int:
         """See :class:`Alternative`."""
         return min(length, self.longest)
+
+    def seen(self, tokens: np.ndarray, chunks: Sequence[int], room: int = 0) -> np.ndarray:
+        """See :class:`Alternative`."""
+        return tokens[max(0, len(tokens) + room - self.longest) :]
 
 
 class Yarn(Alternative):
@@ -80,14 +102,15 @@ class Yarn(Alternative):
         """Within what the backbone was made for there is nothing to stretch."""
         return length > self.longest
 
-    def losses(self, subject: Subject, tokens: np.ndarray, scored: int, chunks: Sequence[int]) -> Tensor:
-        """See :class:`Alternative`."""
-        with stretched(subject.model.backbone, self.stretch, len(tokens)):
-            return dense_losses(subject, tokens, scored)
-
     def held(self, length: int) -> int:
         """See :class:`Alternative`."""
         return length
+
+    @contextmanager
+    def opened(self, subject: Subject, length: int) -> Iterator[PlainContext]:
+        """See :class:`Alternative`."""
+        with stretched(subject.model.backbone, self.stretch, length):
+            yield PlainContext(subject.model, subject.autocast)
 
 
 class DynamicNTK(Yarn):
@@ -110,28 +133,16 @@ class Sinks(Alternative):
 
     def __init__(self, local: int, longest: int, stride: int) -> None:
         super().__init__(local, longest)
-        self.stride = stride
-
-    @torch.no_grad()
-    def losses(self, subject: Subject, tokens: np.ndarray, scored: int, chunks: Sequence[int]) -> Tensor:
-        """See :class:`Alternative`."""
-        model, ids = subject.model, with_first_token(subject, tokens)
-        cache, kept = SinkCache(model, SINKS), SINKS + self.local - self.stride
-        steps = max(0, -(-(len(tokens) - self.local) // self.stride))
-        begin, end = 0, ids.shape[1] - steps * self.stride
-        last = hidden = ids.new_empty(1, 0, model.config.hidden_size, dtype=torch.float32)
-        while begin < ids.shape[1]:
-            if cache.length > kept:
-                cache.evict(cache.length - (kept - SINKS), kept + self.stride)
-            with subject.autocast():
-                hidden = decode(model.backbone, ids[:, begin:end], ForwardContext(), cache.of_backbone)
-            joined = torch.cat([last.to(hidden.dtype), hidden], dim=1)
-            last, begin, end = hidden[:, -1:], end, end + self.stride
-        return head_losses(subject, joined, ids, scored)
+        self.sliding = Sliding(SINKS, local, stride)
 
     def held(self, length: int) -> int:
         """See :class:`Alternative`."""
         return min(length, self.local + SINKS)
+
+    @contextmanager
+    def opened(self, subject: Subject, length: int) -> Iterator[PlainContext]:
+        """See :class:`Alternative`."""
+        yield PlainContext(subject.model, subject.autocast, self.sliding)
 
 
 class InPrompt(Alternative):
@@ -151,14 +162,14 @@ class InPrompt(Alternative):
         super().__init__(local, longest)
         self.chunk_size, self.top_k = chunk_size, top_k
 
-    def losses(self, subject: Subject, tokens: np.ndarray, scored: int, chunks: Sequence[int]) -> Tensor:
-        """See :class:`Alternative`."""
-        parts = [tokens[start : start + self.chunk_size] for start in sorted(chunks)]
-        return dense_losses(subject, np.concatenate([*parts, tokens[-self.local :]]), scored)
-
     def held(self, length: int) -> int:
         """See :class:`Alternative`."""
         return min(length, self.local + self.top_k * self.chunk_size)
+
+    def seen(self, tokens: np.ndarray, chunks: Sequence[int], room: int = 0) -> np.ndarray:
+        """See :class:`Alternative`."""
+        parts = [tokens[start : start + self.chunk_size] for start in sorted(chunks)]
+        return np.concatenate([*parts, tokens[max(0, len(tokens) + room - self.local) :]])
 
 
 TITLES = tuple(way.title for way in (TrainedWindow, Yarn, DynamicNTK, Sinks, InPrompt))
@@ -193,25 +204,30 @@ def open_alternatives(kinds: Sequence[str], subject: Subject, longest: int, top_
     return {alternative.title: alternative for alternative in found}
 
 
-def with_first_token(subject: Subject, tokens: np.ndarray) -> Tensor:
-    """Tokens (T,) as the model reads them, (1, T), or T + 1 where it puts one of its own before them."""
-    first = [] if subject.model.bos is None else [subject.model.bos]
-    return torch.from_numpy(np.concatenate([first, tokens]).astype(np.int64))[None].to(subject.device)
+def prompting(subject: Subject, settings: Mapping[str, dict[str, Any]], longest: int) -> tuple[str, Retrieval]:
+    """Whose chunks are put into a prompt: the first setting that chooses by what is asked, and how it does.
 
+    As many chunks as fit before the window.
 
-@torch.no_grad()
-def dense_losses(subject: Subject, tokens: np.ndarray, scored: int) -> Tensor:
-    """Losses (S,) of the last tokens of a text (T,), all of it in one plain window."""
-    ids = with_first_token(subject, tokens)
-    with subject.autocast():
-        hidden = decode(subject.model.backbone, ids, ForwardContext())
-    return head_losses(subject, hidden, ids, scored)
+    Args:
+        subject: Whose windows.
+        settings: Name -> fields of the memory group that differ.
+        longest: Tokens the backbone was made for [tokens].
 
-
-@torch.no_grad()
-def head_losses(subject: Subject, hidden: Tensor, ids: Tensor, scored: int) -> Tensor:
-    """Losses (S,) float32 on the CPU of the last of some tokens (1, T), given the last hidden states of a pass."""
-    labels = ids[:, -scored - 1 :]
-    with subject.autocast():
-        losses = subject.model.head.loss(hidden[:, -scored - 1 :], labels, reduction="none")
-    return losses[0, 1:].float().cpu()
+    Raises:
+        UserError: If there is none, or nothing fits.
+    """
+    key = "evaluation.alternatives"
+    names = [
+        name for name, options in settings.items()
+        if options.get("selection", "") not in CONTROL_SELECTIONS and options.get("query") != "current"
+    ]  # fmt: skip
+    allowed = "beside a setting that retrieves, and does not leak"
+    require(bool(names), key, "prompt", allowed, "name one in evaluation.settings")
+    room = (longest - subject.data.window) // subject.memory.chunk_size
+    allowed = f"a window with room for a chunk within the {longest:,} tokens the backbone was made for"
+    require(room >= 1, key, "prompt", allowed, "lower --data.window, or leave it out")
+    options = {name: value for name, value in settings[names[0]].items() if name != "model"}
+    most = min(room, subject.retrieval(options, key).config.top_k)
+    way = subject.retrieval({**options, "top_k": most, "candidates": None, "granularity": "window"}, key)
+    return names[0], way

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from lightning_memlong.config import require, require_choice
-from lightning_memlong.evaluation.alternatives import TITLES, AlternativeKind, open_alternatives
+from lightning_memlong.evaluation.alternatives import TITLES, AlternativeKind, open_alternatives, prompting
 from lightning_memlong.evaluation.base import Evaluation, Report, Subject
 from lightning_memlong.evaluation.documents import check_corpora, find_documents
 from lightning_memlong.evaluation.grid import HINDSIGHT, LONGER, OFF, Grid, ScoredDocument
@@ -117,14 +117,14 @@ class PerplexityGrid(Evaluation):
         self._check(subject)
         data = subject.data
         longest = getattr(subject.model.config, "max_position_embeddings", None) or max(self.lengths)
-        prompting = self._prompting(subject, longest) if "prompt" in self.alternatives else None
-        most = prompting[1].config.top_k if prompting else 0
+        chosen = prompting(subject, self.settings, longest) if "prompt" in self.alternatives else None
+        most = chosen[1].config.top_k if chosen else 0
         self._grid = Grid(
             f"{subject.backbone}, window {data.window}, stride {data.stride}, {self.protocol}", self.protocol,
             self.lengths, self.windows, data.window, data.stride, subject.memory.chunk_size,
             max((r.config.retrieved for r in retrievals.values()), default=subject.memory.retrieved),
             longest, self.longer_window, self.hindsight, retrievals, readings, peers,
-            open_alternatives(self.alternatives, subject, longest, most), prompting, self.seed,
+            open_alternatives(self.alternatives, subject, longest, most), chosen, self.seed,
         )  # fmt: skip
 
     def _ways(self, subject: Subject) -> tuple[dict[str, Retrieval], dict[str, Reading | None]]:
@@ -141,23 +141,6 @@ class PerplexityGrid(Evaluation):
             found[title] = retrieval
             ways[title] = as_reading(subject.model, of_model, f"{key}.model") if of_model else None
         return found, ways
-
-    def _prompting(self, subject: Subject, longest: int) -> tuple[str, Retrieval]:
-        """The first setting that chooses by what is asked, with as many chunks as fit before the window."""
-        key = "evaluation.alternatives"
-        names = [
-            name for name, options in self.settings.items()
-            if options.get("selection", "") not in CONTROL_SELECTIONS and options.get("query") != "current"
-        ]  # fmt: skip
-        allowed = "beside a setting that retrieves, and does not leak"
-        require(bool(names), key, "prompt", allowed, "name one in evaluation.settings")
-        room = (longest - subject.data.window) // subject.memory.chunk_size
-        allowed = f"a window with room for a chunk within the {longest:,} tokens the backbone was made for"
-        require(room >= 1, key, "prompt", allowed, "lower --data.window, or leave it out")
-        options = {name: value for name, value in self.settings[names[0]].items() if name != "model"}
-        most = min(room, subject.retrieval(options, key).config.top_k)
-        way = subject.retrieval({**options, "top_k": most, "candidates": None, "granularity": "window"}, key)
-        return names[0], way
 
     def _check(self, subject: Subject) -> None:
         chunk, stride = subject.memory.chunk_size, subject.data.stride

@@ -4,6 +4,7 @@ from lightning_memlong.generation.conversation import Conversation, Passage, Pro
 from lightning_memlong.generation.hf_generate import GenerateAdapter, loop_options, refused
 from lightning_memlong.generation.local_context import LocalContext
 from lightning_memlong.generation.long_context import LongContext
+from lightning_memlong.generation.plain_context import PlainContext, Sliding
 from lightning_memlong.generation.prefill import (
     Span,
     evaluating,
@@ -20,8 +21,10 @@ __all__ = [
     "LocalContext",
     "LongContext",
     "Passage",
+    "PlainContext",
     "Prompt",
     "SinkCache",
+    "Sliding",
     "Span",
     "are_several",
     "evaluating",

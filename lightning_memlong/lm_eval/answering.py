@@ -13,7 +13,15 @@ from torch import Tensor
 from lightning_memlong.bank import BankView
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
-from lightning_memlong.generation import GenerateAdapter, LocalContext, LongContext, evaluating, loop_options, refused
+from lightning_memlong.generation import (
+    GenerateAdapter,
+    LocalContext,
+    LongContext,
+    PlainContext,
+    evaluating,
+    loop_options,
+    refused,
+)
 
 
 class Answers(Protocol):
@@ -34,15 +42,19 @@ class Prompt:
 
     Args:
         context: Has nothing of it yet.
-        long_context: Whose.
+        long_context: Whose model and tokenizer.
         tokens: Of the prompt, one or more, with what the context holds before them.
-        question: Text that retrieves for it.
+        places: Where the chunks begin and end that were retrieved for it [tokens].
     """
 
-    def __init__(self, context: LocalContext, long_context: LongContext, tokens: Sequence[int], question: str) -> None:
-        self._context, self._long_context, self._tokens = context, long_context, list(tokens)
-        context.retrieve_for_prompt(long_context.embed_texts([question])[0])
-        self._places = [(start, start + length) for start, (length, _) in context.found.items()]
+    def __init__(
+        self,
+        context: LocalContext | PlainContext,
+        long_context: LongContext,
+        tokens: Sequence[int],
+        places: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self._context, self._long_context, self._tokens, self._places = context, long_context, list(tokens), places
         if len(tokens) > 1:  # what is scored or written begins with the last token
             context.logits(self._ids(tokens[:-1]))
 
@@ -74,7 +86,7 @@ class Prompt:
 
     def retrieved(self) -> list[tuple[int, int]]:
         """Where the chunks begin and end that were retrieved for the prompt [tokens]."""
-        return self._places
+        return list(self._places)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([list(tokens)], device=self._long_context.model.device)
@@ -98,7 +110,10 @@ def prompted(
     before = memory.row(row).snapshot()
     try:
         with evaluating(long_context.model), torch.no_grad():
-            yield Prompt(LocalContext(long_context, memory, row, window), long_context, tokens, question)
+            context = LocalContext(long_context, memory, row, window)
+            context.retrieve_for_prompt(long_context.embed_texts([question])[0])
+            places = [(start, start + length) for start, (length, _) in context.found.items()]
+            yield Prompt(context, long_context, tokens, places)
     finally:
         memory.row(row).rollback(before)
 

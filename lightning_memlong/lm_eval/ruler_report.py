@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lightning_memlong.evaluation import Measurement, Report, TableRow
+from lightning_memlong.evaluation.cost import cost_columns, megabytes, seconds
 from lightning_memlong.evaluation.figures import looks, short_tokens
 from lightning_memlong.evaluation.statistics import wilson
 
@@ -51,12 +52,15 @@ def report_ruler(
         for measure, what in MEASURES.items()
         if any(row[measure] is not None for row in data)
     }
+    tables["Cost"] = _costs(data, lengths, settings)
     notes = [
         "score: RULER's, by lm-eval's scorer, of the text written greedily; in brackets: 95 % Wilson interval over "
         "documents.",
         "answer tokens right: of the answers' tokens, those that are the likeliest given the true ones before them.",
         "likelier than a wrong answer: documents whose answer has a lower loss a token than that of another document.",
         "retrieved: of what was planted outside the window, the share that lies in chunks retrieved for the question.",
+        "cost: keys and values held, and time from the text to the losses of the true answer: medians over documents, "
+        "and the mean of these over tasks.",
         "tokens: the most a document was to have, with room for an answer; lm-eval's functions come near it in steps "
         "(prompt_tokens, in the file: what prompts have).",
     ]
@@ -79,7 +83,23 @@ def _summary(task: str, length: int, setting: str, of: Sequence[Measurement]) ->
     for name, share in shares.items():
         value, low, high = (None, None, None) if share is None else wilson(share, len(of))
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    return row | {"nll_per_token": sum(r["nll"] for r in of) / sum(r["tokens"] for r in of)}
+    row["nll_per_token"] = sum(r["nll"] for r in of) / sum(r["tokens"] for r in of)
+    return row | {"megabytes": megabytes(of), "seconds": seconds(of)}
+
+
+def _costs(data: Sequence[TableRow], lengths: Sequence[int], settings: Sequence[str]) -> list[TableRow]:
+    """What each way costs, the mean over tasks."""
+    rows = []
+    for length in lengths:
+        for setting in settings:
+            of = [r for r in data if (r["tokens"], r["memory"]) == (length, setting)]
+            if of:
+                means = {
+                    name: None if None in (all_ := [r[name] for r in of]) else sum(all_) / len(all_)
+                    for name in ("megabytes", "seconds")
+                }
+                rows.append({"tokens": f"{length:,}", "memory": setting, **cost_columns(means)})
+    return rows
 
 
 def _table(

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from lightning_memlong import MemLong, UserError
 from lightning_memlong.cli.main import main
 from lightning_memlong.evaluation import Subject
+from lightning_memlong.evaluation.alternatives import open_alternatives
 from lightning_memlong.evaluation.scoring import read_documents
 from lightning_memlong.retrieval import retrieve_for
 from tests.integration.helpers import EVAL, found_in, rows_of, tiny
@@ -23,6 +24,7 @@ pytest.importorskip("wonderwords")
 from lightning_memlong.lm_eval import Ruler  # noqa: E402
 from lightning_memlong.lm_eval.answering import prompted  # noqa: E402
 from lightning_memlong.lm_eval.ruler_reading import SharedReading  # noqa: E402
+from lightning_memlong.lm_eval.ruler_ways import Asked, open_ways  # noqa: E402
 from tests.few_words import import_few_words  # noqa: E402
 
 MEMORY: dict[str, Any] = {"chunk_size": 16, "top_k": 2, "retriever": {"name": "hashing"}}
@@ -117,6 +119,34 @@ def test_answers_after_one_prompt_are_those_of_the_whole_text(subject: Subject) 
         assert prompt.write([long[3:5]], max_new_tokens=40, do_sample=False) == long[: long.index(long[3:5])]
 
 
+@pytest.mark.parametrize("kind", ["trained_window", "yarn"])
+def test_what_could_be_done_instead_answers_as_it_predicts(kind: str, subject: Subject) -> None:
+    """Losses of an answer are those that the perplexity grid has for its tokens; and writing goes on from there."""
+    subject.data.stride, longest = 32, 128
+    subject.model.config.max_position_embeddings, was = longest, subject.model.config.max_position_embeddings
+    tokens = np.random.default_rng(2).integers(1, 256, 320)
+    answer = [5, 9, 200]
+    try:
+        ways, _ = open_ways(subject, {}, [kind], 4096)
+        (title,) = [name for name in ways if name != "off"]
+        document: Any = SimpleNamespace(question="kan lor")
+        asked = Asked(document, tokens, 256, 3, answer, answer, [])
+        with ways[title].answers(asked, None, 0) as answers:
+            losses, _ = answers.score(answer)
+            assert torch.equal(answers.score(answer)[0], losses) and answers.retrieved() == []
+            text, again = (answers.write(max_new_tokens=30, do_sample=False) for _ in range(2))
+        alternative = open_alternatives([kind], subject, longest, 0)[title]
+        wanted = alternative.losses(subject, np.concatenate([tokens, answer]), 3, [])
+        torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-4)
+        assert text == again
+    finally:
+        subject.model.config.max_position_embeddings = was
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "seconds"}
+
+
 def ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path, *more: str) -> list[str]:
     small = tiny(byte_backbone, text_folder, tmp_path / "runs")
     return ["test", *small, "--config", str(EVAL / "ruler.yaml"), "--data.window", "512", "--memory.chunk_size", "32",
@@ -125,20 +155,25 @@ def ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path, *more: str) ->
 
 
 def test_ruler(byte_backbone: Path, text_folder: Path, tmp_path: Path) -> None:
-    options = ruler(byte_backbone, text_folder, tmp_path)
+    options = ruler(byte_backbone, text_folder, tmp_path, "--evaluation.alternatives", "[sinks, prompt, yarn]")
     assert main(options) == 0
     rows = rows_of(options)
-    assert len(rows) == 2 * 3 and {r["setting"] for r in rows} == {"off", "similarity", "random"}
+    settings = {"off", "similarity", "random", "4 sinks and window", "chunks in the prompt"}
+    assert len(rows) == 2 * 5 and {r["setting"] for r in rows} == settings, "yarn: nothing is to be stretched"
     for r in rows:
         assert r["memory"] % 32 == 0 and r["prompt"] - r["memory"] <= 512 - 50 and r["prompt"] <= r["length"]
         assert 0 <= r["right_tokens"] <= r["tokens"] == 21 and "needles" not in r
     off = {(r["length"], r["sample"]): r["nll"] for r in rows if r["setting"] == "off"}
     assert all(r["nll"] != off[r["length"], r["sample"]] for r in rows if r["setting"] == "similarity")
-    assert "| 1,536 | random |" in found_in(options, "ruler.md").read_text()
+    cost = {r["setting"]: (r["held"], r["seconds"]) for r in rows if r["length"] == 1536}
+    assert cost["off"] < cost["4 sinks and window"] and cost["off"] < cost["similarity"]
+    assert cost["off"][0] * (512 + 3 * 32) / 512 == cost["chunks in the prompt"][0]
+    assert "| 1,536 | random |" in (page := found_in(options, "ruler.md").read_text()) and "time [s]" in page
     assert found_in(options, "ruler-ruler.png").exists()
     file = found_in(options, "*.jsonl")
     file.write_text("".join(json.dumps(r) + "\n" for r in rows[:4]))
-    assert main(options) == 0 and rows_of(options) == rows, "it goes on with the fifth"
+    assert main(options) == 0
+    assert [untimed(r) for r in rows_of(options)] == [untimed(r) for r in rows], "it goes on with the fifth"
 
 
 @pytest.mark.parametrize(
