@@ -77,7 +77,7 @@ def kernels(heads: int, kv_heads: int, size: int, device: str, dtype: torch.dtyp
 
         return call
 
-    backends = ("auto", "flex", "sdpa") if device == "cuda" else ("auto", "sdpa")
+    backends = ("auto", "two_part", "flex", "sdpa") if device == "cuda" else ("auto", "sdpa")
     return {backend: run(backend) for backend in backends}
 
 

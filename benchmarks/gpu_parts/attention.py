@@ -67,9 +67,12 @@ def run(context: Context) -> Iterator[Row]:
     """Each head size, memory and pass; FlexAttention afterwards, as it is compiled for each."""
     tokens, heads = (64, 4) if context.tiny else (1024, HEADS)
     memories, sizes = ((64,), (32,)) if context.tiny else ((1024, 4096), SIZES)
-    cases = [(s, m, t, ("auto", "sdpa")) for m in memories for s in sizes for t in (False, True)]
+    passes = (False, True)
+    cases = [
+        (s, m, t, each) for m in memories for s in sizes for t in passes for each in (("auto", "sdpa"), ("two_part",))
+    ]
     if context.cuda:
-        cases += [(s, memories[0], t, ("flex",)) for s in (128, 64, 100) for t in (False, True)]
+        cases += [(s, memories[0], t, ("flex",)) for s in (128, 64, 100) for t in passes]
     for size, memory, train, backends in cases:
         name = f"head size {size}, M = {memory}, {' and '.join(backends)}"
         one = partial(measured, context, size, memory, tokens, heads, backends, train)

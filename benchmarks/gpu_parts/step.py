@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -178,13 +179,14 @@ def _counted(root: Path) -> Iterator[Counter[str]]:
 
 
 def measured(
-    context: Context, shape: Shape, model: MemLong, encoder: Encoder, window: int, top_k: int
+    context: Context, shape: Shape, model: MemLong, encoder: Encoder, window: int, top_k: int, kernels: str
 ) -> Iterator[Row]:
     """One setting; the first of each shape in detail."""
-    name = f"{shape.name}, W = {window:,}, k = {top_k}"
+    name = f"{shape.name}, W = {window:,}, k = {top_k}" + ("" if kernels == "auto" else f", {kernels}")
+    model.contexts.layout = replace(model.contexts.layout, attention=kernels)
     step = Step(model, encoder, window, top_k, context)
     yield from compare(step, name, 3 if context.tiny else PAIRS)
-    if (window, top_k) in (SETTINGS[0], *SETTINGS_TINY):
+    if (window, top_k) in (SETTINGS[0], *SETTINGS_TINY) and kernels == "auto":
         yield from breakdown(step, name, 2 if context.tiny else 5)
         yield from blocking(step, name)
 
@@ -207,7 +209,8 @@ def run(context: Context) -> Iterator[Row]:
             note=f"{model.layout.source}, {model.layout.fusion}",
         )
         for window, top_k in SETTINGS_TINY if context.tiny else SETTINGS:
-            one = partial(measured, context, shape, model, encoder, window, top_k)
-            yield from attempt(context, f"{shape.name}, W = {window}, k = {top_k}", one)
+            for kernels in ("auto", "two_part"):
+                one = partial(measured, context, shape, model, encoder, window, top_k, kernels)
+                yield from attempt(context, f"{shape.name}, W = {window}, k = {top_k}, {kernels}", one)
         del model, encoder, one
         free(context)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.attention.choice import Choice
-from lightning_memlong.attention.cpu_two_part import CPUTwoPartAttention, can_use_cpu_two_part
+from lightning_memlong.attention.cpu_kernel import CPU_KERNEL, can_use_cpu_kernel
+from lightning_memlong.attention.cuda_kernel import CUDA_KERNEL, can_use_cuda_kernel
 from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
 from lightning_memlong.attention.kernels import (
     Attend,
@@ -24,17 +25,21 @@ from lightning_memlong.attention.kernels import (
     seen_and_filled,
 )
 from lightning_memlong.attention.masked import attend_masked, sdpa, side_by_side
+from lightning_memlong.attention.two_part import FusedKernel, TwoPartAttention
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
-BACKENDS = ("auto", "sdpa", "flex")
+BACKENDS = ("auto", "sdpa", "flex", "two_part")
+FUSED: dict[str, FusedKernel] = {"cpu_two_part": CPU_KERNEL, "cuda_two_part": CUDA_KERNEL}
+"""Kernels that joint attention calls for each part."""
 
 
 def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores, chosen: bool = False) -> str:
     """Which kernel computes joint attention; ``chosen``: each token and head chooses what it reads.
 
-    ``cpu_two_part`` (two parts by the fused CPU kernel), ``flex`` (two parts by FlexAttention), ``eager_blockwise``
-    (two parts in plain operations) or ``sdpa_masked`` (one call of PyTorch's attention under a mask).
+    ``cpu_two_part``, ``cuda_two_part`` (two parts by the device's fused kernels), ``flex`` (two parts by
+    FlexAttention), ``eager_blockwise`` (two parts in plain operations) or ``sdpa_masked`` (one call of PyTorch's
+    attention under a mask).
     """
     if scores.dropout > 0 and (backend == "flex" or scores.softcap is not None):
         raise UserError(
@@ -42,6 +47,8 @@ def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores, chos
             f"and scores capped at {scores.softcap}. Allowed: 0 there. Fix: set attention_dropout to 0 in the "
             "backbone's config.json, or choose --model.attention sdpa where scores are not capped."
         )
+    if backend == "two_part":
+        return _two_part(query, scores, chosen)
     if chosen and (backend != "auto" or scores.dropout > 0):
         raise UserError(
             f"memory.candidates: with model.attention={backend!r} and attention dropout of {scores.dropout}, tokens "
@@ -52,13 +59,28 @@ def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores, chos
         if torch.is_grad_enabled() and query.requires_grad:
             require_gradients(backend, query.device)
         return "flex"
-    if chosen and not can_use_cpu_two_part(query, 0.0):
+    if chosen and not can_use_cpu_kernel(query, 0.0):
         return "eager_blockwise"
     if query.is_cuda and backend == "auto" and scores.dropout == 0.0 and (scores.softcap is not None or groups > 1):
         return "flex"
     if scores.softcap is not None:
         return "eager_blockwise"
-    return "cpu_two_part" if backend == "auto" and can_use_cpu_two_part(query, scores.dropout) else "sdpa_masked"
+    return "cpu_two_part" if backend == "auto" and can_use_cpu_kernel(query, scores.dropout) else "sdpa_masked"
+
+
+def _two_part(query: Tensor, scores: Scores, chosen: bool) -> str:
+    """The device's fused kernels, asked for by name."""
+    plain = scores.softcap is None
+    if plain and can_use_cpu_kernel(query, scores.dropout):
+        return "cpu_two_part"
+    ok = plain and not chosen and can_use_cuda_kernel(query, scores.dropout)
+    found = f"'two_part' for {query.dtype} on {query.device.type}, dropout {scores.dropout}, cap {scores.softcap}"
+    found += ", with memory.candidates" if chosen else ""
+    allowed = (
+        "it, where scores are not capped and nothing is dropped: on CUDA without memory.candidates, on the CPU in "
+    )
+    require(ok, "model.attention", found, f"{allowed}float32 or bfloat16", "choose auto")
+    return "cuda_two_part"
 
 
 def require_gradients(backend: str, device: torch.device) -> None:
@@ -109,7 +131,8 @@ def retrieval_causal_attention(
         memory_bias: (H,) or (B * G, H), added to a head's scores in memory, for ``joint``: 0 changes nothing, and with
             minus infinity the head reads no memory.
         choice: How many chunks of memory each token and head reads; None: all.
-        backend: ``auto``; ``sdpa`` for one masked call of PyTorch's attention; ``flex`` for FlexAttention.
+        backend: ``auto``; ``sdpa`` for one masked call of PyTorch's attention; ``flex`` for FlexAttention; ``two_part``
+            for the device's fused kernels, called for each part.
 
     Returns:
         (B, H, T, D), in the dtype of ``query``.
@@ -144,13 +167,13 @@ def attend_with_memory(
     mask, reading = memory.mask, memory.reading(query)
     if memory.gate is None and kernel == "sdpa_masked":
         return attend_masked(query, key, value, memory, local_mask, scores, memo), None
-    if memory.gate is None and kernel == "cpu_two_part":
+    if memory.gate is None and kernel in FUSED:
         bias = memo("bias", local_mask, lambda: additive(local_mask, query.dtype))
         part = memory.near
         beside = (None, None, None) if part is None else (part.keys, part.values, part.mask)
-        return CPUTwoPartAttention.apply(
+        return TwoPartAttention.apply(
             query, key, value, reading, memory.keys, memory.values, memory.bias, bias, mask, *beside, scores.scale,
-            memory.choice,
+            memory.choice, FUSED[kernel],
         )  # fmt: skip
     seen = None if mask is None else memo("seen", mask, lambda: seen_and_filled(mask))
     fused = memory.gate is not None and backend != "flex" and scores.softcap is None

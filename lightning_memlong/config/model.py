@@ -9,7 +9,7 @@ TuningMode = Literal["full", "lora", "gates_only", "none"]
 Source = Literal["single", "per_layer"]
 Fusion = Literal["joint", "gated"]
 Position = Literal["fixed", "sequential", "zero"]
-AttentionBackend = Literal["auto", "sdpa", "flex"]
+AttentionBackend = Literal["auto", "sdpa", "flex", "two_part"]
 SOURCES: tuple[str, ...] = get_args(Source)
 LayerIndex = int | float
 """A layer: its index from 0, or a fraction of the depth from 0.0 up to but not including 1.0."""
@@ -89,7 +89,8 @@ class ModelConfig:
     attention and memory stays as it is, so the same code serves every bank; the first steps take a minute. null: no."""
     attention: str = "auto"
     """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
-    CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA)."""
+    CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA);
+    two_part: the device's fused kernels for each part, which is auto's way on the CPU, and on CUDA was not run yet."""
 
     def __post_init__(self) -> None:
         """Check each value."""

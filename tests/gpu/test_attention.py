@@ -25,7 +25,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", ["auto", "sdpa"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "two_part"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_float64(case: Case, backend: str, dtype: torch.dtype, device: torch.device, measured: Measured) -> None:
     if device.type == "cuda" and backend == "auto" and case.groups > 1:

@@ -5,20 +5,23 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_memlong.attention import (
     Memo,
     RetrievedKV,
     Scores,
     attend_with_memory,
+    cuda_kernel,
     kernels,
     local_attention,
     retrieval_causal_attention,
 )
-from lightning_memlong.attention.cpu_two_part import CPUTwoPartAttention
 from lightning_memlong.attention.functional import choose_kernel
 from lightning_memlong.attention.masked import joint_mask
+from lightning_memlong.attention.two_part import TwoPartAttention
 from lightning_memlong.errors import UserError
+from tests.cuda_kernels import patched
 from tests.reference import attention_oracle
 
 ROWS, TOKENS, MEMORY, SIZE = 2, 6, 5, 8
@@ -33,8 +36,9 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of queries, the last one ragged."""
+    """Several blocks of queries, the last one ragged; and what CUDA's kernels compute, here."""
     monkeypatch.setattr(kernels, "BLOCK", 4)
+    patched(monkeypatch)
 
 
 def tensors(heads: int, kv_heads: int, groups: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -60,7 +64,7 @@ def sliding(width: int = 4) -> Tensor:
     return (distance >= 0) & (distance < width)
 
 
-KERNELS = ["cpu_two_part", "sdpa_masked", "eager_blockwise", "flex"]
+KERNELS = ["cpu_two_part", "cuda_two_part", "sdpa_masked", "eager_blockwise", "flex"]
 
 
 def run(
@@ -127,7 +131,7 @@ def test_gradients_agree(heads: tuple[int, int], groups: int, kind: str) -> None
     inputs, weight = tensors(*heads, groups), torch.randn(ROWS, heads[0], TOKENS, SIZE)
     for local in (None, sliding()):
         results = []
-        for kernel in ("sdpa_masked", "cpu_two_part", "eager_blockwise"):
+        for kernel in ("sdpa_masked", "cpu_two_part", "cuda_two_part", "eager_blockwise"):
             copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
             memory = RetrievedKV(*copies[3:], None if kind == "full" else mask_of(kind, groups))
             output, _ = run(kernel, copies, memory, Scores(SCALE), local)
@@ -155,12 +159,14 @@ def test_soft_capped_gradients_are_those_of_the_formula() -> None:
         torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
 
 
-def test_bfloat16_is_within_its_rounding_and_sums_in_float32() -> None:
+@pytest.mark.parametrize("kernel", ["cpu_two_part", "cuda_two_part"])
+def test_bfloat16_is_within_its_rounding_and_sums_in_float32(kernel: str) -> None:
     for groups, kind in itertools.product((1, 3), ("full", "ragged")):
         inputs, mask = tensors(4, 2, groups, torch.bfloat16), mask_of(kind, groups)
         expected = attention_oracle(*inputs, mask, "joint")
         copies = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
-        output, mass = run("cpu_two_part", copies, RetrievedKV(*copies[3:], mask), Scores(SCALE), None)
+        masked = mask if kind == "ragged" else None
+        output, mass = run(kernel, copies, RetrievedKV(*copies[3:], masked), Scores(SCALE), None)
         assert output.dtype == torch.bfloat16 and mass is not None and mass.dtype == torch.float32
         torch.testing.assert_close(output.double(), expected, atol=2e-2, rtol=2e-2)
         wide = [t.float().requires_grad_(i < 3) for i, t in enumerate(inputs)]
@@ -186,6 +192,30 @@ def test_a_mask_made_while_evaluating_can_be_trained_with() -> None:
     assert not mask.kv_indices.is_inference() and mask is _causal(7, 7, "cpu")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudas_kernels_take_what_they_are_given(
+    dtype: torch.dtype, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PyTorch's own rules for shapes, types and places, without a GPU; heads of a size that is padded."""
+    monkeypatch.undo()
+    with FakeTensorMode():
+        sizes = [(2, 8, 48), (2, 4, 48), (2, 4, 48), (2, 4, 32), (2, 4, 32)]
+        query, key, value, *memory = [torch.empty(*size, 100, dtype=dtype, device="cuda:0") for size in sizes]
+        real = torch.empty(2, 1, 1, 32, dtype=dtype, device="cuda:0") if masked else None
+        local = torch.empty(1, 1, 48, 48, dtype=dtype, device="cuda:0") if masked else None
+        kernel = cuda_kernel.CUDA_KERNEL
+        output, lse = kernel.attend(query, key, value, local, not masked, 0.1)
+        for tensor in (output, kernel.attend(query, *memory, real, False, 0.1)[0]):
+            assert tensor.shape == query.shape and tensor.dtype == dtype
+        assert lse.shape == query.shape[:3] and lse.dtype == torch.float32
+        found = kernel.gradient(output, query, key, value, output, lse, local, not masked, 0.1)
+        for gradient, tensor in zip(found, (query, key, value), strict=True):
+            assert gradient.shape == tensor.shape and gradient.dtype == dtype
+        assert kernel.query_gradient(output, query, *memory, output, lse, real, None, 0.1).shape == query.shape
+
+
 def test_what_is_chosen() -> None:
     query, plain = torch.zeros(1, 1, 1, 8), Scores(1.0)
     assert choose_kernel("auto", query, 1, plain) == choose_kernel("auto", query.bfloat16(), 8, plain) == "cpu_two_part"
@@ -193,13 +223,17 @@ def test_what_is_chosen() -> None:
     assert choose_kernel("auto", query.half(), 1, plain) == choose_kernel("sdpa", query, 1, plain) == "sdpa_masked"
     assert choose_kernel("auto", query, 1, Scores(1.0, softcap=5.0)) == "eager_blockwise"
     assert choose_kernel("flex", query, 1, plain) == "flex"
+    assert choose_kernel("two_part", query, 3, plain) == "cpu_two_part"
+    for asking, scores in ((query.half(), plain), (query, Scores(1.0, softcap=5.0)), (query, Scores(1.0, dropout=0.1))):
+        with pytest.raises(UserError, match="model.attention=.'two_part' for.*choose auto"):
+            choose_kernel("two_part", asking, 1, scores)
     for backend, scores in (("flex", Scores(1.0, dropout=0.1)), ("auto", Scores(1.0, softcap=5.0, dropout=0.1))):
         with pytest.raises(UserError, match="attention dropout of 0.1.*attention_dropout to 0"):
             choose_kernel(backend, query, 1, scores)
     inputs = [t.requires_grad_() for t in tensors(4, 2)]
     with pytest.raises(UserError, match="model.attention='flex'.*auto or sdpa"):
         retrieval_causal_attention(*inputs, backend="flex")
-    assert CPUTwoPartAttention.__name__ in type(retrieval_causal_attention(*inputs).grad_fn).__name__
+    assert TwoPartAttention.__name__ in type(retrieval_causal_attention(*inputs).grad_fn).__name__
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "gated"])
@@ -224,7 +258,7 @@ def test_a_prefix_reads_no_memory(kernel: str) -> None:
             fusion = "gated" if kernel == "gated" else "joint"
             expected = attention_oracle(query, *local, *memory, mask[own][group : group + 1], fusion, gate)
             torch.testing.assert_close(output[row, :, token].double(), expected[0, :, token], atol=3e-6, rtol=1e-5)
-    if kernel == "cpu_two_part":
+    if kernel.endswith("two_part"):
         output.square().sum().backward()
         again = [t.clone().requires_grad_(i < 3) for i, t in enumerate(inputs)]
         run("sdpa_masked", again, with_prefix, Scores(SCALE), None)[0].square().sum().backward()

@@ -7,14 +7,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.attention import Choice, attend_with_memory, choice, kernels, retrieval_causal_attention
-from lightning_memlong.attention.functional import choose_kernel
+from lightning_memlong.attention import (
+    Choice,
+    attend_with_memory,
+    choice,
+    functional,
+    kernels,
+    retrieval_causal_attention,
+)
+from lightning_memlong.attention.cuda_kernel import CUDA_KERNEL
+from lightning_memlong.attention.functional import FUSED, choose_kernel
 from lightning_memlong.attention.inputs import RetrievedKV, Scores
 from lightning_memlong.errors import UserError
+from tests.cuda_kernels import patched
 from tests.reference import WAYS, attention_oracle
 
 ROWS, HEADS, KV_HEADS, TOKENS, CHUNKS, SIZE = 2, 4, 2, 6, 4, 8
 CHUNK = 3
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The fused kernels in two parts; CUDA's in plain operations, at the CPU's place."""
+    if request.param == "cuda":
+        patched(monkeypatch)
+        monkeypatch.setitem(FUSED, "cpu_two_part", CUDA_KERNEL)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +53,7 @@ def inputs(groups: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     return [*local, *memory], mask, query, torch.tensor([0.0, 1.5, -2.0, -math.inf])
 
 
+@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_query_of_its_own_and_a_bias_equal_the_oracle(way: dict[str, Any], groups: int) -> None:
@@ -62,7 +81,11 @@ def test_tokens_that_choose_equal_the_oracle(way: dict[str, Any], top_k: int) ->
 
 @pytest.mark.parametrize("of_rows", [False, True])
 @pytest.mark.parametrize("chosen", [None, Choice(CHUNK, 2)])
-def test_gradients_of_the_two_parts_are_those_of_plain_operations(chosen: Choice | None, of_rows: bool) -> None:
+def test_gradients_of_the_two_parts_are_those_of_plain_operations(
+    chosen: Choice | None, of_rows: bool, fused: str
+) -> None:
+    if chosen and fused == "cuda":
+        pytest.skip("choosing takes plain operations there")
     tensors, mask, query, bias = inputs(2)
     bias = bias.clamp(min=-5.0)
     bias = bias + torch.arange(ROWS * 2)[:, None] if of_rows else bias
@@ -74,8 +97,8 @@ def test_gradients_of_the_two_parts_are_those_of_plain_operations(chosen: Choice
             softcap=softcap,
         )  # fmt: skip
         grads.append(torch.autograd.grad((output * torch.arange(SIZE)).sum(), leaves))
-    for fused, plain in zip(*grads, strict=True):
-        torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
+    for fast, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-3)
 
 
 def near(groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,6 +110,7 @@ def near(groups: int) -> tuple[Tensor, Tensor, Tensor]:
     return keys, values, mask
 
 
+@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("far", [True, False], ids=["far", "none far"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -119,6 +143,7 @@ def test_gates_weigh_near_and_far_together(way: dict[str, Any], groups: int) -> 
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("fused")
 def test_gradients_with_near_memory_are_those_of_plain_operations() -> None:
     tensors, mask, query, bias = inputs(2)
     bias = bias.clamp(min=-5.0)
@@ -128,8 +153,8 @@ def test_gradients_with_near_memory_are_those_of_plain_operations() -> None:
         memory = RetrievedKV(*tensors[3:], mask, query=leaves[3], bias=leaves[4], near=RetrievedKV(*near(2)))
         output, _ = attend_with_memory(*leaves[:3], memory, None, Scores(SIZE**-0.5, softcap))
         grads.append(torch.autograd.grad((output * torch.arange(SIZE)).sum(), leaves))
-    for fused, plain in zip(*grads, strict=True):
-        torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
+    for fast, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-3)
 
 
 def test_as_many_chunks_as_there_are_is_reading_all() -> None:
@@ -143,3 +168,13 @@ def test_as_many_chunks_as_there_are_is_reading_all() -> None:
 def test_kernels_that_cannot_choose_say_so(backend: str, dropout: float) -> None:
     with pytest.raises(UserError, match="memory.candidates"):
         choose_kernel(backend, torch.zeros(1, 1, 1, 8), 1, Scores(1.0, dropout=dropout), chosen=True)
+
+
+def test_two_parts_choose_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, scores = torch.zeros(1, 1, 1, 8), Scores(1.0)
+    assert choose_kernel("two_part", query, 1, scores, chosen=True) == "cpu_two_part"
+    monkeypatch.setattr(functional, "can_use_cpu_kernel", lambda *_: False)
+    monkeypatch.setattr(functional, "can_use_cuda_kernel", lambda *_: True)
+    assert choose_kernel("two_part", query, 1, scores) == "cuda_two_part"
+    with pytest.raises(UserError, match="with memory.candidates.*choose auto"):
+        choose_kernel("two_part", query, 1, scores, chosen=True)
