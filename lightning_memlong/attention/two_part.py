@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_memlong.attention.choice import Choice, attend_chosen
 from lightning_memlong.attention.kernels import (
+    Attend,
     AttentionState,
     additive,
     as_4d,
@@ -80,16 +81,9 @@ class TwoPartAttention(torch.autograd.Function):
             return kernel.attend(q, k, v, mask, causal, scale)
 
         kept: list[Tensor] = []
-
-        def chosen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> AttentionState:
-            assert choice is not None
-            output, lse, read = attend_chosen(q, k, v, additive(as_4d(mask), torch.float32), scale, choice)
-            kept.append(read)
-            return output, lse
-
         local = plain(query, key, value, local_bias, is_causal(query, key, local_bias))
         seen = None if memory_mask is None else seen_and_filled(memory_mask)
-        way = plain if choice is None else chosen
+        way = plain if choice is None else _choosing(choice, scale, kept)
         memory = far = attend_to_memory(way, memory_query, memory_key, memory_value, seen, memory_bias)
         if near_key is not None and near_value is not None:
             seen = None if near_mask is None else seen_and_filled(near_mask)
@@ -130,6 +124,17 @@ class TwoPartAttention(torch.autograd.Function):
             )  # fmt: skip
             local[0][:, :, begin:] += unfold(of_own, groups)
         return *local, unfold(of_reading, groups), None, None, of_bias, *[None] * 8
+
+
+def _choosing(choice: Choice, scale: float, kept: list[Tensor]) -> Attend:
+    """Attention of queries to the chunks they choose; what they read is left in ``kept``."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> AttentionState:
+        output, lse, read = attend_chosen(q, k, v, additive(as_4d(mask), torch.float32), scale, choice)
+        kept.append(read)
+        return output, lse
+
+    return attend
 
 
 def _of_bias(
