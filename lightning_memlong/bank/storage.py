@@ -19,7 +19,9 @@ Where = Literal["device", "host", "disk"]
 
 
 class ChunkStorage:
-    """Slots for keys and values, (L, H, R * S, C, D) each.
+    """Slots for keys and values, (L, H, R * S, C, D) each; in memory, a chunk of all layers and heads is one piece.
+
+    So what is read of a file is a few long stretches, not one for each layer and head.
 
     Args:
         keys_like: (L, H, 1, C, D) or anything with these sizes: gives layers, heads, chunk and head size.
@@ -49,7 +51,7 @@ class ChunkStorage:
         # "cuda" and "cuda:0" are one place, and compare as two.
         self.device, self.where, self.dtype = torch.empty(0, device=device).device, where, dtype
         self.given = given or dtype
-        shape = (layers, heads, slots, chunk_size, size)
+        shape = (slots, layers, heads, chunk_size, size)
         # Not zeroed: the pages of a long bank that are never filled are never touched.
         self.keys, self.values = (self._room(shape, dtype, folder) for _ in range(2))
         self._scales: list[Tensor] = []
@@ -57,6 +59,9 @@ class ChunkStorage:
             self._scales = [self._room((*shape[:-1], 1), torch.float32, folder) for _ in range(2)]
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype, folder: str | None) -> Tensor:
+        return self._empty(shape, dtype, folder).permute(1, 2, 0, 3, 4)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, folder: str | None) -> Tensor:
         count = torch.Size(shape).numel()
         needed = count * dtype.itemsize
         try:

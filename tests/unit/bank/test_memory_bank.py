@@ -352,6 +352,13 @@ def test_too_large_a_bank_is_told(where: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("where", ["device", "host", "disk"])
+def test_a_chunk_lies_in_one_piece(where: Any, tmp_path: Path) -> None:
+    storage = ChunkStorage(torch.Size((3, 2, 1, CHUNK, 5)), 4, torch.float32, "cpu", where, str(tmp_path))
+    assert storage.keys.shape == (3, 2, 4, CHUNK, 5)
+    assert all(t.select(2, 1).is_contiguous() for t in (storage.keys, storage.values))
+
+
 @pytest.mark.parametrize("storage", ["host", "disk"])
 def test_what_is_read_meanwhile_is_what_was_there(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record is there at once; an insertion that would write into its slots waits for it."""
