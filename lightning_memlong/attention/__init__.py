@@ -10,7 +10,7 @@ from lightning_memlong.attention.functional import (
 )
 from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
 from lightning_memlong.attention.kernels import compute_dtype
-from lightning_memlong.attention.use import Readers, chunk_shares, chunk_use
+from lightning_memlong.attention.use import Readers, chunk_shares
 
 __all__ = [
     "BACKENDS",
@@ -21,7 +21,6 @@ __all__ = [
     "Scores",
     "attend_with_memory",
     "chunk_shares",
-    "chunk_use",
     "compute_dtype",
     "local_attention",
     "require_gradients",

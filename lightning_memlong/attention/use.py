@@ -52,23 +52,6 @@ class Readers:
 
 
 @torch.no_grad()
-def chunk_use(
-    query: Tensor,
-    key: Tensor,
-    memory: RetrievedKV,
-    mass: Tensor | None,
-    local_mask: Tensor | None,
-    scores: Scores,
-    readers: Readers,
-) -> Tensor:
-    """Share of attention that each chunk gets (R, k) float32, mean over sampled tokens and heads.
-
-    As :func:`chunk_shares`, which has the arguments.
-    """
-    return chunk_shares(query, key, memory, mass, local_mask, scores, readers).mean((1, 2))
-
-
-@torch.no_grad()
 def chunk_shares(
     query: Tensor,
     key: Tensor,

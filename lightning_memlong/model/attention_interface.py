@@ -10,7 +10,6 @@ from lightning_memlong.attention import (
     Scores,
     attend_with_memory,
     chunk_shares,
-    chunk_use,
     compute_dtype,
     local_attention,
 )
@@ -72,8 +71,8 @@ def memory_attention_forward(
     if mass is not None:
         context.memory_mass[layer] = mass.mean(-1)
     if context.readers is not None and layer not in context.layer_use:  # checkpointing runs a layer again
-        use = chunk_use(query, key, retrieved, mass, attention_mask, scores, context.readers)
-        context.layer_use[layer] = use
+        shares = chunk_shares(query, key, retrieved, mass, attention_mask, scores, context.readers)
+        context.layer_use[layer] = shares.mean((1, 2))
     if (watch := context.watch) is not None:
         watch.note(layer, chunk_shares(query, key, retrieved, mass, attention_mask, scores, watch.readers))
     return output.transpose(1, 2).contiguous(), None

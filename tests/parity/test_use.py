@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_memlong.attention import Choice, Readers, attend_with_memory, chunk_use, use
+from lightning_memlong.attention import Choice, Readers, attend_with_memory, chunk_shares, use
 from lightning_memlong.attention.inputs import RetrievedKV, Scores
 from tests.reference import WAYS, attention_oracle
 
@@ -54,7 +54,7 @@ def told(
     """Shares of chunks after the kernel of a backend, and the mass it told."""
     local_value = torch.zeros_like(key)
     mass = attend_with_memory(query, key, local_value, memory, None, scores, backend)[1]
-    return chunk_use(query, key, memory, mass, None, scores, Readers(CHUNK, CHUNKS, lengths)), mass
+    return chunk_shares(query, key, memory, mass, None, scores, Readers(CHUNK, CHUNKS, lengths)).mean((1, 2)), mass
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -135,7 +135,7 @@ def test_a_prefix_and_a_local_mask(additive: bool) -> None:
         scores = Scores(SIZE**-0.5)
         args = (memory, given[None, None], scores)
         mass = attend_with_memory(query, key, torch.zeros_like(key), *args, backend)[1]
-        found = chunk_use(query, key, memory, mass, *args[1:], Readers(CHUNK, CHUNKS))
+        found = chunk_shares(query, key, memory, mass, *args[1:], Readers(CHUNK, CHUNKS)).mean((1, 2))
         torch.testing.assert_close(found.double(), share_of_chunks(expected[:, :, 1:], 1), atol=1e-5, rtol=1e-4)
 
 

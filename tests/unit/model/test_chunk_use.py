@@ -97,7 +97,7 @@ def test_nobody_asks_unless_it_is_to_be_counted(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError
 
     model = wrap()
-    monkeypatch.setattr(attention_interface, "chunk_use", refuse)
+    monkeypatch.setattr(attention_interface, "chunk_shares", refuse)
     for settings, count in (({"use": "retrieved"}, True), ({}, False)):
         retrieval, bank, batch = setting(model, **settings)
         memory = retrieval.retrieve(bank, batch, count=count)
@@ -111,9 +111,9 @@ def test_checkpointing_runs_layers_twice_and_counts_once(monkeypatch: pytest.Mon
 
     def counted(*args: Any) -> torch.Tensor:
         calls.append(1)
-        return use.chunk_use(*args)
+        return use.chunk_shares(*args)
 
-    monkeypatch.setattr(attention_interface, "chunk_use", counted)
+    monkeypatch.setattr(attention_interface, "chunk_shares", counted)
     found, grads = [], []
     for checkpointing, wanted in ((False, True), (True, True), (True, False)):
         model = wrap(gradient_checkpointing=checkpointing).train()
