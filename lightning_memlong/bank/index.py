@@ -70,24 +70,24 @@ class FlatIndex:
         """Forget all vectors."""
         self._count = 0
 
-    def search(self, query: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """Best ``top_k`` of the stored vectors for one query (size,).
+    def search(self, queries: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Best ``top_k`` of the stored vectors for each of Q queries (Q, size), in one call.
 
         Returns:
-            Scores (k,) float32, best first, and places in the order of insertion (k,) int64; k is smaller where
-            fewer vectors are stored.
+            Scores (Q, k) float32, best first, and places in the order of insertion (Q, k) int64, -1 where nothing was
+            found; k is smaller where fewer vectors are stored.
         """
         k = min(top_k, self._count)
         if k == 0:
-            return torch.empty(0), torch.empty(0, dtype=torch.long)
-        question = np.ascontiguousarray(query.float().numpy()[None])
+            return torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+        questions = np.ascontiguousarray(queries.float().numpy())
         # Not kept as an array: a tensor's memory moves where it goes to another process.
         live = self._room[: self._count].numpy()
         if self._gpu:
-            scores, places = faiss.knn_gpu(_gpu_resources(), question, live, k, metric=faiss.METRIC_INNER_PRODUCT)
+            scores, places = faiss.knn_gpu(_gpu_resources(), questions, live, k, metric=faiss.METRIC_INNER_PRODUCT)
         else:
-            scores, places = faiss.knn(question, live, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(scores[0]), torch.from_numpy(places[0])
+            scores, places = faiss.knn(questions, live, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(scores), torch.from_numpy(places)
 
 
 class ChunkIndex:
@@ -150,19 +150,18 @@ class ChunkIndex:
         # FAISS asks for 39 points a centroid; product quantisers have 256 centroids.
         return 39 * max(lists, 256 if "PQ" in self.factory else 1)
 
-    def search(self, query: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """Best ``top_k`` of the stored vectors for one query (size,).
+    def search(self, queries: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Best ``top_k`` of the stored vectors for each of Q queries (Q, size), in one call.
 
         Returns:
-            Scores (k,) float32, best first, and places in the order of insertion (k,) int64; k is smaller where
-            fewer vectors are stored.
+            Scores (Q, k) float32, best first, and places in the order of insertion (Q, k) int64, -1 where nothing was
+            found; k is smaller where fewer vectors are stored.
         """
         k = min(top_k, len(self))
         if k == 0:
-            return torch.empty(0), torch.empty(0, dtype=torch.long)
-        scores, places = self.faiss_index.search(np.ascontiguousarray(query.float().numpy()[None]), k)
-        found = torch.from_numpy(places[0])
-        return torch.from_numpy(scores[0])[found >= 0], found[found >= 0]
+            return torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+        scores, places = self.faiss_index.search(np.ascontiguousarray(queries.float().numpy()), k)
+        return torch.from_numpy(scores), torch.from_numpy(places)
 
 
 def make_index(room: Tensor, factory: str = "Flat", gpu: bool = False) -> FlatIndex | ChunkIndex:

@@ -13,6 +13,6 @@ def padded(found: list[Tensor], missing: float) -> Tensor:
 
 
 def padded_stack(tensors: Sequence[Tensor], fill: float) -> Tensor:
-    """G tensors (R, k_g) as (R, G, max k): approximate indexes do not always find as many."""
+    """R tensors (G, k_r) as (R, G, max k)."""
     widest = max(t.shape[1] for t in tensors)
-    return torch.stack([F.pad(t, (0, widest - t.shape[1]), value=fill) for t in tensors], dim=1)
+    return torch.stack([F.pad(t, (0, widest - t.shape[1]), value=fill) for t in tensors])

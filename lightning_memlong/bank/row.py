@@ -125,14 +125,29 @@ class BankRow:
             within &= entries.positions >= after
         return within
 
-    def search(self, query: Tensor, top_k: int, eligible: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (k,) and places (k,) of the eligible entries most similar to a query (E,), best first."""
+    def search(self, queries: Tensor, top_k: int, eligible: Tensor) -> tuple[Tensor, Tensor]:
+        """The eligible entries most similar to each of some queries, in one search of the index.
+
+        Args:
+            queries: (Q, E).
+            top_k: Entries wanted.
+            eligible: (N,) bool.
+
+        Returns:
+            Scores (Q, k) and places (Q, k), best first, NaN and -1 where there are fewer.
+        """
         if self.index is None:
-            return torch.empty(0), torch.empty(0, dtype=torch.long)
+            return torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
         # Asking for as many more as are excluded stays exact; in training those are the window's own.
-        scores, places = self.index.search(query, top_k + int((~eligible).sum()))
-        keep = eligible[places]
-        return scores[keep][:top_k], places[keep][:top_k]
+        scores, places = self.index.search(queries, top_k + int((~eligible).sum()))
+        left_out = places < 0
+        if places.numel():  # of an empty row there is nothing to look at
+            left_out |= ~eligible[places.clamp(min=0)]
+        order = left_out.to(torch.uint8).argsort(dim=1, stable=True)[:, :top_k]
+        scores, places, left_out = (t.gather(1, order) for t in (scores, places, left_out))
+        widest = int((~left_out).sum(1).max()) if left_out.numel() else 0
+        scores, places = scores.masked_fill(left_out, float("nan")), places.masked_fill(left_out, -1)
+        return scores[:, :widest], places[:, :widest]
 
     def count_use(self, which: Tensor, use: Tensor, scores: Tensor) -> None:
         """Note how much entries were used, 1 for a retrieval, and the similarities they were found with (NaN: none)."""

@@ -157,14 +157,14 @@ class BankView:
             Scores (R, k) and entries (R, k), best first, -1 and NaN where a row has fewer; k <= top_k. (R, G, k) for
             several searches.
         """
-        if query.dim() == 3:
-            each = [self.search(query[:, g], top_k, before, after) for g in range(query.shape[1])]
-            return padded_stack([s for s, _ in each], float("nan")), padded_stack([e for _, e in each], -1)
         check_embedding_size(query, self._store.embedding_size)
-        query = query.detach().float().cpu()
+        queries = query.detach().float().cpu()
+        queries = queries[:, None] if query.dim() == 2 else queries
         eligible = self._eligible(before, after)
-        found = [row.search(query[i], top_k, eligible[i]) for i, row in enumerate(self._rows)]
-        return padded([scores for scores, _ in found], float("nan")), padded([places for _, places in found], -1)
+        found = [row.search(queries[i], top_k, eligible[i]) for i, row in enumerate(self._rows)]
+        scores = padded_stack([scores for scores, _ in found], float("nan"))
+        entries = padded_stack([places for _, places in found], -1)
+        return (scores[:, 0], entries[:, 0]) if query.dim() == 2 else (scores, entries)
 
     def recent(self, top_k: int, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
         """Entries (R, k) stored last, newest first: a control for retrieval."""

@@ -256,10 +256,10 @@ def test_after_evictions_the_index_is_one_built_afresh(index: str) -> None:
     if index == "IVF2,Flat":  # clusters were trained on what was held then; looking into all of them is exact
         for built in (used, fresh):
             built.faiss_index.nprobe = 2  # type: ignore[union-attr]
-    for query in torch.randn(20, EMBED, generator=mixer):
-        (scores, places), (expected, wanted) = used.search(query, 5), fresh.search(query, 5)
-        assert places.tolist() == wanted.tolist()
-        torch.testing.assert_close(scores, expected)
+    queries = torch.randn(20, EMBED, generator=mixer)
+    (scores, places), (expected, wanted) = used.search(queries, 5), fresh.search(queries, 5)
+    assert places.tolist() == wanted.tolist()
+    torch.testing.assert_close(scores, expected)
 
 
 def good_insertion() -> dict[str, torch.Tensor]:

@@ -160,3 +160,23 @@ def test_a_file_says_what_it_was_made_of_and_with(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="backbone is 'a' there and 'c' here.*read the text again"):
         same.require_provenance({"backbone": "c"})
     MemoryBank(1, 8, 4).require_provenance({"backbone": "c"})  # it does not say
+
+
+def test_all_queries_of_a_row_are_one_search_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And find what each finds alone; a row with few that may be found gives few."""
+    bank = MemoryBank(2, 8 * CHUNK, CHUNK)
+    fill(bank, 6)
+    queries = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    before, after = torch.tensor([6, 2]) * CHUNK, torch.tensor([0, 0])
+    asked: list[int] = []
+    for row in (0, 1):
+        index = bank.row(row).index
+        search = index.search  # type: ignore[union-attr]
+        monkeypatch.setattr(index, "search", lambda q, k, search=search: asked.append(len(q)) or search(q, k))
+    scores, entries = bank.search(queries, 4, before, after)
+    assert asked == [3, 3] and scores.shape == entries.shape == (2, 3, 4)
+    assert (entries[1] >= 0).sum(-1).tolist() == [2, 2, 2] and bool(scores[1, :, 2:].isnan().all())
+    for query in range(3):
+        alone_scores, alone = bank.search(queries[:, query], 4, before, after)
+        assert torch.equal(alone, entries[:, query])
+        torch.testing.assert_close(alone_scores, scores[:, query], equal_nan=True)
