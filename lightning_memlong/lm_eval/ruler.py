@@ -56,6 +56,7 @@ class Ruler(Evaluation):
 
     name = "ruler"
     keys = ("task", "length", "sample", "setting")
+    whole = ("task", "length", "sample")
 
     def __init__(
         self,

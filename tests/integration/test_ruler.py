@@ -15,6 +15,7 @@ from lightning_memlong import MemLong, UserError
 from lightning_memlong.cli.main import main
 from lightning_memlong.evaluation import Subject
 from lightning_memlong.evaluation.alternatives import open_alternatives
+from lightning_memlong.evaluation.parts import units_of
 from lightning_memlong.evaluation.scoring import read_documents
 from lightning_memlong.retrieval import retrieve_for
 from tests.integration.helpers import EVAL, found_in, rows_of, tiny
@@ -201,6 +202,13 @@ def test_bad_input_is_told(
     subject.data.window = options.pop("window", 512)
     with pytest.raises(UserError, match=told):
         Ruler(**({"tasks": ["fwe"], "samples": 1} | options)).prepare(subject)
+
+
+def test_parts_share_out_documents_which_are_read_once(subject: Subject) -> None:
+    subject.data.window, subject.data.stride = 512, 256
+    ruler = Ruler(["fwe"], [1024], samples=2, alternatives=["sinks", "prompt"])
+    ruler.prepare(subject)
+    assert len(ruler.planned()) == 2 * 5 and list(units_of(ruler)) == [("fwe", 1024, 0), ("fwe", 1024, 1)]
 
 
 def test_a_tokenizer_that_does_not_know_the_words_is_told(subject: Subject, tiny_backbone: Path) -> None:
