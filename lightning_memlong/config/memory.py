@@ -10,6 +10,7 @@ QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
 Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+RetrieverDtype = Literal["float32", "bfloat16"]
 Storage = Literal["device", "host", "disk"]
 Use = Literal["retrieved", "attention"]
 CHOICES = {
@@ -39,6 +40,9 @@ class RetrieverConfig:
     max_length: int | None = None
     """Longest piece given to the encoder [encoder tokens]; longer chunks are embedded in pieces and averaged.
     null: the encoder's own limit."""
+    dtype: str = "float32"
+    """Element type the encoder computes in: float32; bfloat16, for a large one on a GPU. Embeddings of each are kept
+    apart on disk."""
     cache: bool = True
     """Keep embeddings on disk, in $MEMLONG_CACHE, so that no chunk is encoded twice: not in later epochs, resumed
     runs or ablations. About 1.5 kB a chunk at 384 dimensions."""
@@ -46,6 +50,7 @@ class RetrieverConfig:
     def __post_init__(self) -> None:
         """Check each value."""
         require_types(self, "memory.retriever")
+        require_choice("memory.retriever.dtype", self.dtype, RetrieverDtype)
         require(self.batch_size >= 1, "memory.retriever.batch_size", self.batch_size, "1 or more", "raise it")
         ok, allowed = self.max_length is None or self.max_length >= 8, "null, or 8 or more encoder tokens"
         require(ok, "memory.retriever.max_length", self.max_length, allowed, "raise it or leave it out")

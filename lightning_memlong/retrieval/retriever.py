@@ -101,7 +101,7 @@ class SentenceRetriever(Retriever):
     and brought back to length one, stands for the text. Nothing is cut silently.
 
     Args:
-        config: Encoder name, batch size and longest piece.
+        config: Encoder name, batch size, longest piece and element type.
 
     Raises:
         UserError: If the encoder cannot be loaded.
@@ -119,7 +119,7 @@ class SentenceRetriever(Retriever):
                 f"{', '.join(PACKAGED)}, bm25, hybrid, hidden, hashing, a sentence-transformers folder or a hub id "
                 "that can be reached. Fix: check the spelling, or the network."
             ) from error
-        self._encoder.requires_grad_(False).eval()
+        self._encoder.to(getattr(torch, config.dtype)).requires_grad_(False).eval()
         self.size = int(self._encoder.get_embedding_dimension() or 0)
         limit = int(self._encoder.max_seq_length or 512)
         self.max_length = min(config.max_length or limit, limit)

@@ -105,6 +105,17 @@ def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> No
     assert (whole - other).abs().max() > 1e-4, "the end of the text must matter"
 
 
+def test_an_encoder_computes_in_the_type_that_is_asked_for(tiny_encoder: Path) -> None:
+    plain, half = (load_retriever(RetrieverConfig(name=str(tiny_encoder), dtype=d)) for d in ("float32", "bfloat16"))
+    assert isinstance(plain, CachedRetriever) and isinstance(half, CachedRetriever)
+    assert next(half.retriever._encoder.parameters()).dtype == torch.bfloat16
+    assert plain.path != half.path, "what one has encoded is not taken for the other's"
+    exact, found = (r.retriever.encode(["a b c", "d e f g h " * 4]) for r in (plain, half))
+    assert found.dtype == torch.float32 and not torch.equal(found, exact)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(found, exact, atol=0.03, rtol=0.0)
+
+
 # ---- the cache of embeddings ------------------------------------------------------------------------------
 
 
