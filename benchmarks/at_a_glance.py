@@ -27,7 +27,7 @@ NAMES = {
     "recent": "memory, newest chunks",
     "random": "memory, random chunks",
     "trained window": "window it was trained for",
-    "longer window": "window it was trained for",
+    "longer window": "window it was trained for",  # as long as window and chunks, at most that; with these it is that
 }
 """What rows of the two evaluations are called here; others are called what they are there."""
 MARKS = "oDsv^PX*h"
@@ -38,7 +38,7 @@ class Way:
 
     def __init__(self) -> None:
         self.losses: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-        """Corpus -> document -> what its loss is more than with memory off, and tokens."""
+        """Corpus -> document, window and length -> what its loss is more than with memory off, and tokens."""
         self.megabytes: list[float] = []
         self.seconds: list[float] = []
         self.right: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -61,7 +61,7 @@ def read() -> dict[str, Way]:
     for row in _rows("alternatives.csv"):
         way = ways[NAMES.get(row["setting"], row["setting"])]
         more = float(row["nll"]) - float(row["nll_off"])
-        way.losses[row["corpus"]][row["document"]] = more, int(row["tokens"])
+        way.losses[row["corpus"]][f"{row['document']} {row['window']} {row['length']}"] = more, int(row["tokens"])
         way.megabytes.append(float(row["held"]) / 1e6)
         way.seconds.append(float(row["seconds"]))
     for row in _rows("ruler-alternatives.csv"):
@@ -71,10 +71,7 @@ def read() -> dict[str, Way]:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    file = RESULTS / name
-    if not file.exists():
-        return []
-    with file.open() as stream:
+    with (RESULTS / name).open() as stream:
         return list(csv.DictReader(stream))
 
 
@@ -103,7 +100,7 @@ def draw(ways: Mapping[str, Way], corpora: Sequence[str], file: Path) -> None:
         for number, (name, way) in enumerate(ways.items()):
             if (ratio := way.ratio(corpus)) is None:
                 continue
-            colour, mark, place = f"C{number}", MARKS[number], statistics.mean(way.megabytes)
+            colour, mark, place = f"C{number}", MARKS[number % len(MARKS)], statistics.mean(way.megabytes)
             each = [math.exp(more / tokens) for more, tokens in way.losses[corpus].values()]
             axes.plot([place] * len(each), each, mark, color=colour, markersize=4, alpha=0.35)
             axes.plot(place, ratio, mark, color=colour, markersize=9, label=name)

@@ -1,4 +1,7 @@
-"""What CUDA's attention kernels compute, in plain operations: arguments and results of the functions in aten."""
+"""What CUDA's attention kernels compute, in plain operations: arguments, results and layouts of the functions in aten.
+
+Where a kernel reads memory by a layout of its own, whatever strides it is given, that layout is demanded.
+"""
 
 from typing import Any
 
@@ -40,7 +43,7 @@ def flash(
     keys, values = _shared(query, key, value)
     scores = _scores(query, keys, None, causal, scale)
     output = (scores.softmax(-1) @ values.float()).to(query.dtype)
-    return output, scores.logsumexp(-1), None, None, query.shape[2], key.shape[2], None, None, None
+    return _by_tokens(output), scores.logsumexp(-1), None, None, query.shape[2], key.shape[2], None, None, None
 
 
 def flash_backward(
@@ -53,6 +56,11 @@ def flash_backward(
     scores = _scores(query, keys, None, causal, scale)
     q, k, v = _gradients(grad, query, keys, values, output, lse, scores, scale)
     return q, *(t.unflatten(1, (key.shape[1], -1)).sum(2) for t in (k, v))  # type: ignore[return-value]
+
+
+def _by_tokens(tensor: Tensor) -> Tensor:
+    """(B, H, T, D) as the kernels write it: token by token, in each its heads."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _check_bias(bias: Tensor | None, query: Tensor, key: Tensor) -> None:
@@ -70,7 +78,7 @@ def efficient(
     _check_bias(bias, query, key)
     scores = _scores(query, key, bias, causal, scale)
     lse = F.pad(scores.logsumexp(-1), (0, -query.shape[2] % cuda_kernel.LSE_ALIGNMENT), value=torch.inf)
-    return (scores.softmax(-1) @ value.float()).to(query.dtype), lse, None, None
+    return _by_tokens((scores.softmax(-1) @ value.float()).to(query.dtype)), lse, None, None
 
 
 def efficient_backward(
@@ -80,6 +88,7 @@ def efficient_backward(
     """``_scaled_dot_product_efficient_attention_backward``."""
     _check_bias(bias, query, key)
     assert lse.shape[2] % cuda_kernel.LSE_ALIGNMENT == 0 and wanted == [True, True, True, False]
+    assert output.stride(2) == output.shape[1] * output.shape[3], "the output is read token by token (PyTorch 138772)"
     scores = _scores(query, key, bias, causal, scale)
     return *_gradients(grad, query, key, value, output, lse[..., : query.shape[2]], scores, scale), None
 

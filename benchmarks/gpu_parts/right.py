@@ -13,7 +13,15 @@ from typing import Any
 from benchmarks.gpu_parts.context import Context, Row
 
 FOLDER = "tests/gpu"
-FILES = ["test_model.py", "test_bank.py", "test_writing.py", "test_resume.py", "test_attention.py", "test_flex.py"]
+FILES = [
+    "test_model.py",
+    "test_bank.py",
+    "test_writing.py",
+    "test_resume.py",
+    "test_attention.py",
+    "test_two_part.py",
+    "test_flex.py",
+]
 """In order of importance; FlexAttention last, as each case is compiled for seconds."""
 OUTCOME = re.compile(r"^(?:tests/gpu/)?(\S+::\S.*?) (PASSED|FAILED|ERROR|SKIPPED)")
 

@@ -90,7 +90,7 @@ class TwoPartAttention(torch.autograd.Function):
             reading = query[:, :, query.shape[2] - memory_query.shape[2] :]
             memory = merge_memory(memory, attend_to_memory(plain, reading, near_key, near_value, seen))
         output, mass, lse = merge_attention_states(local, memory)
-        of_bias = (None, None) if memory_bias is None else far
+        of_bias = far if ctx.needs_input_grad[6] else (None, None)
         ctx.save_for_backward(
             query, key, value, memory_query, memory_key, memory_value, memory_bias, local_bias, memory_mask, near_key,
             near_value, near_mask, output, lse, *of_bias, *kept,
@@ -111,7 +111,9 @@ class TwoPartAttention(torch.autograd.Function):
         local = kernel.gradient(grad, query, key, value, output, lse, local_bias, causal, ctx.scale)
         groups, begin = len(memory_key) // len(query), query.shape[2] - reading.shape[2]
         grad, output, lse = (t[:, :, begin:] for t in (grad, output, lse))
-        of_bias = None if bias is None else _of_bias(grad, output, lse, far_output, far_lse, bias, groups)
+        of_bias = None
+        if far_output is not None:
+            of_bias = _of_bias(grad, output, lse, far_output, far_lse, bias, groups)
         grad, output, lse = (fold(t, groups) for t in (grad, output, lse))
         without_bias = lse if bias is None else lse - bias[..., None]
         of_reading = kernel.query_gradient(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from lightning_memlong.backbone.layers import text_config
-from lightning_memlong.backbone.transformers_private import rotary_parts
+from lightning_memlong.backbone.transformers_private import rotary_parts, settle_dynamic
 from lightning_memlong.config import require
 
 Stretch = Literal["yarn", "dynamic"]
@@ -51,7 +51,8 @@ def _by_type(parameters: Mapping[str, Any]) -> bool:
 def stretched(backbone: PreTrainedModel, kind: Stretch, tokens: int) -> Iterator[None]:
     """The backbone with its rotary tables stretched to so many tokens; afterwards as it was.
 
-    YaRN's factor is tokens by those it was made for; dynamic NTK's follows from the text by itself.
+    YaRN's factor is tokens by those it was made for. Dynamic NTK's base is that of so many tokens from the beginning:
+    left to follow the text, it would change under keys that lie in a cache.
     """
     decoder, config = backbone.get_decoder(), copy.deepcopy(text_config(backbone))
     made_for = config.max_position_embeddings
@@ -66,6 +67,8 @@ def stretched(backbone: PreTrainedModel, kind: Stretch, tokens: int) -> Iterator
     )
     was = decoder.rotary_emb
     decoder.rotary_emb = type(was)(config=config).to(backbone.device)
+    if kind == "dynamic":
+        settle_dynamic(decoder.rotary_emb, tokens)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -65,6 +66,18 @@ def rotary_parts(backbone: PreTrainedModel) -> RotaryParts | None:
     if module is None or apply is None or not laid_out or not list(module.named_buffers(recurse=False)):
         return None
     return RotaryParts(module, apply, "layer_type" in inspect.signature(module.forward).parameters)
+
+
+def settle_dynamic(module: nn.Module, tokens: int) -> None:
+    """Let a rotary embedding of type ``dynamic`` have the table of so many tokens for good.
+
+    Needs ``rope_type``, a name or one a type of layer, and that a pass over a position changes the table as it should.
+    """
+    kinds: Any = module.rope_type
+    place = torch.tensor([[tokens - 1]], device=next(module.buffers()).device)
+    for layer_type in kinds if isinstance(kinds, dict) else [None]:
+        module(place.float(), place, *([] if layer_type is None else [layer_type]))
+    module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"  # type: ignore[assignment]
 
 
 def logits_shape(config: Any) -> tuple[float, float | None]:

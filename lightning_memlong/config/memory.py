@@ -10,7 +10,7 @@ QueryPooling = Literal["mean", "max"]
 Query = Literal["previous", "current"]
 Granularity = Literal["window", "chunk"]
 BankDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-RetrieverDtype = Literal["float32", "bfloat16"]
+RetrieverDtype = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["device", "host", "disk"]
 Use = Literal["retrieved", "attention"]
 CHOICES = {
@@ -40,9 +40,9 @@ class RetrieverConfig:
     max_length: int | None = None
     """Longest piece given to the encoder [encoder tokens]; longer chunks are embedded in pieces and averaged.
     null: the encoder's own limit."""
-    dtype: str = "float32"
-    """Element type the encoder computes in: float32; bfloat16, for a large one on a GPU. Embeddings of each are kept
-    apart on disk."""
+    dtype: str = "auto"
+    """Element type the encoder computes in: auto, as it was saved; float32; bfloat16, for a large one on a GPU.
+    Embeddings of each are kept apart on disk, and a bank belongs to one."""
     cache: bool = True
     """Keep embeddings on disk, in $MEMLONG_CACHE, so that no chunk is encoded twice: not in later epochs, resumed
     runs or ablations. About 1.5 kB a chunk at 384 dimensions."""

@@ -168,8 +168,9 @@ class InPrompt(Alternative):
 
     def seen(self, tokens: np.ndarray, chunks: Sequence[int], room: int = 0) -> np.ndarray:
         """See :class:`Alternative`."""
-        parts = [tokens[start : start + self.chunk_size] for start in sorted(chunks)]
-        return np.concatenate([*parts, tokens[max(0, len(tokens) + room - self.local) :]])
+        begin = max(0, len(tokens) + room - self.local)  # no token stands there twice
+        parts = [tokens[start : min(start + self.chunk_size, begin)] for start in sorted(chunks)]
+        return np.concatenate([*parts, tokens[begin:]])
 
 
 TITLES = tuple(way.title for way in (TrainedWindow, Yarn, DynamicNTK, Sinks, InPrompt))

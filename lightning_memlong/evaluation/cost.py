@@ -1,5 +1,6 @@
 """What each way of using a long text costs: keys and values held, and seconds from the text to its last losses."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,13 @@ import torch
 from lightning_memlong.backbone import text_config
 from lightning_memlong.evaluation.base import Subject, TableRow
 from lightning_memlong.evaluation.record import Measurement
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once a device has done what it was asked to [s]."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def token_bytes(backbone: Any, layers: int | None = None, element: int = 4) -> int:

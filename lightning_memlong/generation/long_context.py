@@ -71,6 +71,8 @@ class LongContext:
         """What a bank belongs to that this model reads into."""
         model, config = self.model, self.config
         retriever = f"{config.retriever.name} {config.retriever.prompt}".strip()
+        if config.retriever.dtype != "auto":
+            retriever += f" {config.retriever.dtype}"
         return {
             "weights": weights_digest(model),
             "source": f"{model.layout.source} of layers {model.stored_layers}",

@@ -69,7 +69,7 @@ class PlainContext:
             with self._autocast():
                 piece = ids[:, begin : begin + size]
                 hidden = decode(self._model.backbone, piece, ForwardContext(), self._cache)[:, -last:]
-            kept = torch.cat([kept[:, kept.shape[1] - max(0, last - size) :].to(hidden.dtype), hidden], dim=1)
+            kept = torch.cat([kept.to(hidden.dtype), hidden], dim=1)[:, -last:]
             begin += size
         self.length += begin
         return kept

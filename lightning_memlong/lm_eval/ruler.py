@@ -1,6 +1,5 @@
 """RULER (arXiv 2404.06654) through lm-eval's own tasks: documents, prompts and scores are theirs."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ from lightning_memlong.bank import BankView
 from lightning_memlong.config import require, require_choice
 from lightning_memlong.evaluation import Evaluation, Measurement, Record, Report, Subject
 from lightning_memlong.evaluation.alternatives import TITLES, AlternativeKind
+from lightning_memlong.evaluation.cost import now
 from lightning_memlong.lm_eval.answering import chat_text, cut_off, writing_options
 from lightning_memlong.lm_eval.lm_eval_private import require_tokens, splitter_is_there
 from lightning_memlong.lm_eval.ruler_reading import SharedReading
@@ -147,22 +147,23 @@ class Ruler(Evaluation):
 
     def run(self, subject: Subject, record: Record) -> Iterator[Measurement]:
         """One task and length after the other, each document in every way."""
-        todo = {
-            key: [a for a in group if any(key not in record for key in self._keys_of(a))]
-            for key, group in self._groups.items()
-        }
+        todo = {key: [a for a in group if self._left(a, record)] for key, group in self._groups.items()}
         work = [a.cut + sum(self._work(a).values()) for group in todo.values() for a in group]
         subject.progress.begin(sum(work), self.name)
         for group in todo.values():
             # By their tokens: those that begin alike come one after the other.
             group = sorted(group, key=lambda a: a.tokens.astype(">u4").tobytes())
-            for asked, row, banks, seconds in self._read(subject, group):
+            for asked, row, banks, seconds in self._read(subject, group, record):
                 for name, tokens in self._work(asked).items():
                     if _key(asked.document, name) not in record:
                         way = self._ways[name]
                         before = seconds if way.bank else 0.0
-                        yield self._measure(asked, name, way, banks.get(way.bank or ""), row, before)
+                        yield self._measure(subject, asked, name, banks.get(way.bank or ""), row, before)
                     subject.progress.advance(tokens)
+
+    def _left(self, asked: Asked, record: Record) -> list[str]:
+        """Ways in which a document has not been measured."""
+        return [name for name in self._ways_at(asked.document.length) if _key(asked.document, name) not in record]
 
     def _work(self, asked: Asked) -> dict[str, int]:
         """The ways of a document, and what each of them reads, but for what it reads into a bank [tokens]."""
@@ -173,35 +174,39 @@ class Ruler(Evaluation):
         }
 
     def _read(
-        self, subject: Subject, group: Sequence[Asked]
+        self, subject: Subject, group: Sequence[Asked], record: Record
     ) -> Iterator[tuple[Asked, int, Mapping[str, BankView], float]]:
-        """Documents, each with its row of the banks of all settings, and how long it took to read [s].
+        """Documents, each with its row of the banks of all settings, and how long it takes to read [s].
 
-        Without banks where there is nothing to read.
+        Without banks where nothing is to be read, or by no way that is left. Beginnings that documents share are read
+        once, and cost each the same.
         """
-        rows = min(subject.data.batch_size, len(group))
-        longest = max((a.cut for a in group), default=0)
-        if not self._retrievals or longest == 0:
-            yield from ((asked, 0, {}, 0.0) for asked in group)
+        wanted = [a.cut > 0 and any(self._ways[name].bank for name in self._left(a, record)) for a in group]
+        yield from ((asked, 0, {}, 0.0) for asked, needs in zip(group, wanted, strict=True) if not needs)
+        group = [asked for asked, needs in zip(group, wanted, strict=True) if needs]
+        if not group:
             return
+        rows, longest = min(subject.data.batch_size, len(group)), max(a.cut for a in group)
         reading = SharedReading(subject, list(self._retrievals.values()), subject.data.window, rows, longest)
+        of_token = 0.0
         for at in range(0, len(group), rows):
             asked = group[at : at + rows]
-            start = time.perf_counter()
+            start = now(subject.device)
             banks = reading.read([a.tokens[: a.cut] for a in asked])
-            seconds = (time.perf_counter() - start) / len(asked)
+            if reading.tokens:
+                of_token = (now(subject.device) - start) / reading.tokens
             for row, one in enumerate(asked):
-                yield one, row, dict(zip(self._retrievals, banks, strict=True)), seconds
+                yield one, row, dict(zip(self._retrievals, banks, strict=True)), of_token * one.cut
 
     def _measure(
-        self, asked: Asked, name: str, way: Way, bank: BankView | None, row: int, before: float
+        self, subject: Subject, asked: Asked, name: str, bank: BankView | None, row: int, before: float
     ) -> Measurement:
-        document = asked.document
+        document, way = asked.document, self._ways[name]
         stops, options = writing_options(document.options)
-        start = time.perf_counter()
+        start = now(subject.device)
         with way.answers(asked, bank, row) as answers:
+            read = now(subject.device) - start
             losses, likeliest = answers.score(asked.answer)
-            first = time.perf_counter() - start
             wrong, _ = answers.score(asked.wrong)
             written = answers.write(stops, **options)
             places = answers.retrieved()
@@ -213,7 +218,7 @@ class Ruler(Evaluation):
         if way.bank and asked.needles:
             hits = [any(start < b and a < end for a, b in places) for start, end in asked.needles]
             found |= {"needles": len(hits), "retrieved": sum(hits)}
-        found |= {"seconds": round(before + first, 4), "held": way.held(len(asked.tokens))}
+        found |= {"seconds": round(before + read, 4), "held": way.held(len(asked.tokens))}
         return found | {"written": written[:200]}
 
     def report(self, measurements: list[Measurement]) -> Report:

@@ -30,6 +30,8 @@ class SharedReading:
         self._subject, self._retrievals, self._window = subject, retrievals, window
         self._bank = retrievals[0].new_bank(rows, longest)
         self._held = [np.empty(0, np.int64)] * rows
+        self.tokens = 0
+        """Read by the last call, of all rows; what was there already left out."""
         self._encoders = {id(r.retriever): r for r in retrievals}
         self._embedded: dict[int, list[Tensor]] = {name: [] for name in self._encoders}
 
@@ -74,7 +76,9 @@ class SharedReading:
         reading = read_windows(
             subject.model, first, self._bank, spans, self._window, subject.autocast, embed=embed, begin=begin
         )
+        self.tokens = 0
         for count in reading:
+            self.tokens += count
             subject.progress.advance(count)
 
     def _banks(self) -> list[BankView]:

@@ -59,8 +59,8 @@ def report_ruler(
         "answer tokens right: of the answers' tokens, those that are the likeliest given the true ones before them.",
         "likelier than a wrong answer: documents whose answer has a lower loss a token than that of another document.",
         "retrieved: of what was planted outside the window, the share that lies in chunks retrieved for the question.",
-        "cost: keys and values held, and time from the text to the losses of the true answer: medians over documents, "
-        "and the mean of these over tasks.",
+        "cost: keys and values held, and time from the text to the end of the prompt: medians over documents, and the "
+        "mean of these over tasks.",
         "tokens: the most a document was to have, with room for an answer; lm-eval's functions come near it in steps "
         "(prompt_tokens, in the file: what prompts have).",
     ]

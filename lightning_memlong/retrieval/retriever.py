@@ -111,7 +111,10 @@ class SentenceRetriever(Retriever):
         from sentence_transformers import SentenceTransformer
 
         try:
-            self._encoder = SentenceTransformer(resolve_retriever(config.name), device="cpu", trust_remote_code=False)
+            self._encoder = SentenceTransformer(
+                resolve_retriever(config.name), device="cpu", trust_remote_code=False,
+                model_kwargs={"dtype": config.dtype},  # at loading: tables of rotary positions stay as they are
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -119,7 +122,7 @@ class SentenceRetriever(Retriever):
                 f"{', '.join(PACKAGED)}, bm25, hybrid, hidden, hashing, a sentence-transformers folder or a hub id "
                 "that can be reached. Fix: check the spelling, or the network."
             ) from error
-        self._encoder.to(getattr(torch, config.dtype)).requires_grad_(False).eval()
+        self._encoder.requires_grad_(False).eval()
         self.size = int(self._encoder.get_embedding_dimension() or 0)
         limit = int(self._encoder.max_seq_length or 512)
         self.max_length = min(config.max_length or limit, limit)

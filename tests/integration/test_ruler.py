@@ -120,7 +120,7 @@ def test_answers_after_one_prompt_are_those_of_the_whole_text(subject: Subject) 
         assert prompt.write([long[3:5]], max_new_tokens=40, do_sample=False) == long[: long.index(long[3:5])]
 
 
-@pytest.mark.parametrize("kind", ["trained_window", "yarn"])
+@pytest.mark.parametrize("kind", ["trained_window", "yarn", "dynamic_ntk"])
 def test_what_could_be_done_instead_answers_as_it_predicts(kind: str, subject: Subject) -> None:
     """Losses of an answer are those that the perplexity grid has for its tokens; and writing goes on from there."""
     subject.data.stride, longest = 32, 128

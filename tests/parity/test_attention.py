@@ -192,6 +192,16 @@ def test_a_mask_made_while_evaluating_can_be_trained_with() -> None:
     assert not mask.kv_indices.is_inference() and mask is _causal(7, 7, "cpu")
 
 
+@pytest.mark.parametrize("keys", [13, 32])
+def test_masks_for_cuda_are_aligned_and_of_the_querys_type(keys: int) -> None:
+    query, key = torch.zeros(2, 4, 6, 8, dtype=torch.bfloat16), torch.zeros(2, 4, keys, 8, dtype=torch.bfloat16)
+    wide = torch.randn(1, 1, 6, keys + 3)
+    for mask in (wide[..., :keys], wide[..., 3:], torch.ones(2, keys, dtype=torch.bool), wide.mT[:, :, :6, :6]):
+        bias = cuda_kernel._bias(mask, query, key)
+        assert bias is not None and bias.dtype == torch.bfloat16 and bias.shape == (2, 4, 6, mask.shape[-1])
+        assert bias.stride(3) == 1 and all(step % 16 == 0 for step in bias.stride()[:3])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
@@ -200,6 +210,7 @@ def test_cudas_kernels_take_what_they_are_given(
 ) -> None:
     """By PyTorch's own rules for shapes, types and places, without a GPU; heads of a size that is padded."""
     monkeypatch.undo()
+    monkeypatch.setattr(cuda_kernel, "_by_tokens", lambda tensor: tensor)  # what copies needs a card
     with FakeTensorMode():
         sizes = [(2, 8, 48), (2, 4, 48), (2, 4, 48), (2, 4, 32), (2, 4, 32)]
         query, key, value, *memory = [torch.empty(*size, 100, dtype=dtype, device="cuda:0") for size in sizes]

@@ -49,6 +49,8 @@ def test_a_sliding_window_is_the_same_in_one_go_and_stride_by_stride(model: MemL
     logits = [steps.logits(ids[:, :end], SLIDING.stride) for end in ends]
     joined = torch.cat(logits, dim=1)[:, -20:]
     torch.testing.assert_close(joined, model.head.logits(whole), rtol=1e-4, atol=1e-4)
+    long = PlainContext(model, nullcontext, SLIDING).read(ids, 200)
+    assert long.shape[1] == ids.shape[1] + int(model.bos is not None) and torch.equal(long[:, -20:], whole)
     fork = steps.fork()
     more = torch.cat([ids, ids_of(2)], dim=1)
     assert torch.equal(fork.logits(more, 2), steps.logits(more, 2))

@@ -1,7 +1,17 @@
 """What is used of transformers beyond its documented interface is still there, and means what it meant."""
 
+import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GraniteConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+)
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lightning_memlong.backbone import transformers_private
 from tests.conftest import tiny_llama
@@ -47,3 +57,24 @@ def test_cache_layers_may_be_set() -> None:
 
 def test_the_registered_attention_functions_are_found_by_name() -> None:
     assert callable(AttentionInterface()["sdpa"]) and callable(AttentionMaskInterface()["sdpa"])
+
+
+@pytest.mark.parametrize("by_type", [False, True])
+def test_a_dynamic_table_is_settled_for_a_length(by_type: bool) -> None:
+    """Whatever is read first, the angles are those of the whole text."""
+    dynamic = {"rope_type": "dynamic", "factor": 1.0, "rope_theta": 1e4}
+    if by_type:
+        types = {"full_attention": dynamic, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        config = Gemma3TextConfig(head_dim=8, max_position_embeddings=16, rope_parameters=types)
+        module, names = Gemma3RotaryEmbedding(config), (["full_attention"], ["sliding_attention"])
+    else:
+        module = LlamaRotaryEmbedding(LlamaConfig(head_dim=8, max_position_embeddings=16, rope_parameters=dynamic))
+        names = ([], [])
+    places, x = torch.arange(40)[None], torch.empty(0)
+    wanted = module(x, places, *names[0])
+    transformers_private.settle_dynamic(module, 40)
+    for part in (places[:, :10], places[:, 30:], places):  # shorter than it was made for, one that is longer, all
+        for table, whole in zip(module(x, part, *names[0]), wanted, strict=True):
+            assert torch.equal(table, whole[:, part[0]])
+    if by_type:
+        assert not torch.equal(module(x, places, *names[1])[0], wanted[0])

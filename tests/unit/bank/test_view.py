@@ -180,3 +180,15 @@ def test_all_queries_of_a_row_are_one_search_of_its_index(monkeypatch: pytest.Mo
         alone_scores, alone = bank.search(queries[:, query], 4, before, after)
         assert torch.equal(alone, entries[:, query])
         torch.testing.assert_close(alone_scores, scores[:, query], equal_nan=True)
+
+
+def test_many_queries_find_what_each_finds_alone() -> None:
+    """From about 20 queries on FAISS multiplies matrices."""
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 8)
+    queries = torch.randn(1, 40, 5, generator=torch.Generator().manual_seed(2))
+    scores, entries = bank.search(queries, 3)
+    for query in range(40):
+        alone_scores, alone = bank.search(queries[:, query], 3)
+        assert torch.equal(alone, entries[:, query])
+        torch.testing.assert_close(alone_scores, scores[:, query])

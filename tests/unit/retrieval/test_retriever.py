@@ -106,7 +106,7 @@ def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> No
 
 
 def test_an_encoder_computes_in_the_type_that_is_asked_for(tiny_encoder: Path) -> None:
-    plain, half = (load_retriever(RetrieverConfig(name=str(tiny_encoder), dtype=d)) for d in ("float32", "bfloat16"))
+    plain, half = (load_retriever(RetrieverConfig(name=str(tiny_encoder), dtype=d)) for d in ("auto", "bfloat16"))
     assert isinstance(plain, CachedRetriever) and isinstance(half, CachedRetriever)
     assert next(half.retriever._encoder.parameters()).dtype == torch.bfloat16
     assert plain.path != half.path, "what one has encoded is not taken for the other's"

@@ -18,7 +18,7 @@ from lightning_memlong.retrieval import load_selector
         (lambda: load_selector("best"), ["memory.selection='best'", "recent"]),
         (lambda: MemoryConfig(dtype="int4"), ["memory.dtype='int4'", "bfloat16"]),  # type: ignore[arg-type]
         (lambda: RetrieverConfig(batch_size=0), ["memory.retriever.batch_size=0"]),
-        (lambda: RetrieverConfig(dtype="int8"), ["memory.retriever.dtype='int8'", "float32, bfloat16"]),
+        (lambda: RetrieverConfig(dtype="int8"), ["memory.retriever.dtype='int8'", "auto, float32, bfloat16"]),
         (lambda: RetrieverConfig(max_length=2), ["memory.retriever.max_length=2"]),
         (lambda: TuningConfig(mode="half"), ["model.tuning.mode='half'", "full, lora"]),  # type: ignore[arg-type]
         (lambda: TuningConfig(lora_rank=0), ["model.tuning.lora_rank=0"]),
