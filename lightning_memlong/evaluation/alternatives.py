@@ -177,7 +177,9 @@ TITLES = tuple(way.title for way in (TrainedWindow, Yarn, DynamicNTK, Sinks, InP
 """Names of rows in tables."""
 
 
-def open_alternatives(kinds: Sequence[str], subject: Subject, longest: int, top_k: int) -> Mapping[str, Alternative]:
+def open_alternatives(
+    kinds: Sequence[str], subject: Subject, longest: int, top_k: int, stride: int
+) -> Mapping[str, Alternative]:
     """The alternatives by the names they have in tables.
 
     Args:
@@ -185,6 +187,7 @@ def open_alternatives(kinds: Sequence[str], subject: Subject, longest: int, top_
         subject: Whose model and windows.
         longest: Tokens the backbone was made for [tokens].
         top_k: Chunks put into a prompt, at most as many as fit [chunks].
+        stride: Tokens by which a window slides; less than the window, or nothing stays in it but sinks [tokens].
 
     Raises:
         UserError: For one that the backbone cannot do.
@@ -196,8 +199,10 @@ def open_alternatives(kinds: Sequence[str], subject: Subject, longest: int, top_
             check_stretch(subject.model.backbone, key, kind)
             found.append((Yarn if kind == "yarn" else DynamicNTK)(local, longest))
         elif kind == "sinks":
+            allowed = "it where --data.stride is less than --data.window: else nothing but sinks would stay"
+            require(stride < local, key, "sinks", allowed, "lower --data.stride, or leave it out")
             SinkCache(subject.model, SINKS)  # says now if the backbone cannot
-            found.append(Sinks(local, longest, subject.data.stride))
+            found.append(Sinks(local, longest, stride))
         elif kind == "prompt":
             found.append(InPrompt(local, longest, chunk, top_k))
         else:

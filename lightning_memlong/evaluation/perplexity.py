@@ -124,7 +124,7 @@ class PerplexityGrid(Evaluation):
             self.lengths, self.windows, data.window, data.stride, subject.memory.chunk_size,
             max((r.config.retrieved for r in retrievals.values()), default=subject.memory.retrieved),
             longest, self.longer_window, self.hindsight, retrievals, readings, peers,
-            open_alternatives(self.alternatives, subject, longest, most), chosen, self.seed,
+            open_alternatives(self.alternatives, subject, longest, most, data.stride), chosen, self.seed,
         )  # fmt: skip
 
     def _ways(self, subject: Subject) -> tuple[dict[str, Retrieval], dict[str, Reading | None]]:

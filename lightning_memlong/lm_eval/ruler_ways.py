@@ -21,6 +21,8 @@ from lightning_memlong.lm_eval.ruler_tasks import RulerDocument
 from lightning_memlong.retrieval import Retrieval, retrieve_for
 
 OFF = "off"
+SLIDES = 4
+"""A window that slides over a prompt does so by this part of it; so much of it is gone when the question is read."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def open_ways(
     longest = getattr(subject.model.config, "max_position_embeddings", None) or longest
     bank, chosen = prompting(subject, settings, longest) if "prompt" in kinds else (None, None)
     top_k = 0 if chosen is None else chosen.config.top_k
-    for title, alternative in open_alternatives(kinds, subject, longest, top_k).items():
+    stride = max(1, window // SLIDES)
+    for title, alternative in open_alternatives(kinds, subject, longest, top_k, stride).items():
         of_bank = bank if alternative.needs_chunks else None
         instead = partial(_instead, alternative, subject, plain, chosen)
         ways[title] = Way(instead, partial(_held, alternative, token), of_bank, alternative.takes)

@@ -155,6 +155,7 @@ def kinds_of_tokens_make_up_all_of_them(options: list[str]) -> None:
     [
         (["--evaluation.alternatives", "[rag]"], "evaluation.alternatives='rag'.*prompt"),
         (["--data.window", "128", "--data.stride", "128"], "evaluation.alternatives='prompt'.*room for a chunk"),
+        (["--data.stride", "64"], "evaluation.alternatives='sinks'.*data.stride is less than"),
         (["--evaluation.settings", "{recent: {selection: recent}}"], "evaluation.alternatives='prompt'.*retrieves"),
         (["--evaluation.settings", "{YaRN\\, whole context: {}}"], "evaluation.settings=.*names of their own"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,7 +124,7 @@ def test_answers_after_one_prompt_are_those_of_the_whole_text(subject: Subject) 
 @pytest.mark.parametrize("kind", ["trained_window", "yarn", "dynamic_ntk"])
 def test_what_could_be_done_instead_answers_as_it_predicts(kind: str, subject: Subject) -> None:
     """Losses of an answer are those that the perplexity grid has for its tokens; and writing goes on from there."""
-    subject.data.stride, longest = 32, 128
+    longest = 128
     subject.model.config.max_position_embeddings, was = longest, subject.model.config.max_position_embeddings
     tokens = np.random.default_rng(2).integers(1, 256, 320)
     answer = [5, 9, 200]
@@ -136,12 +137,26 @@ def test_what_could_be_done_instead_answers_as_it_predicts(kind: str, subject: S
             losses, _ = answers.score(answer)
             assert torch.equal(answers.score(answer)[0], losses) and answers.retrieved() == []
             text, again = (answers.write(max_new_tokens=30, do_sample=False) for _ in range(2))
-        alternative = open_alternatives([kind], subject, longest, 0)[title]
+        alternative = open_alternatives([kind], subject, longest, 0, 32)[title]
         wanted = alternative.losses(subject, np.concatenate([tokens, answer]), 3, [])
         torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-4)
         assert text == again
     finally:
         subject.model.config.max_position_embeddings = was
+
+
+def test_a_window_that_slides_over_a_prompt_keeps_its_end(subject: Subject) -> None:
+    """All but a quarter of the window is there when the answer begins, as if the text had always been read so."""
+    tokens, answer = np.random.default_rng(3).integers(1, 256, 320), [5, 9]
+    ways, _ = open_ways(subject, {}, ["sinks"], 4096)
+    asked = Asked(SimpleNamespace(question="kan"), tokens, 256, 2, answer, answer, [])  # type: ignore[arg-type]
+    with ways["4 sinks and window"].answers(asked, None, 0) as answers:
+        losses, _ = answers.score(answer)
+    other = tokens.copy()
+    other[320 - 64 + 16 + 8 : 320 - 20] = 7
+    with ways["4 sinks and window"].answers(replace(asked, tokens=other), None, 0) as answers:
+        assert not torch.allclose(answers.score(answer)[0], losses, atol=1e-3), "the last 48 tokens are seen"
+    assert ways["4 sinks and window"].held(320) * 64 == ways["off"].held(320) * 68
 
 
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +220,7 @@ def test_bad_input_is_told(
 
 
 def test_parts_share_out_documents_which_are_read_once(subject: Subject) -> None:
-    subject.data.window, subject.data.stride = 512, 256
+    subject.data.window = 512
     ruler = Ruler(["fwe"], [1024], samples=2, alternatives=["sinks", "prompt"])
     ruler.prepare(subject)
     assert len(ruler.planned()) == 2 * 5 and list(units_of(ruler)) == [("fwe", 1024, 0), ("fwe", 1024, 1)]
