@@ -41,6 +41,8 @@ class Retrieved:
     """Chunks of these that each token and head reads, by its own scores; None: all."""
     length: Tensor | None = None
     """(B,) real tokens of the window that reads; None: all."""
+    asked: bool = False
+    """Whether a text asked, such as a question, and not what stands before a window: what was found is to be heard."""
     count_attention: bool = False
     """Whether its chunks are yet to be counted as used, by the attention they get: the pass is to tell it."""
 

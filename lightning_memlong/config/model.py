@@ -73,7 +73,8 @@ class ModelConfig:
     others at the one distance [tokens]; 0: all do."""
     memory_reference: int | None = 4096
     """For position fixed and fusion joint: tokens at the one distance weigh, all together, as if they were so many,
-    however many they are [tokens]; null: as many as they are, so that a few weigh next to nothing beside a window."""
+    however many they are [tokens]. Few that a window longer than 1,024 tokens retrieved for itself, not for a question,
+    are raised less: at 2,048 to a quarter of it. null: they weigh as many as they are."""
     memory_bias: bool = True
     """Learn one number for each retrieval layer and head, added to its scores in memory (not to what is near), for
     fusion joint: 0 changes nothing, with less a head reads less. Learned in every tuning mode, alone in gates_only."""

@@ -159,7 +159,10 @@ class InContextLearning(Evaluation):
         retrieval, chunks = subject.retrieval(), subject.memory.retrieved
         if shots.selection == "random":
             chosen = [bank.random(chunks, [seed_of(sample.seed, at + i)])[0] for i in range(len(asked))]
-            return retrieval.gather(bank, torch.stack(chosen)[None], count=False)
+            found = retrieval.gather(bank, torch.stack(chosen)[None], count=False)
+            if found is not None:
+                found.asked = True  # as those that are chosen by their text: a control differs in nothing else
+            return found
         by_prompt = retrieval.retriever.needs_hidden
         texts = [TASKS[sample.task].template.format(e.text) if by_prompt else e.text for e in asked]
         asking = embed_texts(retrieval, texts, subject.device, subject.hidden_states)

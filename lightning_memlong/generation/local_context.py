@@ -220,7 +220,7 @@ class LocalContext:
         self.retrieved = Retrieved(
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
             r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k,
-            count_attention=r.count_attention,
+            asked=r.asked, count_attention=r.count_attention,
         )  # fmt: skip
         self._use = None if self._use is None else self._use[there]
         self._attach_memory()

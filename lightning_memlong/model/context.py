@@ -139,15 +139,29 @@ def keep_hidden(layer: nn.Module, args: Any, kwargs: Mapping[str, Any], output: 
         context.hidden = (output[0] if isinstance(output, tuple) else output).detach()
 
 
-def _share(places: Places, reference: int, rows: int, device: torch.device) -> Tensor:
-    """What lets the far tokens of each row weigh as if they were as many as the reference (R, 1).
+RAISED_UP_TO = 1024
+"""Windows up to this long raise a few chunks that nobody asked for as far as those that are asked for [tokens]."""
+
+
+def _share(places: Places, least: float, most: int, rows: int, device: torch.device) -> Tensor:
+    """What lets the far tokens of each row weigh as if they were at least so many, and at most so many (R, 1).
 
     The attention that n tokens get which all say as much grows with n, and beside a window a few get next to nothing.
     With this their exponentials' mean counts, not their sum.
     """
     if places.mask is None:
-        return torch.full((rows, 1), math.log(reference / places.far), device=device)
-    return math.log(reference) - places.mask.sum(1, keepdim=True).clamp(min=1).float().log()
+        logs = torch.full((rows, 1), math.log(places.far), device=device)
+    else:
+        logs = places.mask.sum(1, keepdim=True).clamp(min=1).float().log()
+    return logs.clamp(min=math.log(least), max=math.log(most)) - logs
+
+
+def _least(reference: int, asked: bool, window: int) -> float:
+    """As how many tokens a few far ones weigh: the reference, or less in a long window that asked for nothing.
+
+    The longer a window, the more it says by itself: beyond ``RAISED_UP_TO`` tokens by the square (docs/results.md).
+    """
+    return reference if asked else reference * min(1.0, (RAISED_UP_TO / max(1, window)) ** 2)
 
 
 class ContextFactory:
@@ -221,7 +235,9 @@ class ContextFactory:
         if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
             context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
         if places.far and layout.memory_reference is not None:
-            context.share = _share(places, layout.memory_reference, len(retrieved.mask), device)
+            most = layout.memory_reference
+            least = _least(most, retrieved.asked, reach + 1)
+            context.share = _share(places, least, most, len(retrieved.mask), device)
         if retrieved.count_attention:
             lengths = None if retrieved.length is None else retrieved.length.to(device)
             context.readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths)

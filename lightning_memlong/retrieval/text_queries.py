@@ -63,4 +63,7 @@ def retrieve_for(
         newest=config.newest_chunks,
     )  # fmt: skip
     scores, entries = retrieval.select(request)
-    return retrieval.gather(bank, entries, scores, count, torch.tensor([end if before is None else before]))
+    found = retrieval.gather(bank, entries, scores, count, torch.tensor([end if before is None else before]))
+    if found is not None:
+        found.asked = True
+    return found

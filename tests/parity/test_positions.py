@@ -38,7 +38,7 @@ def test_what_stands_near_and_far_at_once_is_read_as_keys_turned_there(family: s
     model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 2], **settings).eval()
     memory = remembered(model(first), chunks=3)
     memory.mask[1, 8:10] = False  # row 1 has two near tokens less
-    memory.full = False
+    memory.full, memory.asked = False, True
     context = model.contexts.new_context(memory, second, None)
     query = torch.randn(ROWS, 4, TOKENS, memory.keys.shape[-1], generator=torch.Generator().manual_seed(2))
     value = torch.randn(ROWS, 2, TOKENS, memory.keys.shape[-1], generator=torch.Generator().manual_seed(3))
@@ -73,7 +73,7 @@ def test_what_lies_close_before_the_window_stands_where_it_lies(family: str) -> 
     model = MemLong(build(family), memory_layer=0, retrieval_layers=[0, 2], **settings).eval()
     memory = remembered(model(first), chunks=3)
     memory.positions = torch.tensor([[0, 4, 14], [-1, 9, 12]])
-    memory.begin = torch.tensor([20, 17])
+    memory.begin, memory.asked = torch.tensor([20, 17]), True
     memory.mask[1, :4], memory.mask[1, 11], memory.full = False, False, False
     near = torch.tensor([[False, False, True], [False, True, True]]).repeat_interleave(4, 1)
     context = model.contexts.new_context(memory, second, None)

@@ -12,6 +12,7 @@ from lightning_memlong.bank import Retrieved
 from lightning_memlong.config import TuningConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.memlong import MemLong
+from lightning_memlong.model import context
 from lightning_memlong.model.context import ContextFactory
 from tests.conftest import tiny_llama
 
@@ -215,6 +216,28 @@ def test_memory_weighs_as_the_reference_however_much_there_is(attention: str) ->
     assert (plain(window(), memory=twice).logits - plain(window(), memory=once).logits).abs().max() > 1e-3
     plain.memory_bias["2"].data.fill_(math.log(4096 / tokens))
     torch.testing.assert_close(plain(window(), memory=once).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_long_window_raises_less_what_it_did_not_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the square of its length; much is held down as ever."""
+    how: dict[str, Any] = {"retrieval_layers": [2], "memory_near": 0}
+    model, plain = wrap(**how).eval(), wrap(**how, memory_reference=None).eval()
+    memory = memory_for(model)
+    tokens, length = memory.keys.shape[-2], window().shape[1]
+    monkeypatch.setattr(context, "RAISED_UP_TO", length / 8)
+    plain.memory_bias["2"].data.fill_(math.log(4096 / 64 / tokens))
+    found = model(window(), memory=memory).logits
+    torch.testing.assert_close(found, plain(window(), memory=memory).logits, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(context, "RAISED_UP_TO", 0.001)  # so little that nothing is raised
+    few = wrap(**how, memory_reference=2).eval()
+    held_down = few(window(), memory=memory).logits
+    plain.memory_bias["2"].data.zero_()
+    torch.testing.assert_close(model(window(), memory=memory).logits, plain(window(), memory=memory).logits)
+    memory.asked = True
+    assert torch.equal(few(window(), memory=memory).logits, held_down)
+    plain.memory_bias["2"].data.fill_(math.log(4096 / tokens))
+    expected = plain(window(), memory=memory).logits
+    torch.testing.assert_close(model(window(), memory=memory).logits, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_bias_of_minus_infinity_reads_no_memory() -> None:
