@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 """Raised when what is measured changes, so that no table mixes old and new."""
 RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compile", "compare_memory_off", "tuning")
 """Of the model group, what has no effect on an evaluation."""
