@@ -52,7 +52,8 @@ def report_ruler(
         for measure, what in MEASURES.items()
         if any(row[measure] is not None for row in data)
     }
-    tables["Cost"] = _costs(data, lengths, settings)
+    if any(row["seconds"] is not None for row in data):
+        tables["Cost"] = _costs(data, lengths, settings)
     notes = [
         "score: RULER's, by lm-eval's scorer, of the text written greedily; in brackets: 95 % Wilson interval over "
         "documents.",

@@ -63,6 +63,18 @@ def test_every_task_and_measure_has_a_panel() -> None:
     assert [tick.get_text() for tick in panels[-1].get_xticklabels()] == ["4k", "16k"]
 
 
+def test_what_each_way_costs() -> None:
+    """Medians over documents, and the mean of these over tasks."""
+    found = [("vt", 0, 1.0), ("vt", 1, 3.0), ("vt", 2, 9.0), ("fwe", 0, 5.0)]
+    rows = [measured(task, 4096, sample, "on", seconds=s, held=2e6 * s) for task, sample, s in found]
+    rows.append(measured("vt", 4096, 0, "off", seconds=0.5, held=1e6))
+    cost = report_ruler("m", ["vt", "fwe"], [4096], [], False, rows).tables["Cost"]
+    assert cost == [
+        {"tokens": "4,096", "memory": "on", "keys and values [MB]": "9", "time [s]": "4.0"},
+        {"tokens": "4,096", "memory": "off", "keys and values [MB]": "1", "time [s]": "0.5"},
+    ]
+
+
 def test_without_retrieval_there_is_no_table_of_it() -> None:
     report = report_ruler("m", ["vt"], [4096], [], False, [r for r in MEASURED if r["setting"] == "off"])
     assert list(report.tables) == ["Score [%]", "Answer tokens right [%]", "Likelier than a wrong answer [%]"]
