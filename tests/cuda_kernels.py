@@ -55,7 +55,8 @@ def flash_backward(
     keys, values = _shared(query, key, value)
     scores = _scores(query, keys, None, causal, scale)
     q, k, v = _gradients(grad, query, keys, values, output, lse, scores, scale)
-    return q, *(t.unflatten(1, (key.shape[1], -1)).sum(2) for t in (k, v))  # type: ignore[return-value]
+    k, v = (t.unflatten(1, (key.shape[1], -1)).sum(2) for t in (k, v))
+    return q, k, v
 
 
 def _by_tokens(tensor: Tensor) -> Tensor:

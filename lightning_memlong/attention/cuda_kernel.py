@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.attention.kernels import AttentionState, additive, as_4d
-from lightning_memlong.attention.two_part import FusedKernel, Gradients
+from lightning_memlong.attention.two_part import FusedKernel, Gradients, Part
 
 LONGEST_FLASH_HEAD, OLDEST_FLASH_CARD = 256, (8, 0)
 """Flash attention takes heads up to this size, on cards of this compute capability or newer."""
@@ -47,19 +47,10 @@ def _attend(
     return output.narrow(-1, 0, size), lse.narrow(-1, 0, tokens)
 
 
-def _gradient(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> Gradients:
-    size = query.shape[-1]
-    g, q, k, v, o = (_aligned(t, HEAD_ALIGNMENT) for t in (grad.to(query.dtype), query, key, value, output))
+def _gradient(part: Part, mask: Tensor | None, causal: bool) -> Gradients:
+    size, lse, scale = part.query.shape[-1], part.lse, part.scale
+    given = (part.grad.to(part.query.dtype), part.query, part.key, part.value, part.output)
+    g, q, k, v, o = (_aligned(t, HEAD_ALIGNMENT) for t in given)
     if _takes_flash(q, mask):
         # Nothing is dropped at random, so what it would be drawn from is not read.
         seed, offset = (torch.empty(shape, dtype=torch.uint64, device=q.device) for shape in ((2,), ()))
@@ -80,25 +71,16 @@ def _gradient(
     return of_query, of_key, of_value
 
 
-def _query_gradient(
-    grad: Tensor,
-    query: Tensor,
-    memory_key: Tensor,
-    memory_value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    memory_mask: Tensor | None,
-    kept: Tensor | None,
-    scale: float,
-) -> Tensor:
+def _query_gradient(part: Part, memory_mask: Tensor | None, kept: Tensor | None) -> Tensor:
     if kept is not None:
         raise ValueError("tokens that choose what they read need plain operations on CUDA")
-    return _gradient(grad, query, memory_key, memory_value, output, lse, memory_mask, False, scale)[0]
+    return _gradient(part, memory_mask, False)[0]
 
 
 def _takes_flash(query: Tensor, mask: Tensor | None) -> bool:
     if mask is not None or query.dtype == torch.float32 or query.shape[-1] > LONGEST_FLASH_HEAD:
         return False
+    # Without a card, where shapes and types alone are computed, any card is thought of.
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(query.device) >= OLDEST_FLASH_CARD
 
 

@@ -30,6 +30,22 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Part:
+    """What the backward pass of one part of a merged attention is given; R rows, G times B where they are folded."""
+
+    grad: Tensor
+    """(R, H, T, D), of the merged output."""
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    """(R, H, T, D), merged."""
+    lse: Tensor
+    """(R, H, T), merged, less what was added to all scores of the part."""
+    scale: float
+
+
+@dataclass(frozen=True)
 class FusedKernel:
     """A fused kernel that tells its log-sum-exp, and whose backward pass can be given another.
 
@@ -38,14 +54,11 @@ class FusedKernel:
 
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], AttentionState]
     """Of query, key, value, a mask (true or additive), causality and scale."""
-    gradient: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, bool, float], Gradients]
-    """Of query, key and value, given the output's gradient, these, the merged output (B, H, T, D) and log-sum-exp
-    (B, H, T), mask, causality and scale."""
-    query_gradient: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float], Tensor
-    ]
-    """Of the query alone, likewise: memory is never trained. Its mask says which tokens of a row are real (R, M), and
-    what follows it which chunks were read (R, H, T, n); None: all."""
+    gradient: Callable[[Part, Tensor | None, bool], Gradients]
+    """Of a part's query, key and value, given its mask, additive, and causality."""
+    query_gradient: Callable[[Part, Tensor | None, Tensor | None], Tensor]
+    """Of a part's query alone, as memory is never trained, given which tokens of a row are real (R, M), and which
+    chunks were read (R, H, T, n); None: all."""
 
 
 class TwoPartAttention(torch.autograd.Function):
@@ -108,7 +121,7 @@ class TwoPartAttention(torch.autograd.Function):
         near_key, near_value, near_mask, output, lse, far_output, far_lse = saved[9:16]
         read = saved[16] if len(saved) > 16 else None
         causal = is_causal(query, key, local_bias)
-        local = kernel.gradient(grad, query, key, value, output, lse, local_bias, causal, ctx.scale)
+        local = kernel.gradient(Part(grad, query, key, value, output, lse, ctx.scale), local_bias, causal)
         groups, begin = len(memory_key) // len(query), query.shape[2] - reading.shape[2]
         grad, output, lse = (t[:, :, begin:] for t in (grad, output, lse))
         of_bias = None
@@ -116,15 +129,12 @@ class TwoPartAttention(torch.autograd.Function):
             of_bias = _of_bias(grad, output, lse, far_output, far_lse, bias, groups)
         grad, output, lse = (fold(t, groups) for t in (grad, output, lse))
         without_bias = lse if bias is None else lse - bias[..., None]
-        of_reading = kernel.query_gradient(
-            grad, fold(reading, groups), memory_key, memory_value, output, without_bias, mask, read, ctx.scale
-        )
+        far = Part(grad, fold(reading, groups), memory_key, memory_value, output, without_bias, ctx.scale)
+        of_reading = kernel.query_gradient(far, mask, read)
         if near_key is not None:
             own = fold(query[:, :, begin:], groups)
-            of_own = kernel.query_gradient(
-                grad, own, near_key, near_value, output, lse, near_mask, None, ctx.scale
-            )  # fmt: skip
-            local[0][:, :, begin:] += unfold(of_own, groups)
+            near = Part(grad, own, near_key, near_value, output, lse, ctx.scale)
+            local[0][:, :, begin:] += unfold(kernel.query_gradient(near, near_mask, None), groups)
         return *local, unfold(of_reading, groups), None, None, of_bias, *[None] * 8
 
 

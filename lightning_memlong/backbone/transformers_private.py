@@ -77,7 +77,8 @@ def settle_dynamic(module: nn.Module, tokens: int) -> None:
     place = torch.tensor([[tokens - 1]], device=next(module.buffers()).device)
     for layer_type in kinds if isinstance(kinds, dict) else [None]:
         module(place.float(), place, *([] if layer_type is None else [layer_type]))
-    module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"  # type: ignore[assignment]
+    settled: Any = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+    module.rope_type = settled
 
 
 def logits_shape(config: Any) -> tuple[float, float | None]:

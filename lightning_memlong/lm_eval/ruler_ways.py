@@ -77,9 +77,9 @@ def open_ways(
     }
     plain = long_context_of(subject, next(iter(retrievals.values()), None) or subject.retrieval())
     token = token_bytes(subject.model.backbone, element=computing_bytes(subject))
-    ways = {OFF: Way(partial(_local, plain, window), lambda length: min(length, window) * token)}
+    ways = {OFF: Way(partial(_in_window, plain, window), lambda length: min(length, window) * token)}
     for name, retrieval in retrievals.items():
-        answers = partial(_with_memory, long_context_of(subject, retrieval), window)
+        answers = partial(_in_window, long_context_of(subject, retrieval), window)
         ways[name] = Way(answers, partial(memory_bytes, subject, window), name)
     longest = getattr(subject.model.config, "max_position_embeddings", None) or longest
     bank, chosen = prompting(subject, settings, longest) if "prompt" in kinds else (None, None)
@@ -101,16 +101,12 @@ def _held(alternative: Alternative, token: int, length: int) -> int:
     return alternative.held(length) * token
 
 
-def _local(
+def _in_window(
     long_context: LongContext, window: int, asked: Asked, bank: BankView | None, row: int
 ) -> AbstractContextManager[Answers]:
-    return prompted(long_context, None, asked.tokens[asked.cut :].tolist(), asked.document.question, window)
-
-
-def _with_memory(
-    long_context: LongContext, window: int, asked: Asked, bank: BankView | None, row: int
-) -> AbstractContextManager[Answers]:
-    return prompted(long_context, bank, asked.tokens[asked.cut :].tolist(), asked.document.question, window, row)
+    """A prompt's end in a window, what is before it in a bank, or nowhere."""
+    local = asked.tokens[asked.cut :].tolist()
+    return prompted(long_context, bank, local, asked.document.question, window, 0 if bank is None else row)
 
 
 @contextmanager

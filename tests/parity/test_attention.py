@@ -19,7 +19,7 @@ from lightning_memlong.attention import (
 )
 from lightning_memlong.attention.functional import choose_kernel
 from lightning_memlong.attention.masked import joint_mask
-from lightning_memlong.attention.two_part import TwoPartAttention
+from lightning_memlong.attention.two_part import Part, TwoPartAttention
 from lightning_memlong.errors import UserError
 from tests.cuda_kernels import patched
 from tests.reference import attention_oracle
@@ -221,10 +221,11 @@ def test_cudas_kernels_take_what_they_are_given(
         for tensor in (output, kernel.attend(query, *memory, real, False, 0.1)[0]):
             assert tensor.shape == query.shape and tensor.dtype == dtype
         assert lse.shape == query.shape[:3] and lse.dtype == torch.float32
-        found = kernel.gradient(output, query, key, value, output, lse, local, not masked, 0.1)
+        found = kernel.gradient(Part(output, query, key, value, output, lse, 0.1), local, not masked)
         for gradient, tensor in zip(found, (query, key, value), strict=True):
             assert gradient.shape == tensor.shape and gradient.dtype == dtype
-        assert kernel.query_gradient(output, query, *memory, output, lse, real, None, 0.1).shape == query.shape
+        read = Part(output, query, *memory, output, lse, 0.1)
+        assert kernel.query_gradient(read, real, None).shape == query.shape
 
 
 def test_what_is_chosen() -> None:
