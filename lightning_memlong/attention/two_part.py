@@ -36,8 +36,11 @@ class Part:
     grad: Tensor
     """(R, H, T, D), of the merged output."""
     query: Tensor
+    """(R, H, T, D)."""
     key: Tensor
+    """(R, H_kv, S, D), of S tokens that are attended to."""
     value: Tensor
+    """Shaped as ``key``."""
     output: Tensor
     """(R, H, T, D), merged."""
     lse: Tensor
