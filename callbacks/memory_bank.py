@@ -187,6 +187,7 @@ class MemoryBankCallback(L.Callback):
         batch.setdefault("overlap", torch.zeros_like(batch["offset"]))
         distractors = self.config.distractors if stage == "train" else 0
         batch["memory"] = retrieval.retrieve(bank, batch, distractors=distractors)
+        retrieval.embed_ahead(batch)
 
     def store(self, stage: str, outputs: Mapping[str, Any], batch: dict[str, Any], pl_module: Any) -> None:
         """Insert the chunks of the window that are new, with their embeddings; the bank evicts when full.

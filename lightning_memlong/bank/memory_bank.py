@@ -95,7 +95,6 @@ class MemoryBank(BankView):
             UserError: If the state belongs to a bank of other rows, capacity, chunk size or element type; this bank is
                 then as it was.
         """
-        self._store.settle()
         self._store.become(restore(self._store, state, device))
 
     def require_provenance(self, wanted: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_memlong.bank.transfer import Arriving
+
 
 @dataclass
 class Retrieved:
@@ -63,22 +65,28 @@ class PendingRetrieved(Retrieved):
     """A record whose keys and values are still being read; whoever asks for them waits until they are there.
 
     Args:
-        pending: Reads ``(keys, values)`` as :class:`Retrieved` has them.
-        **facts: The other fields.
+        pending: Reads keys and values, (L, R, H, M, D) each.
+        one_layer: Whether they are of a bank of one layer, L = 1, which is left out.
+        **facts: The other fields of :class:`Retrieved`.
     """
 
-    def __init__(self, pending: "Future[tuple[Tensor, Tensor]]", **facts: Any) -> None:
-        vars(self).update(facts, _pending=pending)
+    def __init__(self, pending: "Future[Arriving]", one_layer: bool, **facts: Any) -> None:
+        vars(self).update(facts, _pending=pending, _one_layer=one_layer)
+
+    @cached_property
+    def _arrived(self) -> Sequence[Tensor]:
+        tensors = self._pending.result().on_device()  # type: ignore[attr-defined]
+        return [t[0] for t in tensors] if self._one_layer else tensors  # type: ignore[attr-defined]
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override]
         """See :class:`Retrieved`."""
-        return self._pending.result()[0]  # type: ignore[attr-defined]
+        return self._arrived[0]
 
     @property
     def values(self) -> Tensor:  # type: ignore[override]
         """See :class:`Retrieved`."""
-        return self._pending.result()[1]  # type: ignore[attr-defined]
+        return self._arrived[1]
 
 
 class JoinedRetrieved(Retrieved):

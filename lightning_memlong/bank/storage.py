@@ -6,13 +6,15 @@ Legend: L layers, H key/value heads, R rows, S slots a row, C tokens of a chunk,
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_memlong.bank.transfer import Arriving, Line, Transfer
 from lightning_memlong.errors import UserError
 
 Where = Literal["device", "host", "disk"]
@@ -28,8 +30,8 @@ class ChunkStorage:
         slots: R * S.
         dtype: Element type; int8 keeps a scale for each head of each token.
         device: Where the model is, and what is read is handed over.
-        where: ``device``; ``host``: in the machine's memory (pinned if the model is on a GPU), so that the device
-            holds what was retrieved only; ``disk``: in a temporary file, which is gone when the process is.
+        where: ``device``; ``host``: in the machine's memory, so that the device holds what was retrieved only;
+            ``disk``: in a temporary file, which is gone when the process is.
         folder: Folder of that file; None: the system's for temporary files.
         given: Element type of what is written, and of what int8 is read as; None: ``dtype``.
 
@@ -51,6 +53,7 @@ class ChunkStorage:
         # "cuda" and "cuda:0" are one place, and compare as two.
         self.device, self.where, self.dtype = torch.empty(0, device=device).device, where, dtype
         self.given = given or dtype
+        self._line, self._transfer = Line(), Transfer(self.device)
         shape = (slots, layers, heads, chunk_size, size)
         # Not zeroed: the pages of a long bank that are never filled are never touched.
         self.keys, self.values = (self._room(shape, dtype, folder) for _ in range(2))
@@ -70,8 +73,8 @@ class ChunkStorage:
             on_host = self.where == "host" or self.device.type == "cpu"
             if on_host and needed > (free := _free_memory()):
                 raise RuntimeError(f"{free / 1e9:.1f} GB of memory are free")
-            pinned = on_host and self.device.type == "cuda"
-            return torch.empty(shape, dtype=dtype, device="cpu" if on_host else self.device, pin_memory=pinned)
+            # Not pinned: that would touch every page, and PyTorch rounds such room up to a power of two.
+            return torch.empty(shape, dtype=dtype, device="cpu" if on_host else self.device)
         except (RuntimeError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(
@@ -85,42 +88,76 @@ class ChunkStorage:
         return chunks[:2] + chunks[3:] == self.keys.shape[:2] + self.keys.shape[3:]
 
     def write(self, keys: Tensor, values: Tensor, sources: Tensor, slots: Tensor) -> None:
-        """Copy chunks ``sources`` (m,) of keys and values (L, H, n, C, D) into ``slots`` (m,)."""
-        runs = list(_runs(sources.tolist(), slots.tolist()))
-        for i, (held, new) in enumerate(((self.keys, keys), (self.values, values))):
-            chosen, scale = quantise(new.detach()) if self._scales else (new.detach(), None)
-            for source, slot, count in runs:  # a slice is copied faster than an index, and most slots are neighbours
-                held[:, :, slot : slot + count].copy_(chosen[:, :, source : source + count])
-                if scale is not None:
-                    self._scales[i][:, :, slot : slot + count].copy_(scale[:, :, source : source + count])
+        """Copy chunks ``sources`` (m,) of keys and values (L, H, n, C, D) into ``slots`` (m,).
 
-    def read(self, slots: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        Not on the device, it is done beside the caller, who must not change them; in order with what is read.
+        """
+        new = self._as_stored(keys.detach(), values.detach())
+        runs = list(_runs(sources.tolist(), slots.tolist()))
+        if self.where == "device":
+            self._write(new, runs)
+        else:
+            arriving = self._transfer.to_host([t.permute(2, 0, 1, 3, 4) for t in new])  # as they are to lie
+            self._line.give(self._write_arrived, arriving, runs)
+
+    def _as_stored(self, keys: Tensor, values: Tensor) -> list[Tensor]:
+        """Keys and values as they are stored, and the scales, if there are any."""
+        if not self._scales:
+            return [keys.to(self.dtype), values.to(self.dtype)]
+        (keys, key_scales), (values, value_scales) = quantise(keys), quantise(values)
+        return [keys, values, key_scales, value_scales]
+
+    def _write_arrived(self, arriving: Arriving, runs: list[tuple[int, int, int]]) -> None:
+        self._write([t.permute(1, 2, 0, 3, 4) for t in arriving.on_host()], runs)
+
+    def _write(self, new: Sequence[Tensor], runs: list[tuple[int, int, int]]) -> None:
+        for held, chunks in zip(self._parts().values(), new, strict=True):
+            for source, slot, count in runs:  # a slice is copied faster than an index, and most slots are neighbours
+                held[:, :, slot : slot + count].copy_(chunks[:, :, source : source + count])
+
+    def read(self, slots: Tensor, real: Tensor) -> Sequence[Tensor]:
         """Keys and values (L, R, H, k * C, D) of slots (R, k), on the device; zeros where ``real`` (R, k) is false."""
+        return self._read(slots, real) if self.where == "device" else self.read_ahead(slots, real).result().on_device()
+
+    def read_ahead(self, slots: Tensor, real: Tensor) -> Future[Arriving]:
+        """:meth:`read` beside the caller, once all is there that is being written now."""
+        return self._line.give(self._read_beside, slots, real)
+
+    @torch.no_grad()
+    def _read_beside(self, slots: Tensor, real: Tensor) -> Arriving:
+        with self._transfer.queue():
+            return Arriving(self._read(slots, real), self._transfer.stream)
+
+    def _read(self, slots: Tensor, real: Tensor) -> list[Tensor]:
         rows, k = slots.shape
         layers, heads, _, chunk_size, size = self.keys.shape
         missing = (~real).flatten().nonzero().flatten()
+        places = slots.flatten()
+        if self.where == "device":
+            places, missing = (t.to(self.device, non_blocking=True) for t in (places, missing))
         picked = []
         for i, held in enumerate((self.keys, self.values)):
-            chunks = self._pick(held, slots.flatten())
+            chunks = self._pick(held, places)
             if self._scales:
-                chunks = (chunks.float() * self._pick(self._scales[i], slots.flatten())).to(self.given)
+                chunks = (chunks.float() * self._pick(self._scales[i], places)).to(self.given)
             if len(missing):  # masked tokens must still be finite: 0 x NaN is NaN
-                chunks.index_fill_(2, missing.to(chunks.device), 0)
+                chunks.index_fill_(2, missing.to(chunks.device, non_blocking=True), 0)
             picked.append(chunks.view(layers, heads, rows, k * chunk_size, size).transpose(1, 2))
-        return picked[0], picked[1]
+        return picked
 
-    def _pick(self, held: Tensor, slots: Tensor) -> Tensor:
-        if held.device.type == self.device.type or self.device.type == "cpu":  # "cuda" is not equal to "cuda:0"
-            return held.index_select(2, slots.to(held.device))
-        # Through pinned memory: the copy is queued, and nobody waits for it here.
-        staged = torch.empty(
-            (*held.shape[:2], len(slots), *held.shape[3:]), dtype=held.dtype, pin_memory=self.device.type == "cuda"
-        )
-        torch.index_select(held, 2, slots, out=staged)
-        return staged.to(self.device, non_blocking=True)
+    def _pick(self, held: Tensor, places: Tensor) -> Tensor:
+        if self.where == "device":
+            return held.index_select(2, places)
+        return self._transfer.pick(held, 2, places)
+
+    def settle(self) -> None:
+        """Wait for what is still being read or written."""
+        self._line.settle()
 
     def copy_from(self, other: "ChunkStorage", start: int, at: int, count: int) -> None:
         """Copy ``count`` slots of another storage of the same sizes, from ``start`` on, to ``at``."""
+        for storage in (self, other):
+            storage.settle()
         for name, mine in self._parts().items():
             mine[:, :, at : at + count].copy_(other._parts()[name][:, :, start : start + count])
 
@@ -130,10 +167,12 @@ class ChunkStorage:
 
     def take(self, slots: Tensor) -> dict[str, Tensor]:
         """What the slots (n,) hold, as it is stored, on the CPU: keys, values, and their scales if there are any."""
+        self.settle()
         return {name: t.index_select(2, slots.to(t.device)).cpu() for name, t in self._parts().items()}
 
     def put(self, slots: Tensor, saved: dict[str, Tensor]) -> None:
         """Write back what :meth:`take` gave."""
+        self.settle()
         for name, t in self._parts().items():
             t.index_copy_(2, slots.to(t.device), saved[name].to(t.device))
 

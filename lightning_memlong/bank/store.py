@@ -1,7 +1,7 @@
 """What the rows of a bank share: slots for keys and values, one policy, counts."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from lightning_memlong.bank.eviction import load_policy
 from lightning_memlong.bank.index import has_gpu_index
 from lightning_memlong.bank.row import BankRow, Entries
 from lightning_memlong.bank.storage import ChunkStorage, Where, as_chunks
+from lightning_memlong.bank.transfer import Arriving
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
@@ -54,15 +55,9 @@ class BankStore:
         self.insertions = self.evictions = 0
         self.evicted: list[Entries] = []
         """What the last insertion dropped, of each row where it dropped something; for observers."""
-        self._reader: ThreadPoolExecutor | None = None
-        self._pending: Future[tuple[Tensor, Tensor]] | None = None
 
     def _row(self, number: int) -> BankRow:
         return BankRow(number, self.slots, self._index, self._half_life)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process reads ahead with threads of its own.
-        return {**vars(self), "_reader": None, "_pending": None}
 
     @property
     def embedding_size(self) -> int | None:
@@ -109,7 +104,6 @@ class BankStore:
         """Let each row have so many slots; chunks keep the numbers of theirs."""
         if slots <= self.slots:
             return
-        self.settle()
         if (old := self.storage) is not None:
             count = len(self.rows) * slots
             new = ChunkStorage(old.keys.shape, count, old.dtype, old.device, self.where, self.folder, old.given)
@@ -162,7 +156,6 @@ class BankStore:
         """See :meth:`BankView.insert`; the R rows are those of ``numbers``."""
         check_insertion(keys, values, embeddings, lengths, len(numbers), self.chunk_size, self.capacity)
         check_embedding_size(embeddings, self.embedding_size)
-        self.settle()
         chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
         check_fits(keys, chunk_keys, self.storage)
         storage = self.allocate(
@@ -196,7 +189,6 @@ class BankStore:
     def overwrite(self, number: int, keys: Tensor, values: Tensor, positions: Tensor) -> int:
         """See :meth:`BankView.overwrite`."""
         assert self.storage is not None
-        self.settle()
         entries = self.rows[number].entries
         chunk_keys, chunk_values = (
             as_chunks((t[None] if t.dim() == 3 else t)[:, None], self.chunk_size) for t in (keys, values)
@@ -214,17 +206,10 @@ class BankStore:
         keys, values = self.storage.read(slots, real)
         return (keys[0], values[0]) if self.one_layer else (keys, values)
 
-    def read_ahead(self, slots: Tensor, real: Tensor) -> "Future[tuple[Tensor, Tensor]]":
-        """:meth:`read` beside the model's lower layers, which do not need what is read."""
-        self._reader = self._reader or ThreadPoolExecutor(1, "memory-bank")
-        self._pending = self._reader.submit(self.read, slots, real)
-        return self._pending
-
-    def settle(self) -> None:
-        """Wait for what is still being read, before anything is written."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def read_ahead(self, slots: Tensor, real: Tensor) -> Future[Arriving]:
+        """Keys and values as :meth:`ChunkStorage.read_ahead` has them, beside the model's lower layers."""
+        assert self.storage is not None
+        return self.storage.read_ahead(slots, real)
 
     def emptied(self) -> "BankStore":
         """A store with these settings and nothing in it."""

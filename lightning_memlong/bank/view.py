@@ -221,11 +221,12 @@ class BankView:
             lengths[i, real], positions[i, real] = facts.lengths[chosen], facts.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1)
         known: dict[str, Any] = {"scores": scores, "entries": entries, "positions": positions}
-        known["mask"], full = mask.to(store.storage.device), bool(mask.all())
+        known["mask"], full = mask.to(store.storage.device, non_blocking=True), bool(mask.all())
         if store.where == "device":
             keys, values = store.read(slots, lengths > 0)
             return Retrieved(keys, values, **known, empty=False, full=full)
-        return PendingRetrieved(store.read_ahead(slots, lengths > 0), **known, empty=False, full=full)
+        pending = store.read_ahead(slots, lengths > 0)
+        return PendingRetrieved(pending, store.one_layer, **known, empty=False, full=full)
 
     def count_use(self, entries: Tensor, use: Tensor, scores: Tensor) -> None:
         """Let the counters of a record's entries go up by their shares of its use, instead of 1 each.

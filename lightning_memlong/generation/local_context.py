@@ -216,7 +216,7 @@ class LocalContext:
         if (r := self.retrieved) is None:
             return
         order = order.cpu()
-        there = order.to(r.mask.device)
+        there = order.to(r.mask.device, non_blocking=True)
         self.retrieved = Retrieved(
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
             r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k,

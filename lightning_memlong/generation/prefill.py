@@ -90,6 +90,8 @@ def read_windows(
         batch = to_device(batch, model.device)
         sink = sink_before(model, retrieval.tokenizer, start, window, size)
         memory = retrieval.retrieve(bank, batch) if retrieve else None
+        if embed is None:
+            retrieval.embed_ahead(batch)
         with autocast():
             found = model.capture(batch["input_ids"], memory, sink, hidden_wanted)
         retrieval.count_use(bank, memory, found.get("chunk_use"))

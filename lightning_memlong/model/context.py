@@ -239,7 +239,7 @@ class ContextFactory:
             least = _least(most, retrieved.asked, reach + 1)
             context.share = _share(places, least, most, len(retrieved.mask), device)
         if retrieved.count_attention:
-            lengths = None if retrieved.length is None else retrieved.length.to(device)
+            lengths = None if retrieved.length is None else retrieved.length.to(device, non_blocking=True)
             context.readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths)
         if self.watch is not None:
             context.watch = self.watch.begin(retrieved)

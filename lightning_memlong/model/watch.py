@@ -44,7 +44,7 @@ class Watch:
 
     def begin(self, retrieved: Retrieved) -> WatchedSet:
         """A set that passes to come will read."""
-        lengths = None if retrieved.length is None else retrieved.length.to(retrieved.mask.device)
+        lengths = None if retrieved.length is None else retrieved.length.to(retrieved.mask.device, non_blocking=True)
         readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths, self.last)
         self.sets.append(WatchedSet(retrieved.positions, retrieved.scores, readers))
         return self.sets[-1]

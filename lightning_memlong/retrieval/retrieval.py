@@ -4,6 +4,7 @@ Legend: R rows, G searches of a row (1, or one a chunk), n chunks of a window, k
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.bank import BankView, MemoryBank, Retrieved
+from lightning_memlong.bank import BankView, Line, MemoryBank, Retrieved, Transfer
 from lightning_memlong.config import MemoryConfig, require
 from lightning_memlong.retrieval.chunks import Chunks
 from lightning_memlong.retrieval.distractors import with_distractors
@@ -40,6 +41,7 @@ class Retrieval:
     ) -> None:
         self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
         self.select = load_selector(config.selection)
+        self._line, self._beside = Line(), Transfer(torch.device("cpu"))
 
     def open_bank(self, path: str | Path, device: torch.device, provenance: Mapping[str, str]) -> MemoryBank:
         """A bank from a file, with these settings' storage, index and policy.
@@ -126,6 +128,25 @@ class Retrieval:
                 found.top_k = self.config.top_k
         return found
 
+    def embed_ahead(self, batch: Batch) -> None:
+        """Begin to embed the window's new chunks while the model reads it, for :meth:`store`, after :meth:`retrieve`.
+
+        Only on a GPU: the CPU has no other stream to do it in. What embeds hidden states has to wait for them.
+        """
+        device = batch["input_ids"].device
+        if device.type != "cuda" or self.retriever.needs_hidden or "embeddings" in batch:
+            return
+        if self._beside.device != device:
+            self._beside = Transfer(device)
+        self.retriever.to(device)
+        self._beside.follow()  # the encoder's weights are there
+        tokens = self._tokens(batch).cpu()
+        batch["embeddings"] = self._line.give(self._embed_beside, tokens, batch["length"], self._new_lengths(batch) > 0)
+
+    def _embed_beside(self, tokens: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
+        with self._beside.queue():
+            return self._embeddings(tokens, length, wanted, None, self._beside.device)
+
     def choose(self, bank: BankView, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Scores (R, G, k), None for the controls, and entries (R, G, k) of what a window retrieves.
 
@@ -197,6 +218,9 @@ class Retrieval:
         lengths = self._new_lengths(batch)
         if embeddings is None:
             embeddings = batch.get("embeddings")
+        if isinstance(embeddings, Future):
+            with self._profile("memory.retriever"):
+                embeddings = embeddings.result()
         if embeddings is None:
             embeddings = self.embed(batch, lengths > 0, outputs.get("hidden"))
         positions = batch["offset"][:, None] + self._chunk_starts(batch["input_ids"])
@@ -219,9 +243,13 @@ class Retrieval:
 
     def embed(self, batch: Batch, wanted: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """Embeddings (R, n, E) of the window's chunks; see :meth:`embed_tokens`."""
-        device = batch["input_ids"].device
+        return self.embed_tokens(self._tokens(batch), batch["length"], wanted, hidden, batch["input_ids"].device)
+
+    @staticmethod
+    def _tokens(batch: Batch) -> Tensor:
+        """A window's tokens (R, T), on the host if they are there, too."""
         tokens: Tensor = batch["input_ids"] if batch.get("tokens") is None else batch["tokens"]
-        return self.embed_tokens(tokens, batch["length"], wanted, hidden, device)
+        return tokens
 
     def embed_tokens(
         self,
@@ -240,8 +268,14 @@ class Retrieval:
             hidden: (R, T, hidden size) states of the memory layer, for an encoder that needs them.
             device: Where the encoder works; None: where the tokens are.
         """
+        length = torch.full((len(ids),), ids.shape[1]) if length is None else length
+        with self._profile("memory.retriever"):
+            return self._embeddings(ids, length, wanted, hidden, ids.device if device is None else device)
+
+    def _embeddings(
+        self, ids: Tensor, length: Tensor, wanted: Tensor | None, hidden: Tensor | None, device: torch.device
+    ) -> Tensor:
         size, (rows, tokens) = self.config.chunk_size, ids.shape
-        length = torch.full((rows,), tokens) if length is None else length
         lengths = self._lengths(ids, length).flatten()
         which = (lengths > 0) if wanted is None else wanted.flatten()
         embeddings = torch.zeros(len(lengths), self.retriever.size)
@@ -250,9 +284,8 @@ class Retrieval:
             if hidden is not None and self.retriever.needs_hidden:
                 states = hidden.detach().float().cpu().reshape(len(lengths), size, -1)[which]
             chunks = Chunks(ids.cpu().reshape(-1, size)[which], lengths[which], self._decode, states)
-            self.retriever.to(ids.device if device is None else device)
-            with self._profile("memory.retriever"):
-                embeddings[which] = self.retriever.embed(chunks)
+            self.retriever.to(device)
+            embeddings[which] = self.retriever.embed(chunks)
         return embeddings.view(rows, tokens // size, -1)
 
     def _decode(self, chunks: Sequence[Tensor]) -> list[str]:

@@ -37,8 +37,8 @@ class WindowBatch(TypedDict):
     """(B,) only entries that begin there or after it are retrieved [tokens]."""
     planted: NotRequired[Tensor]
     """(B, 2) first token and the place after the last of what a window asks for in its document; -1: nothing."""
-    embeddings: NotRequired[Tensor]
-    """(B, n, E) of the window's chunks, where queries needed them before it was read."""
+    embeddings: NotRequired[Any]
+    """(B, n, E) of the window's chunks, where queries needed them before it was read; or a future that gives them."""
     memory: NotRequired[Any]
     """What the bank gathered for the window, a ``Retrieved`` or None; put there by the MemoryBankCallback."""
 
@@ -51,7 +51,7 @@ ON_DEVICE = ("input_ids", "labels")
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with what the network reads on its device, and the tokens on the host as well."""
-    read = {name: batch[name].to(device) for name in ON_DEVICE if name in batch}
+    read = {name: batch[name].to(device, non_blocking=True) for name in ON_DEVICE if name in batch}
     return {**batch, "tokens": batch["input_ids"], **read}
 
 

@@ -1,4 +1,7 @@
-"""Each check here runs on the CPU and, where there is one, on a CUDA card: no network, no weights, no other plugin."""
+"""Each check here runs on the CPU and, where there is one, on a CUDA card: no network, no weights, no other plugin.
+
+Those that need no kernel of a card also run on a simulated one, which tells of tensors in the wrong place.
+"""
 
 import json
 import os
@@ -7,15 +10,29 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from tests.simulated_card import CARD, simulated_card
+
 ROWS = "MEMLONG_GPU_ROWS"
 """Environment variable: a file that measured numbers are added to, a line of JSON each; see benchmarks/gpu.py."""
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD])])
-def device(request: pytest.FixtureRequest) -> torch.device:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Where each check runs; modules say by ``SIMULATED`` that a simulated card will do."""
+    if "device" in metafunc.fixturenames:
+        simulated = ["simulated"] if getattr(metafunc.module, "SIMULATED", False) else []
+        places = ["cpu", *simulated, pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD])]
+        metafunc.parametrize("device", places, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where a check runs."""
-    return torch.device(request.param)
+    if request.param == "simulated":
+        with simulated_card():
+            yield CARD
+    else:
+        yield torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)

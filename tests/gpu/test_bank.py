@@ -9,6 +9,8 @@ import torch
 from lightning_memlong.bank import MemoryBank
 from tests.gpu.tiny import CHUNK, ROWS, batches, documents, model_on, read, retrieval
 
+SIMULATED = True
+
 PLACES = ["device", "host", "disk"]
 
 

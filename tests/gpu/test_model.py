@@ -10,6 +10,8 @@ from tests.conftest import tiny_llama
 from tests.gpu.conftest import error
 from tests.gpu.tiny import WINDOW, batches, documents, model_on, read, retrieval
 
+SIMULATED = True
+
 Measured = Callable[[str, float, float], None]
 FORMS: list[dict[str, Any]] = [
     {},

@@ -14,6 +14,8 @@ from lightning_memlong.memlong import MemLong
 from tests.gpu.conftest import error
 from tests.gpu.tiny import CHUNK, WINDOW, model_on
 
+SIMULATED = True
+
 FORMS: list[dict[str, Any]] = [{}, {"source": "single"}, {"fusion": "gated", "bos": 2}, {"position": "zero"}]
 
 

@@ -1,0 +1,247 @@
+"""A CUDA card that is not there: its tensors say that they are on it, and lie in the machine's memory.
+
+So on any machine one sees which lines would wait for a card, which would mix tensors of two devices, and which would
+look at what has not been copied yet: a copy to the host that nobody waits for is made when its stream is waited for.
+All else is done at once, by the CPU's kernels.
+"""
+
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+CARD = torch.device("cuda:0")
+OURS = ("lightning_memlong", "callbacks", "datamodules")
+aten = torch.ops.aten
+COPIES = {aten._to_copy.default, aten.copy_.default}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+ASKING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
+"""Operations whose result's value or size the host must know."""
+
+
+class OnCard(Tensor):
+    """A tensor on the card; to C++ it is on the CPU, since a build for the CPU alone cannot differentiate any other."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "OnCard":
+        """Wrap what it holds."""
+        facts: dict[str, Any] = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        return Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=held.device, **facts)  # type: ignore[attr-defined,no-any-return]
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where Python believes it to be."""
+        return CARD
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        """As for any tensor there."""
+        return True
+
+    def record_stream(self, stream: Any) -> None:
+        """Room is never given away here."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What C++ would not do, since it takes the tensor to be on the CPU."""
+        kwargs = kwargs or {}
+        if func is Tensor.cpu or (func is Tensor.to and _to_cpu(*args[1:], **kwargs)):
+            return _Back.apply(*args[:1])  # type: ignore[no-untyped-call]
+        if func is Tensor.tolist:
+            _waits.note("tolist")
+            return args[0].held.tolist()
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every operation."""
+        return _run(func, args, kwargs or {})
+
+
+class _Stream:
+    """A stream, and at the same time any event in it."""
+
+    def __init__(self, device: Any = None) -> None:
+        self._copies: list[Callable[[], Any]] = []
+
+    def wait_stream(self, other: "_Stream") -> None:
+        """What is told to the device is done at once."""
+
+    wait_event = wait_stream
+
+    def record_event(self) -> "_Stream":
+        """All until now."""
+        event = _Stream()
+        event._copies, self._copies = self._copies, []
+        return event
+
+    def synchronize(self) -> None:
+        """Let what was to be copied be there."""
+        for copy in self._copies:
+            copy()
+        self._copies.clear()
+
+
+_now = threading.local()
+
+
+def _current_stream(device: Any = None) -> _Stream:
+    if not hasattr(_now, "stream"):
+        _now.stream = _Stream()
+    return _now.stream  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _stream(stream: _Stream) -> Iterator[None]:
+    before, _now.stream = _current_stream(), stream
+    try:
+        yield
+    finally:
+        _now.stream = before
+
+
+_plain_tensor = torch.tensor
+
+
+def _tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+    """As ``torch.tensor``, which does not ask a mode: made here, and copied there."""
+    made = _plain_tensor(data, **options)
+    return made if device is None else made.to(device)
+
+
+def _garbage(tensor: Tensor) -> None:
+    tensor.fill_(77 if not tensor.dtype.is_floating_point else torch.nan)
+
+
+class _Back(torch.autograd.Function):
+    """To the machine's memory."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: OnCard) -> Tensor:
+        _waits.note("to the CPU")
+        return tensor.held.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return OnCard(grad)
+
+
+def _to_cpu(place: Any = None, *_: Any, device: Any = None, **__: Any) -> bool:
+    place = device if device is not None else place
+    place = place.device if isinstance(place, Tensor) else place
+    return isinstance(place, str | torch.device) and torch.device(place).type == "cpu"
+
+
+class Waits:
+    """What was waited for, by place and operation, since it was last taken."""
+
+    def __init__(self) -> None:
+        self._noted: Counter[str] = Counter()
+
+    def note(self, what: str) -> None:
+        """Note a wait, with the innermost line that is not PyTorch's own."""
+        frames = [f for f in traceback.extract_stack() if f.filename != __file__ and "/torch/" not in f.filename]
+        parts = frames[-1].filename.rpartition("site-packages/")[2].split("/")
+        start = next((n for n, part in enumerate(parts) if part in OURS), 0)
+        self._noted[f"{'/'.join(parts[start:])} {frames[-1].name} {what}"] += 1
+
+    def take(self) -> tuple["Counter[str]", "Counter[str]"]:
+        """Those of the project's own lines, and those of libraries'."""
+        found, self._noted = self._noted, Counter()
+        ours = Counter({place: count for place, count in found.items() if place.startswith(OURS)})
+        return ours, found - ours
+
+
+_waits = Waits()
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+    place = kwargs.get("device")
+    here = [t for t in tensors if not isinstance(t, OnCard) and t.dim() > 0]
+    there = len(here) < len(tensors) and any(isinstance(t, OnCard) for t in tensors)
+    on_card = there or (place is not None and torch.device(place).type == "cuda")
+    if there and here and func not in COPIES | INDEXING:
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func} of {[t.shape for t in tensors]}")
+    if on_card and _waits_for(func, args, kwargs, here, there):
+        _waits.note(str(func))
+    plain_kwargs = {**kwargs, "device": torch.device("cpu")} if on_card and place is not None else dict(kwargs)
+    if plain_kwargs.get("pin_memory"):
+        plain_kwargs["pin_memory"] = False
+    if func is aten.copy_.default and not isinstance(args[0], OnCard) and there and len(args) > 2 and args[2]:
+        _garbage(args[0])
+        _current_stream()._copies.append(lambda: func(args[0], args[1].held))
+        return args[0]
+    held, held_kwargs = tree_map(lambda t: t.held if isinstance(t, OnCard) else t, (args, plain_kwargs))
+    out = func(*held, **held_kwargs)
+    if func is aten.copy_.default:
+        return args[0]
+    if not on_card:
+        return out
+    wrapped = tree_map(lambda t: OnCard(t) if isinstance(t, Tensor) and not isinstance(t, OnCard) else t, out)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _waits_for(func: Any, args: Any, kwargs: dict[str, Any], here: list[Tensor], there: bool) -> bool:
+    """Whether PyTorch waits for the card in this operation."""
+    if func is aten.copy_.default:
+        between = isinstance(args[0], OnCard) != isinstance(args[1], OnCard)
+        return between and args[1].dim() > 0 and not (len(args) > 2 and args[2])
+    if func is aten._to_copy.default:
+        return not there and not kwargs.get("non_blocking", False)
+    if func in INDEXING:
+        places = [t for t in args[1] if t is not None]
+        return bool(here) or any(t.dtype == torch.bool for t in places)
+    return func in ASKING
+
+
+class _Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+_submit_plainly = ThreadPoolExecutor.submit
+
+
+def _submit(self: ThreadPoolExecutor, work: Any, *args: Any) -> "Future[Any]":
+    """A mode belongs to its thread; others are to know the card, too."""
+
+    def run() -> Any:
+        with _Mode():
+            return work(*args)
+
+    return _submit_plainly(self, run)
+
+
+@contextmanager
+def simulated_card() -> Iterator[Waits]:
+    """While it lasts, ``cuda:0`` is there; gives the waits for it."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    _waits.take()
+    cuda = {"_lazy_init": lambda: None, "Stream": _Stream, "stream": _stream, "current_stream": _current_stream}
+    try:
+        with ExitStack() as stack:
+            for name, ours in cuda.items():
+                stack.enter_context(mock.patch.object(torch.cuda, name, ours))
+            stack.enter_context(mock.patch.object(torch, "tensor", _tensor))
+            stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", _submit))
+            stack.enter_context(_Mode())
+            yield _waits
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
