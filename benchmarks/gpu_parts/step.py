@@ -27,6 +27,7 @@ from benchmarks.gpu_parts.models import (
     with_memory,
 )
 from benchmarks.paired import now
+from lightning_memlong.bank.storage import Where
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.retrieval import Retrieval
@@ -64,11 +65,16 @@ class Step:
         window: Tokens of a step.
         top_k: Chunks retrieved.
         context: Where.
+        storage: Where keys and values lie.
     """
 
-    def __init__(self, model: MemLong, encoder: Encoder, window: int, top_k: int, context: Context) -> None:
+    def __init__(
+        self, model: MemLong, encoder: Encoder, window: int, top_k: int, context: Context, storage: Where = "device"
+    ) -> None:
         self.model, self.window, self.context, self.parts = model.train(), window, context, Parts()
-        config = MemoryConfig(chunk_size=CHUNK, top_k=top_k, capacity=2 * HELD, retriever=RetrieverConfig("hashing"))
+        config = MemoryConfig(
+            chunk_size=CHUNK, top_k=top_k, capacity=2 * HELD, storage=storage, retriever=RetrieverConfig("hashing")
+        )
         self.works = Retrieval(config, encoder, Numbers(), self.parts)
         self.bank = self.works.new_bank(1)
         self.optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-6)
@@ -94,8 +100,10 @@ class Step:
         with part("batch to the device"):
             facts = {"length": self.window, "document_id": 0, "offset": self.place, "overlap": 0}
             batch = {name: torch.tensor([value]) for name, value in facts.items()}
-            batch["input_ids"] = ids.to(self.context.device)
+            batch |= {"input_ids": ids.to(self.context.device, non_blocking=True), "tokens": ids}
         found = self.works.retrieve(self.bank, batch) if memory else None
+        if memory:
+            self.works.embed_ahead(batch)
         with part("forward"):
             output = self.model(batch["input_ids"], batch["input_ids"], memory=found)
         with part("backward"):
@@ -189,6 +197,9 @@ def measured(
     if (window, top_k) in (SETTINGS[0], *SETTINGS_TINY) and kernels == "auto":
         yield from breakdown(step, name, 2 if context.tiny else 5)
         yield from blocking(step, name)
+        elsewhere = Step(model, encoder, window, top_k, context, "host")
+        yield from compare(elsewhere, f"{name}, K/V on the host", 3 if context.tiny else PAIRS)
+        yield from blocking(elsewhere, f"{name}, K/V on the host")
 
 
 def run(context: Context) -> Iterator[Row]:
