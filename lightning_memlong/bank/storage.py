@@ -123,7 +123,6 @@ class ChunkStorage:
         """:meth:`read` beside the caller, once all is there that is being written now."""
         return self._line.give(self._read_beside, slots, real)
 
-    @torch.no_grad()
     def _read_beside(self, slots: Tensor, real: Tensor) -> Arriving:
         with self._transfer.queue():
             return Arriving(self._read(slots, real), self._transfer.stream)

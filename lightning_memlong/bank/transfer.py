@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -20,25 +21,36 @@ class Line:
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[Any]] = deque()
+        self._giving = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process has a line of its own.
         self.settle()
-        return {"_thread": None, "_waiting": deque()}
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]  # another process has a line of its own
 
     def give(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
         """Let something be done once all before it is; raises what went wrong with one of those."""
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
-            self._waiting.popleft().result()
-        self._thread = self._thread or ThreadPoolExecutor(1, "memory-bank")
-        future = self._thread.submit(work, *arguments)
-        self._waiting.append(future)
-        return future
+        with self._giving:
+            while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
+                self._waiting.popleft().result()
+            self._thread = self._thread or ThreadPoolExecutor(1, "memory-bank")
+            # A mode belongs to its thread, and what was allocated in inference mode is written in that only.
+            future = self._thread.submit(_in_mode, torch.is_inference_mode_enabled(), work, *arguments)
+            self._waiting.append(future)
+            return future
 
     def settle(self) -> None:
         """Wait until all is done; raises what went wrong."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        with self._giving:
+            while self._waiting:
+                self._waiting.popleft().result()
+
+
+def _in_mode(inference: bool, work: Callable[..., Result], *arguments: Any) -> Result:
+    with torch.inference_mode(inference), torch.no_grad():
+        return work(*arguments)
 
 
 class Arriving:

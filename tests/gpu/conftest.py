@@ -18,9 +18,10 @@ NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Where each check runs; modules say by ``SIMULATED`` that a simulated card will do."""
+    """Where each check runs; modules say by ``SIMULATED`` that a simulated card will do, where there is no other."""
     if "device" in metafunc.fixturenames:
-        simulated = ["simulated"] if getattr(metafunc.module, "SIMULATED", False) else []
+        wanted = getattr(metafunc.module, "SIMULATED", False) and not torch.cuda.is_available()
+        simulated = ["simulated"] if wanted else []
         places = ["cpu", *simulated, pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD])]
         metafunc.parametrize("device", places, indirect=True)
 

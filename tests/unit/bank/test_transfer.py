@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,17 @@ def test_what_is_read_is_what_was_written_before(where: str, device: str) -> Non
         with simulated_card():
             found = written_and_read(CARD)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_it_is_done_in_the_mode_of_who_asks(mode: Any) -> None:
+    """Validation allocates a bank in inference mode; nobody else may write to it."""
+    with mode():
+        storage = ChunkStorage(SHAPE, 4, torch.float32, "cpu", "host")
+        storage.write(*chunks("cpu"), torch.tensor([0, 1]), torch.tensor([1, 3]))
+        keys, _ = storage.read(SLOTS, REAL)
+        assert keys.is_inference() == torch.is_inference_mode_enabled() and not keys.requires_grad
+    storage.settle()
 
 
 def test_what_is_on_its_way_to_the_host_is_there_only_once_it_was_waited_for() -> None:
