@@ -22,7 +22,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 CARD = torch.device("cuda:0")
 OURS = ("lightning_memlong", "callbacks", "datamodules")
 aten = torch.ops.aten
-COPIES = {aten._to_copy.default, aten.copy_.default}
+MOVES = {aten._to_copy.default, aten.to.device, aten.to.dtype_layout}
+"""In inference mode, those that are otherwise made of others come here as they are."""
+COPIES = MOVES | {aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 ASKING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
 """Operations whose result's value or size the host must know."""
@@ -171,23 +173,23 @@ _waits = Waits()
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-    place = kwargs.get("device")
+    given = tree_flatten((args, kwargs))[0]
+    tensors = [t for t in given if isinstance(t, Tensor)]
+    place = next((one for one in given if isinstance(one, torch.device)), None)
     here = [t for t in tensors if not isinstance(t, OnCard) and t.dim() > 0]
     there = len(here) < len(tensors) and any(isinstance(t, OnCard) for t in tensors)
-    on_card = there or (place is not None and torch.device(place).type == "cuda")
+    on_card = there or (place is not None and place.type == "cuda")
     if there and here and func not in COPIES | INDEXING:
         raise RuntimeError(f"Expected all tensors to be on the same device: {func} of {[t.shape for t in tensors]}")
     if on_card and _waits_for(func, args, kwargs, here, there):
         _waits.note(str(func))
-    plain_kwargs = {**kwargs, "device": torch.device("cpu")} if on_card and place is not None else dict(kwargs)
-    if plain_kwargs.get("pin_memory"):
-        plain_kwargs["pin_memory"] = False
     if func is aten.copy_.default and not isinstance(args[0], OnCard) and there and len(args) > 2 and args[2]:
         _garbage(args[0])
         _current_stream()._copies.append(lambda: func(args[0], args[1].held))
         return args[0]
-    held, held_kwargs = tree_map(lambda t: t.held if isinstance(t, OnCard) else t, (args, plain_kwargs))
+    held, held_kwargs = tree_map(_on_host, (args, kwargs))
+    if held_kwargs.get("pin_memory"):
+        held_kwargs["pin_memory"] = False
     out = func(*held, **held_kwargs)
     if func is aten.copy_.default:
         return args[0]
@@ -197,13 +199,19 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
+def _on_host(one: Any) -> Any:
+    if isinstance(one, torch.device) and one.type == "cuda":
+        return torch.device("cpu")
+    return one.held if isinstance(one, OnCard) else one
+
+
 def _waits_for(func: Any, args: Any, kwargs: dict[str, Any], here: list[Tensor], there: bool) -> bool:
     """Whether PyTorch waits for the card in this operation."""
     if func is aten.copy_.default:
         between = isinstance(args[0], OnCard) != isinstance(args[1], OnCard)
         return between and args[1].dim() > 0 and not (len(args) > 2 and args[2])
-    if func is aten._to_copy.default:
-        return not there and not kwargs.get("non_blocking", False)
+    if func in MOVES:
+        return not there and not kwargs.get("non_blocking", False) and True not in args[3:4]
     if func in INDEXING:
         places = [t for t in args[1] if t is not None]
         return bool(here) or any(t.dtype == torch.bool for t in places)
