@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+
+from lightning_memlong.evaluation.statistics import Ratio, paired_ratio
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 NAMES = {
@@ -44,10 +47,12 @@ class Way:
         self.right: dict[str, list[tuple[int, int]]] = defaultdict(list)
         """RULER's task -> of each document, tokens of the answers that are right, and all of them."""
 
-    def ratio(self, corpus: str) -> float | None:
-        """Perplexity by memory off."""
-        found = self.losses.get(corpus)
-        return None if not found else math.exp(sum(d for d, _ in found.values()) / sum(n for _, n in found.values()))
+    def ratio(self, corpus: str) -> Ratio | None:
+        """Perplexity by memory off, and its interval over pieces, 95 %."""
+        if not (found := self.losses.get(corpus)):
+            return None
+        more, tokens = (np.array(numbers) for numbers in zip(*found.values(), strict=True))
+        return paired_ratio(more, np.zeros(len(more)), tokens, np.arange(len(more)))
 
     def share(self, task: str) -> float | None:
         """Of the answers' tokens, those that are right."""
@@ -79,12 +84,16 @@ def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _with_interval(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.value:.3f} ({ratio.low:.3f}..{ratio.high:.3f})"
+
+
 def table(ways: Mapping[str, Way], corpora: Sequence[str], tasks: Sequence[str]) -> str:
     """Markdown: a row a way."""
     names = [*corpora, *(f"{task} [%]" for task in tasks), "keys and values [MB]", "time [s]"]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, way in ways.items():
-        cells = [_shown(way.ratio(corpus), ".3f") for corpus in corpora]
+        cells = [_with_interval(way.ratio(corpus)) for corpus in corpora]
         cells += [_shown(way.share(task), ".0%").rstrip("%") for task in tasks]
         cells += [_shown(statistics.mean(way.megabytes) if way.megabytes else None, ",.0f")]
         cells += [_shown(statistics.median(way.seconds) if way.seconds else None, ".0f")]
@@ -103,7 +112,7 @@ def draw(ways: Mapping[str, Way], corpora: Sequence[str], file: Path) -> None:
             colour, mark, place = f"C{number}", MARKS[number % len(MARKS)], statistics.mean(way.megabytes)
             each = [math.exp(more / tokens) for more, tokens in way.losses[corpus].values()]
             axes.plot([place] * len(each), each, mark, color=colour, markersize=4, alpha=0.35)
-            axes.plot(place, ratio, mark, color=colour, markersize=9, label=name)
+            axes.plot(place, ratio.value, mark, color=colour, markersize=9, label=name)
         axes.axhline(1.0, color="0.4", linewidth=1)
         axes.set(xscale="log", xlabel="keys and values held [MB]", title=corpus)
         axes.set_xticks([100, 200, 400], ["100", "200", "400"], minor=False)
