@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -242,6 +243,7 @@ def simulated_card() -> Iterator[Waits]:
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     _waits.take()
+    _device_constructors()  # PyTorch keeps a list of functions, ``torch.tensor`` among them, once it was asked for it
     cuda = {"_lazy_init": lambda: None, "Stream": _Stream, "stream": _stream, "current_stream": _current_stream}
     try:
         with ExitStack() as stack:
