@@ -1,5 +1,6 @@
 """Where keys and values lie makes no difference, and a bank moves between machines."""
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,19 @@ def test_a_bank_grows_and_takes_back(device: torch.device) -> None:
         bank.row(row).rollback(mark)
     for one, another in zip(before, gathered(bank), strict=True):
         assert torch.equal(one, another)
+
+
+def test_embeddings_made_while_a_window_is_read_are_the_same(device: torch.device) -> None:
+    model, works, stored = model_on(device), retrieval(), []
+    for ahead in (False, True):
+        bank = works.new_bank(ROWS)
+        for batch in batches(documents(), device):
+            memory = works.retrieve(bank, batch)
+            if ahead:
+                works.embed_ahead(batch)
+            assert isinstance(batch.get("embeddings"), Future) == (ahead and device.type == "cuda")
+            with torch.no_grad():
+                output = model(batch["input_ids"], memory=memory)
+            works.store(bank, {"keys": output.keys, "values": output.values}, batch)
+        stored.append([bank.entries(row).embeddings for row in range(ROWS)])
+    assert all(torch.equal(one, other) for one, other in zip(*stored, strict=True)) and stored[0][0].any()
