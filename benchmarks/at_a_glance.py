@@ -1,4 +1,4 @@
-"""What each way of using a long text is worth and costs, from the measurements in ``docs/results``: a table, a picture.
+"""What each way of using a long text is worth and costs, from the measurements in ``docs/results``: tables, a picture.
 
     python benchmarks/at_a_glance.py
 
@@ -34,6 +34,8 @@ NAMES = {
 }
 """What rows of the two evaluations are called here; others are called what they are there."""
 MARKS = "oDsv^PX*h"
+KINDS = ("lifted", "copied", "rest")
+"""Kinds of tokens, as :mod:`lightning_memlong.evaluation.token_kinds` has them."""
 
 
 class Way:
@@ -42,6 +44,8 @@ class Way:
     def __init__(self) -> None:
         self.losses: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
         """Corpus -> document, window and length -> what its loss is more than with memory off, and tokens."""
+        self.kinds: dict[tuple[str, str], tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+        """Corpus and kind -> tokens of that kind, and what their loss is more than with memory off."""
         self.megabytes: list[float] = []
         self.seconds: list[float] = []
         self.right: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -67,6 +71,10 @@ def read() -> dict[str, Way]:
         way = ways[NAMES.get(row["setting"], row["setting"])]
         more = float(row["nll"]) - float(row["nll_off"])
         way.losses[row["corpus"]][f"{row['document']} {row['window']} {row['length']}"] = more, int(row["tokens"])
+        for kind in KINDS if row["rest_tokens"] else ():
+            tokens, so_far = way.kinds[row["corpus"], kind]
+            more = float(row[f"{kind}_nll"]) - float(row[f"{kind}_nll_off"])
+            way.kinds[row["corpus"], kind] = tokens + int(row[f"{kind}_tokens"]), so_far + more
         way.megabytes.append(float(row["held"]) / 1e6)
         way.seconds.append(float(row["seconds"]))
     for row in _rows("ruler-alternatives.csv"):
@@ -101,6 +109,19 @@ def table(ways: Mapping[str, Way], corpora: Sequence[str], tasks: Sequence[str])
     return "\n".join(lines)
 
 
+def of_kinds(ways: Mapping[str, Way], corpora: Sequence[str]) -> str:
+    """Markdown: perplexity by memory off on each kind of tokens, a row a way."""
+    counted = next(way.kinds for way in ways.values() if way.kinds)
+    columns = [(corpus, kind) for corpus in corpora for kind in KINDS]
+    names = [f"{corpus}: {kind} ({counted[corpus, kind][0]:,})" for corpus, kind in columns]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for name, way in ways.items():
+        if way.kinds:
+            cells = [f"{math.exp(more / tokens):.3f}" for tokens, more in (way.kinds[place] for place in columns)]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(ways: Mapping[str, Way], corpora: Sequence[str], file: Path) -> None:
     """Perplexity by memory off against keys and values held: a panel a corpus, documents small, all of them large."""
     size = (4.2 * len(corpora) + 2.6, 3.9)
@@ -124,11 +145,11 @@ def draw(ways: Mapping[str, Way], corpora: Sequence[str], file: Path) -> None:
 
 
 def main() -> None:
-    """Print the table and draw the picture."""
+    """Print the tables and draw the picture."""
     ways = read()
     corpora = list(dict.fromkeys(corpus for way in ways.values() for corpus in way.losses))
     tasks = list(dict.fromkeys(task for way in ways.values() for task in way.right))
-    print(table(ways, corpora, tasks))
+    print(table(ways, corpora, tasks), of_kinds(ways, corpora), sep="\n\n")
     draw(ways, corpora, RESULTS / "at-a-glance.png")
     print(f"\nPicture: {RESULTS / 'at-a-glance.png'}")
 

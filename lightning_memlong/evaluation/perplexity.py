@@ -73,8 +73,8 @@ class PerplexityGrid(Evaluation):
         lengths: list[int] = [1024, 2048, 4096, 8192, 16384, 32768, 65536],  # noqa: B006  (never changed; shown)
         settings: dict[str, dict[str, Any]] = CONTROLS,
         protocol: ScoringProtocol = "sliding",
-        documents: int = 4,
-        windows: int = 8,
+        documents: int = 8,
+        windows: int = 4,
         longer_window: bool = True,
         alternatives: list[str] = [],  # noqa: B006  (likewise)
         peers: dict[str, str] = {},  # noqa: B006  (likewise)
