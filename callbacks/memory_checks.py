@@ -30,6 +30,10 @@ def check_memory(config: MemoryConfig, data: Any, pl_module: Any, stage: str) ->
     ok = config.save_keys_values or stage != "fit" or pl_module.model.layout.source == "single"
     allowed = "true, or model.source single: other layers' keys and values belong to the weights of their time"
     require(ok, "memory.save_keys_values", config.save_keys_values, allowed, "leave it out")
+    attention = "auto" if pl_module is None else pl_module.model.layout.attention
+    allowed = f"null with model.attention={attention}, by which all tokens read the same"
+    ok = config.candidates is None or attention in ("auto", "two_part")
+    require(ok, "memory.candidates", config.candidates, allowed, "set --model.attention auto")
     rows = getattr(data, "batch_size", None)
     allowed = f"less than data.batch_size={rows}: each is another row of the batch"
     fix = "raise --data.batch_size, or lower it"

@@ -183,6 +183,10 @@ MISTAKES = {
         ["memory.capacity=128", "longest document", "data.max_document_tokens"],
     ),
     "keys of other layers left out": (["--memory.save_keys_values", "false"], ["memory.save_keys_values", "single"]),
+    "chosen by no kernel": (
+        ["--memory.candidates", "8", "--model.attention", "sdpa"],
+        ["memory.candidates=8", "null with model.attention=sdpa", "--model.attention auto"],
+    ),
     "no other rows": (["--memory.distractors", "1"], ["memory.distractors=1", "data.batch_size=1", "raise"]),
     "weights without memory": (
         ["--model.loss_weights", "long_context", "--memory.enabled", "false"],
