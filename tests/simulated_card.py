@@ -1,8 +1,8 @@
 """A CUDA card that is not there: its tensors say that they are on it, and lie in the machine's memory.
 
-So on any machine one sees which lines would wait for a card, which would mix tensors of two devices, and which would
-look at what has not been copied yet: a copy to the host that nobody waits for is made when its stream is waited for.
-All else is done at once, by the CPU's kernels.
+So on any machine one sees which lines would wait for a card, which would mix tensors of two devices, which look at what
+another stream has not written yet, and which at what was not copied to the host yet: that is done when its event is
+waited for. All else is done at once, by the CPU's kernels.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
+
+from lightning_memlong.bank import transfer
 
 CARD = torch.device("cuda:0")
 OURS = ("lightning_memlong", "callbacks", "datamodules")
@@ -77,36 +79,49 @@ class OnCard(Tensor):
 
 
 class _Stream:
-    """A stream, and at the same time any event in it."""
+    """Counts what it is told, and knows how far it has waited for other streams."""
 
     def __init__(self, device: Any = None) -> None:
         self._copies: list[Callable[[], Any]] = []
+        self.told, self.seen = 0, dict[_Stream, int]()
 
     def wait_stream(self, other: "_Stream") -> None:
-        """What is told to the device is done at once."""
+        """All that the other was told is seen by what comes next."""
+        self._see({**other.seen, other: other.told})
 
-    wait_event = wait_stream
+    def wait_event(self, event: "_Event") -> None:
+        """Likewise, until the event."""
+        self._see({**event.seen, event.stream: event.told})
 
-    def record_event(self) -> "_Stream":
+    def _see(self, told: "dict[_Stream, int]") -> None:
+        for stream, count in told.items():
+            self.seen[stream] = max(count, self.seen.get(stream, 0))
+
+    def record_event(self) -> "_Event":
         """All until now."""
-        event = _Stream()
-        event._copies, self._copies = self._copies, []
+        event = _Event(self, self.told, dict(self.seen), self._copies)
+        self._copies = []
         return event
+
+
+class _Event(NamedTuple):
+    stream: _Stream
+    told: int
+    seen: dict[_Stream, int]
+    copies: list[Callable[[], Any]]
 
     def synchronize(self) -> None:
         """Let what was to be copied be there."""
-        for copy in self._copies:
+        for copy in self.copies:
             copy()
-        self._copies.clear()
+        self.copies.clear()
 
 
-_now = threading.local()
+_now, _DEFAULT = threading.local(), _Stream()
 
 
 def _current_stream(device: Any = None) -> _Stream:
-    if not hasattr(_now, "stream"):
-        _now.stream = _Stream()
-    return _now.stream  # type: ignore[no-any-return]
+    return getattr(_now, "stream", _DEFAULT)
 
 
 @contextmanager
@@ -116,6 +131,32 @@ def _stream(stream: _Stream) -> Iterator[None]:
         yield
     finally:
         _now.stream = before
+
+
+@contextmanager
+def _device(device: Any) -> Iterator[None]:
+    yield
+
+
+_written = dict[int, tuple[_Stream, int]]()
+"""Memory -> which stream wrote it last, and as what it did."""
+
+
+def _check_order(func: Any, tensors: list[Tensor], out: Any) -> None:
+    """What another stream writes must have been waited for, before it is looked at."""
+    stream = _current_stream()
+    for tensor in tensors:
+        writer, when = _written.get(_place(tensor), (stream, 0))
+        if tensor.numel() and writer is not stream and stream.seen.get(writer, 0) < when:
+            raise RuntimeError(f"{func} looks at what another stream may not have written yet: {tensor.shape}")
+    stream.told += 1
+    for tensor in tree_flatten(out)[0]:
+        if isinstance(tensor, Tensor):
+            _written[_place(tensor)] = stream, stream.told
+
+
+def _place(tensor: Tensor) -> int:
+    return (tensor.held if isinstance(tensor, OnCard) else tensor).untyped_storage().data_ptr()
 
 
 _plain_tensor = torch.tensor
@@ -137,6 +178,7 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: OnCard) -> Tensor:
         _waits.note("to the CPU")
+        _check_order("cpu", [tensor], None)
         return tensor.held.clone()
 
     @staticmethod
@@ -185,6 +227,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_card and _waits_for(func, args, kwargs, here, there):
         _waits.note(str(func))
     if func is aten.copy_.default and not isinstance(args[0], OnCard) and there and len(args) > 2 and args[2]:
+        _check_order(func, [args[1]], None)
         _garbage(args[0])
         _current_stream()._copies.append(lambda: func(args[0], args[1].held))
         return args[0]
@@ -192,6 +235,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if held_kwargs.get("pin_memory"):
         held_kwargs["pin_memory"] = False
     out = func(*held, **held_kwargs)
+    if on_card:
+        _check_order(func, [t for t in tensors if isinstance(t, OnCard)], out)
     if func is aten.copy_.default:
         return args[0]
     if not on_card:
@@ -245,6 +290,10 @@ def simulated_card() -> Iterator[Waits]:
     _waits.take()
     _device_constructors()  # PyTorch keeps a list of functions, ``torch.tensor`` among them, once it was asked for it
     cuda = {"_lazy_init": lambda: None, "Stream": _Stream, "stream": _stream, "current_stream": _current_stream}
+    cuda["device"] = _device
+    transfer._stream_of.cache_clear()
+    _written.clear()
+    _DEFAULT.seen.clear()
     try:
         with ExitStack() as stack:
             for name, ours in cuda.items():
@@ -255,3 +304,4 @@ def simulated_card() -> Iterator[Waits]:
             yield _waits
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
+        transfer._stream_of.cache_clear()

@@ -1,6 +1,7 @@
 """Part ``step``: a training step with memory on against off; where its milliseconds go, and who waits for the card."""
 
 import statistics
+import threading
 import time
 import traceback
 import warnings
@@ -170,7 +171,8 @@ def _counted(root: Path) -> Iterator[Counter[str]]:
     places: Counter[str] = Counter()
 
     def note(message: Warning | str, category: type[Warning], file: str, number: int, *_: object) -> None:
-        if "synchronizing CUDA operation" not in str(message):
+        beside = threading.current_thread() is not threading.main_thread()  # warnings are of all threads
+        if beside or "synchronizing CUDA operation" not in str(message):
             return
         ours = [f for f in traceback.extract_stack() if f.filename.startswith(str(root / "lightning_memlong"))]
         where = f"{Path(ours[-1].filename).relative_to(root)}:{ours[-1].lineno}" if ours else "outside the package"

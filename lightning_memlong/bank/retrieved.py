@@ -6,7 +6,7 @@ L layers, H heads, D head size.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,10 @@ class Retrieved:
             self.empty = self.mask.shape[1] == 0 or not bool(self.mask.any())
         if self.full is None:
             self.full = bool(self.mask.all())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, or what another process gets, has keys and values, whatever this one waits for or joins.
+        return Retrieved, tuple(getattr(self, field.name) for field in fields(Retrieved))
 
     @property
     def chunk_size(self) -> int:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.transfer import Arriving, Line, Transfer
+from lightning_memlong.bank.transfer import Arriving, Line, Transfer, sent
 from lightning_memlong.errors import UserError
 
 Where = Literal["device", "host", "disk"]
@@ -53,7 +53,7 @@ class ChunkStorage:
         # "cuda" and "cuda:0" are one place, and compare as two.
         self.device, self.where, self.dtype = torch.empty(0, device=device).device, where, dtype
         self.given = given or dtype
-        self._line, self._transfer = Line(), Transfer(self.device)
+        self._line, self._transfer = Line(), Transfer(self.device, "bank")
         shape = (slots, layers, heads, chunk_size, size)
         # Not zeroed: the pages of a long bank that are never filled are never touched.
         self.keys, self.values = (self._room(shape, dtype, folder) for _ in range(2))
@@ -87,18 +87,35 @@ class ChunkStorage:
         """Whether chunks (L, H, n, C, D) have the stored ones' layers, heads, chunk and head size."""
         return chunks[:2] + chunks[3:] == self.keys.shape[:2] + self.keys.shape[3:]
 
-    def write(self, keys: Tensor, values: Tensor, sources: Tensor, slots: Tensor) -> None:
-        """Copy chunks ``sources`` (m,) of keys and values (L, H, n, C, D) into ``slots`` (m,).
+    def stage(self, keys: Tensor, values: Tensor) -> Arriving:
+        """Chunks of keys and values (L, H, n, C, D) on their way to where they are to be written, as they are to lie.
 
-        Not on the device, it is done beside the caller, who must not change them; in order with what is read.
+        On a GPU nobody waits for them, and until they are there nobody may change them; elsewhere what is still being
+        read is waited for.
+
+        Raises:
+            OSError, RuntimeError: What went wrong with something that was written before.
         """
-        new = self._as_stored(keys.detach(), values.detach())
-        runs = list(_runs(sources.tolist(), slots.tolist()))
-        if self.where == "device":
-            self._write(new, runs)
+        if self._writes_beside:
+            self._line.check()
         else:
-            arriving = self._transfer.to_host([t.permute(2, 0, 1, 3, 4) for t in new])  # as they are to lie
-            self._line.give(self._write_arrived, arriving, runs)
+            self._line.settle()
+        new = self._as_stored(*(t.detach().to(self.device) for t in (keys, values)))
+        new = [t.permute(2, 0, 1, 3, 4) for t in new]
+        return Arriving(new, self.device, None) if self.where == "device" else self._transfer.to_host(new)
+
+    def write(self, staged: Arriving, sources: Tensor, slots: Tensor) -> None:
+        """Copy chunks ``sources`` (m,) of what :meth:`stage` gave into ``slots`` (m,), in order with what is read."""
+        runs = list(_runs(sources.tolist(), slots.tolist()))
+        if self._writes_beside:
+            self._line.leave(self._write, staged, runs)
+        else:
+            self._write(staged, runs)
+
+    @property
+    def _writes_beside(self) -> bool:
+        """Whether there are copies to wait for before anything can be written."""
+        return self.where != "device" and self.device.type == "cuda"
 
     def _as_stored(self, keys: Tensor, values: Tensor) -> list[Tensor]:
         """Keys and values as they are stored, and the scales, if there are any."""
@@ -107,11 +124,9 @@ class ChunkStorage:
         (keys, key_scales), (values, value_scales) = quantise(keys), quantise(values)
         return [keys, values, key_scales, value_scales]
 
-    def _write_arrived(self, arriving: Arriving, runs: list[tuple[int, int, int]]) -> None:
-        self._write([t.permute(1, 2, 0, 3, 4) for t in arriving.on_host()], runs)
-
-    def _write(self, new: Sequence[Tensor], runs: list[tuple[int, int, int]]) -> None:
-        for held, chunks in zip(self._parts().values(), new, strict=True):
+    def _write(self, staged: Arriving, runs: list[tuple[int, int, int]]) -> None:
+        for held, lying in zip(self._parts().values(), staged.on_host(), strict=True):
+            chunks = lying.permute(1, 2, 0, 3, 4)
             for source, slot, count in runs:  # a slice is copied faster than an index, and most slots are neighbours
                 held[:, :, slot : slot + count].copy_(chunks[:, :, source : source + count])
 
@@ -121,11 +136,11 @@ class ChunkStorage:
 
     def read_ahead(self, slots: Tensor, real: Tensor) -> Future[Arriving]:
         """:meth:`read` beside the caller, once all is there that is being written now."""
-        return self._line.give(self._read_beside, slots, real)
+        return self._line.ask(self._read_beside, slots, real)
 
     def _read_beside(self, slots: Tensor, real: Tensor) -> Arriving:
         with self._transfer.queue():
-            return Arriving(self._read(slots, real), self._transfer.stream)
+            return Arriving(self._read(slots, real), self.device, self._transfer.stream)
 
     def _read(self, slots: Tensor, real: Tensor) -> list[Tensor]:
         rows, k = slots.shape
@@ -133,14 +148,14 @@ class ChunkStorage:
         missing = (~real).flatten().nonzero().flatten()
         places = slots.flatten()
         if self.where == "device":
-            places, missing = (t.to(self.device, non_blocking=True) for t in (places, missing))
+            places, missing = (sent(t, self.device) for t in (places, missing))
         picked = []
         for i, held in enumerate((self.keys, self.values)):
             chunks = self._pick(held, places)
             if self._scales:
                 chunks = (chunks.float() * self._pick(self._scales[i], places)).to(self.given)
             if len(missing):  # masked tokens must still be finite: 0 x NaN is NaN
-                chunks.index_fill_(2, missing.to(chunks.device, non_blocking=True), 0)
+                chunks.index_fill_(2, sent(missing, chunks.device), 0)
             picked.append(chunks.view(layers, heads, rows, k * chunk_size, size).transpose(1, 2))
         return picked
 

@@ -161,6 +161,7 @@ class BankStore:
         storage = self.allocate(
             chunk_keys.shape, keys.dtype, keys.device, embeddings.shape[-1], one_layer=keys.dim() == 4
         )
+        staged = storage.stage(chunk_keys, chunk_values)
         embeddings, lengths, positions = (t.detach().cpu() for t in (embeddings.float(), lengths, positions))
         # A policy may refuse: then nothing has happened yet in any row.
         wanted = (lengths > 0).sum(dim=1).tolist()
@@ -178,7 +179,7 @@ class BankStore:
                 sources.append(row * lengths.shape[1] + real)
                 self.insertions += len(real)
         if targets:
-            storage.write(chunk_keys, chunk_values, torch.cat(sources), torch.cat(targets))
+            storage.write(staged, torch.cat(sources), torch.cat(targets))
 
     def _evict(self, row: BankRow, dropped: Tensor) -> None:
         if len(dropped):
@@ -195,7 +196,8 @@ class BankStore:
         )
         sources, places = (positions[:, None] == entries.positions[None]).nonzero(as_tuple=True)
         if len(sources):
-            self.storage.write(chunk_keys, chunk_values, sources, number * self.slots + entries.slots[places])
+            staged = self.storage.stage(chunk_keys, chunk_values)
+            self.storage.write(staged, sources, number * self.slots + entries.slots[places])
         return len(sources)
 
     # ---- reading ------------------------------------------------------------------------------------------

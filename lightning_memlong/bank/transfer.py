@@ -1,9 +1,11 @@
 """Copies between a GPU and the machine's memory that nobody waits for: in a thread, on a stream, of their own."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -19,33 +21,64 @@ class Line:
     """Work that is done in the order it was given, beside whoever gives it."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[Any]] = deque()
-        self._giving = Lock()
+        self._giving, self._process = Lock(), os.getpid()
+        self._failed: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]  # another process has a line of its own
+        self._begin()  # another process has a line of its own
 
-    def give(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Let something be done once all before it is; raises what went wrong with one of those."""
+    def ask(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Let something be done once all before it is; what goes wrong comes with the future."""
+        return self._submit(self._unless_failed, work, *arguments)
+
+    def leave(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Let something be done of which nobody waits for the end; if it goes wrong, nothing after it is done."""
+        self.check()
+        self._submit(self._or_fail, work, *arguments)
+
+    def check(self) -> None:
+        """Raise what went wrong with something that was left here."""
+        if self._failed is not None:
+            raise self._failed
+
+    def settle(self) -> None:
+        """Wait until all is done, and :meth:`check`."""
+        if self._process == os.getpid():
+            wait(self._waiting)
+        self.check()
+
+    def _submit(self, work: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        if self._process != os.getpid():
+            self._begin()  # a forked process has not the thread
         with self._giving:
             while self._waiting and (self._waiting[0].done() or len(self._waiting) >= WAITING):
-                self._waiting.popleft().result()
+                wait([self._waiting[0]])
+                self._waiting.popleft()
             self._thread = self._thread or ThreadPoolExecutor(1, "memory-bank")
             # A mode belongs to its thread, and what was allocated in inference mode is written in that only.
             future = self._thread.submit(_in_mode, torch.is_inference_mode_enabled(), work, *arguments)
             self._waiting.append(future)
             return future
 
-    def settle(self) -> None:
-        """Wait until all is done; raises what went wrong."""
-        with self._giving:
-            while self._waiting:
-                self._waiting.popleft().result()
+    def _unless_failed(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        self.check()
+        return work(*arguments)
+
+    def _or_fail(self, work: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            self._unless_failed(work, *arguments)
+        except BaseException as error:
+            self._failed = error
+            raise
 
 
 def _in_mode(inference: bool, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -58,53 +91,56 @@ class Arriving:
 
     Args:
         tensors: Where they are written.
+        device: Where they are wanted.
         stream: What writes them; None: they are there.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], stream: "torch.cuda.Stream | None") -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device, stream: "torch.cuda.Stream | None") -> None:
+        self._tensors, self._device = tensors, device
         self._written = None if stream is None else stream.record_event()
 
     def on_device(self) -> Sequence[Tensor]:
         """The tensors, for the device: what it is told from here on sees them filled."""
-        if self._written is not None:
-            asking = torch.cuda.current_stream(self._tensors[0].device)
-            asking.wait_event(self._written)
-            for tensor in self._tensors:  # its room belongs to the other stream, which is not to give it away meanwhile
-                tensor.record_stream(asking)
+        if self._written is None:
+            return [t.to(self._device) for t in self._tensors]
+        asking = torch.cuda.current_stream(self._device)
+        asking.wait_event(self._written)
+        for tensor in self._tensors:  # its room belongs to the other stream, which is not to give it away meanwhile
+            tensor.record_stream(asking)
         return self._tensors
 
     def on_host(self) -> Sequence[Tensor]:
         """The tensors, for the host, which waits."""
         if self._written is not None:
-            self._written.synchronize()
+            with torch.cuda.device(self._device):  # a thread's own is the first card, which is not to be woken for this
+                self._written.synchronize()
         return self._tensors
 
 
 class Transfer:
-    """A stream of copies between a device and the machine's memory; for the CPU, which has no streams, none.
+    """Copies between a device and the machine's memory; on a GPU, by a stream of their own.
 
     Args:
         device: The other side.
+        purpose: Who copies; a stream is shared by all of one device and purpose, since PyTorch keeps room by stream.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream: torch.cuda.Stream | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_stream": None}
+    def __init__(self, device: torch.device, purpose: str) -> None:
+        self.device, self.purpose = device, purpose
 
     @property
     def stream(self) -> "torch.cuda.Stream | None":
-        """The stream, made when it is first needed."""
-        if self._stream is None and self.device.type == "cuda":
-            self._stream = torch.cuda.Stream(self.device)
-        return self._stream
+        """The stream; None where the device has none."""
+        return _stream_of(self.device, self.purpose) if self.device.type == "cuda" else None
 
-    def queue(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def queue(self) -> Iterator[None]:
         """Within it, the device is told things on the stream."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        if (stream := self.stream) is None:
+            yield
+        else:
+            with torch.cuda.device(self.device), torch.cuda.stream(stream):
+                yield
 
     def follow(self) -> None:
         """Let what comes next on the stream see all that the device was told until now."""
@@ -114,22 +150,28 @@ class Transfer:
     def to_host(self, tensors: Sequence[Tensor]) -> Arriving:
         """Bring tensors of the device, as they are once what it was told is done; it may go on meanwhile."""
         if (stream := self.stream) is None:
-            return Arriving(tensors, None)
+            return Arriving([t.cpu() for t in tensors], self.device, None)
         self.follow()
-        with torch.cuda.stream(stream):
+        with self.queue():
             for tensor in tensors:
                 tensor.record_stream(stream)
-            return Arriving([_pinned(t.shape, t.dtype).copy_(t, non_blocking=True) for t in tensors], stream)
+            copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+            return Arriving(copies, self.device, stream)
 
     def pick(self, held: Tensor, dim: int, places: Tensor) -> Tensor:
-        """Entries ``places`` of a dimension of what the machine's memory holds, on their way; within :meth:`queue`."""
-        if self.device.type == "cpu":
+        """Entries ``places`` of a dimension of what the machine's memory holds; to a GPU, told in :meth:`queue`."""
+        if self.stream is None:
             return held.index_select(dim, places)
         shape = [*held.shape[:dim], len(places), *held.shape[dim + 1 :]]
-        staged = torch.index_select(held, dim, places, out=_pinned(shape, held.dtype, self.device))
-        return staged.to(self.device, non_blocking=True)
+        staged = torch.empty(shape, dtype=held.dtype, pin_memory=True)  # PyTorch keeps it for the next of that size
+        return torch.index_select(held, dim, places, out=staged).to(self.device, non_blocking=True)
 
 
-def _pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device = torch.device("cuda")) -> Tensor:  # noqa: B008
-    """Room that the device reaches without the host's help; PyTorch keeps it for the next copy of that size."""
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU is not waited for, others might find it gone (PyTorch 139550)."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+@cache
+def _stream_of(device: torch.device, purpose: str) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device)

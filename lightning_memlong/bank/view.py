@@ -16,6 +16,7 @@ from lightning_memlong.bank.retrieved import PendingRetrieved, Retrieved
 from lightning_memlong.bank.row import BankRow, Entries
 from lightning_memlong.bank.state import state_of
 from lightning_memlong.bank.store import BankStore
+from lightning_memlong.bank.transfer import sent
 
 
 class BankView:
@@ -99,7 +100,8 @@ class BankView:
         """Store the chunks of one window of each row, evicting where a row is full.
 
         Args:
-            keys: (R, H, T, D), or (L, R, H, T, D) for several layers; before rotary embedding.
+            keys: (R, H, T, D), or (L, R, H, T, D) for several layers; before rotary embedding. On a GPU they may be
+                on their way to the host or the disk when this returns: nobody may change them afterwards.
             values: Shaped as ``keys``.
             embeddings: (R, n, E) unit vectors.
             lengths: (R, n) real tokens of each chunk; a chunk of length 0 is not stored.
@@ -221,7 +223,7 @@ class BankView:
             lengths[i, real], positions[i, real] = facts.lengths[chosen], facts.positions[chosen]
         mask = (torch.arange(self.chunk_size) < lengths[:, :, None]).flatten(1)
         known: dict[str, Any] = {"scores": scores, "entries": entries, "positions": positions}
-        known["mask"], full = mask.to(store.storage.device, non_blocking=True), bool(mask.all())
+        known["mask"], full = sent(mask, store.storage.device), bool(mask.all())
         if store.where == "device":
             keys, values = store.read(slots, lengths > 0)
             return Retrieved(keys, values, **known, empty=False, full=full)

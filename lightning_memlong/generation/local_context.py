@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.attention import Memo
-from lightning_memlong.bank import BankView, Retrieved
+from lightning_memlong.bank import BankView, Retrieved, sent
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.long_context import LongContext
@@ -216,7 +216,7 @@ class LocalContext:
         if (r := self.retrieved) is None:
             return
         order = order.cpu()
-        there = order.to(r.mask.device, non_blocking=True)
+        there = sent(order, r.mask.device)
         self.retrieved = Retrieved(
             r.keys.index_select(-4, there), r.values.index_select(-4, there), r.mask[there],
             r.scores[order], r.entries[order], r.positions[order], top_k=r.top_k,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_memlong.attention import Choice, Memo, Readers, RetrievedKV
 from lightning_memlong.backbone import Rotary
-from lightning_memlong.bank import Retrieved
+from lightning_memlong.bank import Retrieved, sent
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.layout import MemoryLayout
 from lightning_memlong.model.placing import LayerKV, LayerMemory, Places, place
@@ -239,7 +239,7 @@ class ContextFactory:
             least = _least(most, retrieved.asked, reach + 1)
             context.share = _share(places, least, most, len(retrieved.mask), device)
         if retrieved.count_attention:
-            lengths = None if retrieved.length is None else retrieved.length.to(device, non_blocking=True)
+            lengths = None if retrieved.length is None else sent(retrieved.length, device)
             context.readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths)
         if self.watch is not None:
             context.watch = self.watch.begin(retrieved)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_memlong.backbone import Rotary, memory_positions
-from lightning_memlong.bank import Retrieved
+from lightning_memlong.bank import Retrieved, sent
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.layout import MemoryLayout
 
@@ -83,8 +83,8 @@ def _near(retrieved: Retrieved, reach: int, real: Tensor) -> tuple[int, int, Ten
     counts = near.sum(1)
     most, least = int(counts.max()), int(counts.min())
     places = torch.arange(size) - distance[:, near.shape[1] - most :, None].clamp(max=reach)
-    differ = None if most == least else near.repeat_interleave(size, dim=1).to(real.device, non_blocking=True)
-    return most * size, least * size, places.flatten(1).to(real.device, non_blocking=True), differ
+    differ = None if most == least else sent(near.repeat_interleave(size, dim=1), real.device)
+    return most * size, least * size, sent(places.flatten(1), real.device), differ
 
 
 @torch.no_grad()

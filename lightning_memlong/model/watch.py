@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_memlong.attention import Readers
-from lightning_memlong.bank import Retrieved
+from lightning_memlong.bank import Retrieved, sent
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Watch:
 
     def begin(self, retrieved: Retrieved) -> WatchedSet:
         """A set that passes to come will read."""
-        lengths = None if retrieved.length is None else retrieved.length.to(retrieved.mask.device, non_blocking=True)
+        lengths = None if retrieved.length is None else sent(retrieved.length, retrieved.mask.device)
         readers = Readers(retrieved.chunk_size, retrieved.positions.shape[1], lengths, self.last)
         self.sets.append(WatchedSet(retrieved.positions, retrieved.scores, readers))
         return self.sets[-1]

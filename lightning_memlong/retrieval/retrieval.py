@@ -41,7 +41,7 @@ class Retrieval:
     ) -> None:
         self.config, self.retriever, self.tokenizer, self._profile = config, retriever, tokenizer, profile
         self.select = load_selector(config.selection)
-        self._line, self._beside = Line(), Transfer(torch.device("cpu"))
+        self._line, self._beside = Line(), Transfer(torch.device("cpu"), "encoder")
 
     def open_bank(self, path: str | Path, device: torch.device, provenance: Mapping[str, str]) -> MemoryBank:
         """A bank from a file, with these settings' storage, index and policy.
@@ -137,15 +137,19 @@ class Retrieval:
         if device.type != "cuda" or self.retriever.needs_hidden or "embeddings" in batch:
             return
         if self._beside.device != device:
-            self._beside = Transfer(device)
+            self._beside = Transfer(device, "encoder")
         self.retriever.to(device)
         self._beside.follow()  # the encoder's weights are there
         tokens = self._tokens(batch).cpu()
-        batch["embeddings"] = self._line.give(self._embed_beside, tokens, batch["length"], self._new_lengths(batch) > 0)
+        batch["embeddings"] = self._line.ask(self._embed_beside, tokens, batch["length"], self._new_lengths(batch) > 0)
 
     def _embed_beside(self, tokens: Tensor, length: Tensor, wanted: Tensor) -> Tensor:
         with self._beside.queue():
             return self._embeddings(tokens, length, wanted, None, self._beside.device)
+
+    def settle(self) -> None:
+        """Wait for what is embedded beside: the encoder is for one thread at a time."""
+        self._line.settle()
 
     def choose(self, bank: BankView, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Scores (R, G, k), None for the controls, and entries (R, G, k) of what a window retrieves.
@@ -220,7 +224,7 @@ class Retrieval:
             embeddings = batch.get("embeddings")
         if isinstance(embeddings, Future):
             with self._profile("memory.retriever"):
-                embeddings = embeddings.result()
+                embeddings = batch["embeddings"] = embeddings.result()
         if embeddings is None:
             embeddings = self.embed(batch, lengths > 0, outputs.get("hidden"))
         positions = batch["offset"][:, None] + self._chunk_starts(batch["input_ids"])
@@ -268,6 +272,7 @@ class Retrieval:
             hidden: (R, T, hidden size) states of the memory layer, for an encoder that needs them.
             device: Where the encoder works; None: where the tokens are.
         """
+        self.settle()
         length = torch.full((len(ids),), ids.shape[1]) if length is None else length
         with self._profile("memory.retriever"):
             return self._embeddings(ids, length, wanted, hidden, ids.device if device is None else device)

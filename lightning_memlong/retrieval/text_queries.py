@@ -32,6 +32,7 @@ def embed_texts(
         hidden_states: The model, for an encoder that needs hidden states: it reads each text.
     """
     if not retrieval.retriever.needs_hidden:
+        retrieval.settle()
         return retrieval.retriever.to(device).encode(list(texts))
     found = []
     for text in texts:

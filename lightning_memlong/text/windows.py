@@ -51,7 +51,7 @@ ON_DEVICE = ("input_ids", "labels")
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with what the network reads on its device, and the tokens on the host as well."""
-    read = {name: batch[name].to(device, non_blocking=True) for name in ON_DEVICE if name in batch}
+    read = {name: batch[name].to(device, non_blocking=device.type == "cuda") for name in ON_DEVICE if name in batch}
     return {**batch, "tokens": batch["input_ids"], **read}
 
 
