@@ -1,6 +1,7 @@
 """Where keys and values lie makes no difference, and a bank moves between machines."""
 
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,24 @@ def test_embeddings_made_while_a_window_is_read_are_the_same(device: torch.devic
             works.store(bank, {"keys": output.keys, "values": output.values}, batch)
         stored.append([bank.entries(row).embeddings for row in range(ROWS)])
     assert all(torch.equal(one, other) for one, other in zip(*stored, strict=True)) and stored[0][0].any()
+
+
+@pytest.mark.parametrize("storage", PLACES)
+def test_a_busy_card_changes_nothing(storage: str, device: torch.device, tmp_path: Path) -> None:
+    """Each kernel comes long after it was told, so that whoever does not wait for it sees something else."""
+    busy = partial(torch.cuda._sleep, 20_000_000) if torch.cuda.is_available() and device.type == "cuda" else int
+    bank = retrieval(storage=storage, storage_folder=str(tmp_path)).new_bank(1)
+    embeddings, lengths = torch.eye(256)[None, :2], torch.full((1, 2), CHUNK)
+    kept, found = [], []
+    for number in range(6):
+        busy()
+        window = torch.randn(3, 1, 2, 2 * CHUNK, 16, generator=torch.Generator().manual_seed(number)).to(device) * 2
+        bank.insert(window, window + 1, embeddings, lengths, 2 * CHUNK * number + torch.tensor([[0, CHUNK]]))
+        kept.append(window.clone())
+        del window  # its room may be given to the next
+        busy()
+        record = bank.gather(torch.tensor([[2 * number, 2 * number + 1]]), count=False)
+        assert record is not None
+        found.append((record.keys.clone(), record.values.clone()))
+    for window, (keys, values) in zip(kept, found, strict=True):
+        assert torch.equal(keys, window) and torch.equal(values, window + 1)
