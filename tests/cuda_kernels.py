@@ -16,7 +16,7 @@ def _scores(query: Tensor, key: Tensor, bias: Tensor | None, causal: bool, scale
     scores = scale * query.float() @ key.float().transpose(2, 3)
     if causal:
         assert query.shape[2] == key.shape[2]
-        scores = scores.masked_fill(~torch.ones(scores.shape[2:]).tril().bool(), -torch.inf)
+        scores = scores.masked_fill(~torch.ones(scores.shape[2:], device=scores.device).tril().bool(), -torch.inf)
     return scores if bias is None else scores + bias.float()
 
 

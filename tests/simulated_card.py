@@ -64,7 +64,7 @@ class OnCard(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What C++ would not do, since it takes the tensor to be on the CPU."""
         kwargs = kwargs or {}
-        if func is Tensor.cpu or (func is Tensor.to and _to_cpu(*args[1:], **kwargs)):
+        if func is Tensor.cpu or (getattr(func, "__name__", "") == "to" and _to_cpu(*args[1:], **kwargs)):
             return _Back.apply(*args[:1])  # type: ignore[no-untyped-call]
         if func is Tensor.tolist:
             _waits.note("tolist")
@@ -150,8 +150,9 @@ def _check_order(func: Any, tensors: list[Tensor], out: Any) -> None:
         if tensor.numel() and writer is not stream and stream.seen.get(writer, 0) < when:
             raise RuntimeError(f"{func} looks at what another stream may not have written yet: {tensor.shape}")
     stream.told += 1
+    looked_at = {_place(tensor) for tensor in tensors}
     for tensor in tree_flatten(out)[0]:
-        if isinstance(tensor, Tensor):
+        if isinstance(tensor, Tensor) and (func._schema.is_mutable or _place(tensor) not in looked_at):
             _written[_place(tensor)] = stream, stream.told
 
 
@@ -164,8 +165,10 @@ _plain_tensor = torch.tensor
 
 def _tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
     """As ``torch.tensor``, which does not ask a mode: made here, and copied there."""
-    made = _plain_tensor(data, **options)
-    return made if device is None else made.to(device)
+    place = torch.empty(0).device if device is None else device
+    with torch._C.DisableTorchFunction():
+        made = _plain_tensor(data, **options)
+    return made.to(place)
 
 
 def _garbage(tensor: Tensor) -> None:
@@ -178,7 +181,7 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: OnCard) -> Tensor:
         _waits.note("to the CPU")
-        _check_order("cpu", [tensor], None)
+        _check_order(aten._to_copy.default, [tensor], None)
         return tensor.held.clone()
 
     @staticmethod

@@ -283,14 +283,15 @@ class Retrieval:
         size, (rows, tokens) = self.config.chunk_size, ids.shape
         lengths = self._lengths(ids, length).flatten()
         which = (lengths > 0) if wanted is None else wanted.flatten()
-        embeddings = torch.zeros(len(lengths), self.retriever.size)
+        # A precision plugin changes the default type in all threads, while a step is made.
+        embeddings = torch.zeros(len(lengths), self.retriever.size, dtype=torch.float32)
         if bool(which.any()):
             states = None
             if hidden is not None and self.retriever.needs_hidden:
                 states = hidden.detach().float().cpu().reshape(len(lengths), size, -1)[which]
             chunks = Chunks(ids.cpu().reshape(-1, size)[which], lengths[which], self._decode, states)
             self.retriever.to(device)
-            embeddings[which] = self.retriever.embed(chunks)
+            embeddings[which] = self.retriever.embed(chunks).float()
         return embeddings.view(rows, tokens // size, -1)
 
     def _decode(self, chunks: Sequence[Tensor]) -> list[str]:

@@ -161,7 +161,7 @@ class SentenceRetriever(Retriever):
             show_progress_bar=False,
         )  # fmt: skip
         vectors = F.normalize(vectors.float().cpu(), dim=1) * torch.tensor(weights, dtype=torch.float)[:, None]
-        summed = torch.zeros(len(texts), self.size).index_add_(0, torch.tensor(owners), vectors)
+        summed = torch.zeros(len(texts), self.size, dtype=torch.float).index_add_(0, torch.tensor(owners), vectors)
         return F.normalize(summed, dim=1)
 
     def split(self, text: str) -> list[tuple[str, int]]:

@@ -105,6 +105,19 @@ def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> No
     assert (whole - other).abs().max() > 1e-4, "the end of the text must matter"
 
 
+def test_the_default_type_of_others_changes_nothing(tiny_encoder: Path) -> None:
+    """Lightning's bf16-true changes it for all threads while a step is made, and chunks are embedded meanwhile."""
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
+    texts = ["a b c", " ".join("abcdefghijklmnopqrstuvwxy")]
+    expected = retriever.encode(texts)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = retriever.encode(texts)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 def test_an_encoder_computes_in_the_type_that_is_asked_for(tiny_encoder: Path) -> None:
     plain, half = (load_retriever(RetrieverConfig(name=str(tiny_encoder), dtype=d)) for d in ("auto", "bfloat16"))
     assert isinstance(plain, CachedRetriever) and isinstance(half, CachedRetriever)
