@@ -68,9 +68,7 @@ def run(context: Context) -> Iterator[Row]:
     tokens, heads = (64, 4) if context.tiny else (1024, HEADS)
     memories, sizes = ((64,), (32,)) if context.tiny else ((1024, 4096), SIZES)
     passes = (False, True)
-    cases = [
-        (s, m, t, each) for m in memories for s in sizes for t in passes for each in (("auto", "sdpa"), ("two_part",))
-    ]
+    cases = [(s, m, t, each) for m in memories for s in sizes for t in passes for each in (("two_part",), ("sdpa",))]
     if context.cuda:
         cases += [(s, memories[0], t, ("flex",)) for s in (128, 64, 100) for t in passes]
     for size, memory, train, backends in cases:

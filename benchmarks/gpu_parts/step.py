@@ -222,7 +222,7 @@ def run(context: Context) -> Iterator[Row]:
             note=f"{model.layout.source}, {model.layout.fusion}",
         )
         for window, top_k in SETTINGS_TINY if context.tiny else SETTINGS:
-            for kernels in ("auto", "two_part"):
+            for kernels in ("auto", "sdpa"):
                 one = partial(measured, context, shape, model, encoder, window, top_k, kernels)
                 yield from attempt(context, f"{shape.name}, W = {window}, k = {top_k}, {kernels}", one)
         del model, encoder, one

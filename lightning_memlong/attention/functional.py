@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_memlong.attention.choice import Choice
 from lightning_memlong.attention.cpu_kernel import CPU_KERNEL, can_use_cpu_kernel
+from lightning_memlong.attention.cuda_check import two_parts_are_right
 from lightning_memlong.attention.cuda_kernel import CUDA_KERNEL, can_use_cuda_kernel
 from lightning_memlong.attention.inputs import Memo, RetrievedKV, Scores
 from lightning_memlong.attention.kernels import (
@@ -65,7 +66,11 @@ def choose_kernel(backend: str, query: Tensor, groups: int, scores: Scores, chos
         return "flex"
     if scores.softcap is not None:
         return "eager_blockwise"
-    return "cpu_two_part" if backend == "auto" and can_use_cpu_kernel(query, scores.dropout) else "sdpa_masked"
+    if backend == "auto" and can_use_cpu_kernel(query, scores.dropout):
+        return "cpu_two_part"
+    if backend == "auto" and can_use_cuda_kernel(query, scores.dropout) and two_parts_are_right(query):
+        return "cuda_two_part"
+    return "sdpa_masked"
 
 
 def _two_part(query: Tensor, scores: Scores, chosen: bool) -> str:

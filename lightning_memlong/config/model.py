@@ -89,9 +89,9 @@ class ModelConfig:
     """Compile the backbone's layers by torch.compile, whose backend this names: inductor. What stands between their
     attention and memory stays as it is, so the same code serves every bank; the first steps take a minute. null: no."""
     attention: str = "auto"
-    """Attention kernels. auto: PyTorch's scaled_dot_product_attention, in two parts on the CPU, and FlexAttention on
-    CUDA where scores are soft-capped or retrieval is by chunk; sdpa: one masked call; flex: FlexAttention (CUDA);
-    two_part: the device's fused kernels for each part, which is auto's way on the CPU, and on CUDA was not run yet."""
+    """Attention kernels. auto: the device's fused kernels in two parts, on CUDA if a check on the card finds them
+    right, else one masked call; FlexAttention on CUDA where scores are soft-capped or retrieval is by chunk. sdpa: one
+    masked call; flex: FlexAttention (CUDA); two_part: two parts, unchecked."""
 
     def __post_init__(self) -> None:
         """Check each value."""
