@@ -51,12 +51,13 @@ class Way:
         self.right: dict[str, list[tuple[int, int]]] = defaultdict(list)
         """RULER's task -> of each document, tokens of the answers that are right, and all of them."""
 
-    def ratio(self, corpus: str) -> Ratio | None:
-        """Perplexity by memory off, and its interval over pieces, 95 %."""
+    def ratio(self, corpus: str, other: "Way | None" = None) -> Ratio | None:
+        """Perplexity by that of another way, or of memory off, on the same pieces; its interval over them, 95 %."""
         if not (found := self.losses.get(corpus)):
             return None
         more, tokens = (np.array(numbers) for numbers in zip(*found.values(), strict=True))
-        return paired_ratio(more, np.zeros(len(more)), tokens, np.arange(len(more)))
+        others = np.zeros(len(more)) if other is None else np.array([other.losses[corpus][piece][0] for piece in found])
+        return paired_ratio(more, others, tokens, np.arange(len(more)))
 
     def share(self, task: str) -> float | None:
         """Of the answers' tokens, those that are right."""
@@ -109,6 +110,17 @@ def table(ways: Mapping[str, Way], corpora: Sequence[str], tasks: Sequence[str])
     return "\n".join(lines)
 
 
+def against(ways: Mapping[str, Way], corpora: Sequence[str]) -> str:
+    """Markdown: perplexity with chosen chunks by that of each other way."""
+    memory = ways[NAMES["retrieved"]]
+    lines = [f"| {NAMES['retrieved']}, by | {' | '.join(corpora)} |", "|---" * (len(corpora) + 1) + "|"]
+    for name, way in ways.items():
+        if way is not memory and way.losses:
+            cells = [_with_interval(memory.ratio(corpus, way)) for corpus in corpora]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def of_kinds(ways: Mapping[str, Way], corpora: Sequence[str]) -> str:
     """Markdown: perplexity by memory off on each kind of tokens, a row a way."""
     counted = next(way.kinds for way in ways.values() if way.kinds)
@@ -149,7 +161,7 @@ def main() -> None:
     ways = read()
     corpora = list(dict.fromkeys(corpus for way in ways.values() for corpus in way.losses))
     tasks = list(dict.fromkeys(task for way in ways.values() for task in way.right))
-    print(table(ways, corpora, tasks), of_kinds(ways, corpora), sep="\n\n")
+    print(table(ways, corpora, tasks), against(ways, corpora), of_kinds(ways, corpora), sep="\n\n")
     draw(ways, corpora, RESULTS / "at-a-glance.png")
     print(f"\nPicture: {RESULTS / 'at-a-glance.png'}")
 
