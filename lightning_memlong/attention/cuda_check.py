@@ -48,9 +48,9 @@ def _error(device: torch.device, dtype: torch.dtype, size: int, masked: bool) ->
     """Largest relative error of the output and of the gradients of what is differentiated."""
     mixer = torch.Generator().manual_seed(size)
     shapes = [(HEADS, TOKENS), *[(KV_HEADS, TOKENS)] * 2, *[(KV_HEADS, MEMORY)] * 2, (HEADS, TOKENS)]
-    tensors = [torch.randn(ROWS, *shape, size, generator=mixer) for shape in shapes]
+    tensors = [torch.randn(ROWS, *shape, size, generator=mixer, dtype=torch.float32) for shape in shapes]
     mask = (torch.arange(MEMORY) % 7 != 3).expand(ROWS, MEMORY).contiguous() if masked else None
-    bias = torch.tensor([0.5, -1.0, 0.0, 2.0])
+    bias = torch.tensor([0.5, -1.0, 0.0, 2.0], dtype=torch.float32)
     *rounded, weight = (t.to(dtype) for t in tensors)
     expected = _plain([t.double().requires_grad_() for t in rounded], bias.double().requires_grad_(), mask, weight)
     there = [t.to(device).requires_grad_(place < 3) for place, t in enumerate(rounded)]
