@@ -32,6 +32,7 @@ from lightning_memlong.bank.storage import Where
 from lightning_memlong.config import MemoryConfig, RetrieverConfig
 from lightning_memlong.memlong import MemLong
 from lightning_memlong.retrieval import Retrieval
+from lightning_memlong.text import to_device
 
 CHUNK, HELD = 128, 16384
 PAIRS, WARM = 9, 2
@@ -101,9 +102,10 @@ class Step:
         with part("batch to the device"):
             facts = {"length": self.window, "document_id": 0, "offset": self.place, "overlap": 0}
             batch = {name: torch.tensor([value]) for name, value in facts.items()}
-            batch |= {"input_ids": ids.to(self.context.device, non_blocking=True), "tokens": ids}
-        found = self.works.retrieve(self.bank, batch) if memory else None
+            batch = to_device({**batch, "input_ids": ids}, self.context.device)
+        found = None
         if memory:
+            found = self.works.retrieve(self.bank, batch)
             self.works.embed_ahead(batch)
         with part("forward"):
             output = self.model(batch["input_ids"], batch["input_ids"], memory=found)

@@ -74,13 +74,16 @@ class PendingRetrieved(Retrieved):
         **facts: The other fields of :class:`Retrieved`.
     """
 
+    _pending: "Future[Arriving]"
+    _one_layer: bool
+
     def __init__(self, pending: "Future[Arriving]", one_layer: bool, **facts: Any) -> None:
         vars(self).update(facts, _pending=pending, _one_layer=one_layer)
 
     @cached_property
     def _arrived(self) -> Sequence[Tensor]:
-        tensors = self._pending.result().on_device()  # type: ignore[attr-defined]
-        return [t[0] for t in tensors] if self._one_layer else tensors  # type: ignore[attr-defined]
+        tensors = self._pending.result().on_device()
+        return [t[0] for t in tensors] if self._one_layer else tensors
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override]
@@ -104,6 +107,8 @@ class JoinedRetrieved(Retrieved):
         own: Of the own one, if it gave anything.
     """
 
+    _parts: Sequence[Retrieved]
+
     def __init__(self, others: Sequence[Retrieved], own: Retrieved | None) -> None:
         parts = [*others] if own is None else [*others, own]
         scores = [torch.full_like(part.scores, float("nan")) for part in others]
@@ -122,9 +127,9 @@ class JoinedRetrieved(Retrieved):
     @cached_property
     def keys(self) -> Tensor:  # type: ignore[override]
         """See :class:`Retrieved`."""
-        return torch.cat([part.keys for part in self._parts], dim=-2)  # type: ignore[attr-defined]
+        return torch.cat([part.keys for part in self._parts], dim=-2)
 
     @cached_property
     def values(self) -> Tensor:  # type: ignore[override]
         """See :class:`Retrieved`."""
-        return torch.cat([part.values for part in self._parts], dim=-2)  # type: ignore[attr-defined]
+        return torch.cat([part.values for part in self._parts], dim=-2)

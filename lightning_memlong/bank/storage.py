@@ -148,7 +148,7 @@ class ChunkStorage:
         missing = (~real).flatten().nonzero().flatten()
         places = slots.flatten()
         if self.where == "device":
-            places, missing = (sent(t, self.device) for t in (places, missing))
+            places = sent(places, self.device)
         picked = []
         for i, held in enumerate((self.keys, self.values)):
             chunks = self._pick(held, places)
