@@ -5,7 +5,7 @@ from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.bank.retrieved import JoinedRetrieved, Retrieved
 from lightning_memlong.bank.row import BankRow, Entries, Snapshot
 from lightning_memlong.bank.store import SPARE
-from lightning_memlong.bank.transfer import Line, Transfer, sent
+from lightning_memlong.bank.transfer import Line, Transfer
 from lightning_memlong.bank.view import BankView
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "Snapshot",
     "Transfer",
     "load_policy",
-    "sent",
 ]

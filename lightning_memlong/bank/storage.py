@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_memlong.bank.transfer import Arriving, Line, Transfer, sent
+from lightning_memlong.bank.transfer import Arriving, Line, Transfer
 from lightning_memlong.errors import UserError
+from lightning_memlong.text import sent
 
 Where = Literal["device", "host", "disk"]
 

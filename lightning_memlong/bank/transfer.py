@@ -167,11 +167,6 @@ class Transfer:
         return torch.index_select(held, dim, places, out=staged).to(self.device, non_blocking=True)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; a GPU is not waited for, others might find it gone (PyTorch 139550)."""
-    return tensor.to(device, non_blocking=device.type == "cuda")
-
-
 @cache
 def _stream_of(device: torch.device, purpose: str) -> "torch.cuda.Stream":
     return torch.cuda.Stream(device)

@@ -16,7 +16,7 @@ from lightning_memlong.bank.retrieved import PendingRetrieved, Retrieved
 from lightning_memlong.bank.row import BankRow, Entries
 from lightning_memlong.bank.state import state_of
 from lightning_memlong.bank.store import BankStore
-from lightning_memlong.bank.transfer import sent
+from lightning_memlong.text import sent
 
 
 class BankView:

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_memlong.attention import Memo
-from lightning_memlong.bank import BankView, Retrieved, sent
+from lightning_memlong.bank import BankView, Retrieved
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.long_context import LongContext
 from lightning_memlong.generation.sink_cache import SinkCache
 from lightning_memlong.model import ForwardContext, decode
 from lightning_memlong.retrieval import retrieve_for
+from lightning_memlong.text import sent
 
 
 class LocalContext:

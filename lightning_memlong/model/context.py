@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from lightning_memlong.attention import Choice, Memo, Readers, RetrievedKV
 from lightning_memlong.backbone import Rotary
-from lightning_memlong.bank import Retrieved, sent
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.layout import MemoryLayout
 from lightning_memlong.model.placing import LayerKV, LayerMemory, Places, place
 from lightning_memlong.model.watch import Watch, WatchedSet
+from lightning_memlong.text import sent
 
 
 class StopForward(Exception):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_memlong.backbone import Rotary, memory_positions
-from lightning_memlong.bank import Retrieved, sent
+from lightning_memlong.bank import Retrieved
 from lightning_memlong.errors import UserError
 from lightning_memlong.model.layout import MemoryLayout
+from lightning_memlong.text import sent
 
 LayerKV = tuple[Tensor, Tensor]
 """Keys and values (B, H_kv, T, D) of a layer."""

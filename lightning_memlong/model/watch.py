@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_memlong.attention import Readers
-from lightning_memlong.bank import Retrieved, sent
+from lightning_memlong.bank import Retrieved
+from lightning_memlong.text import sent
 
 
 @dataclass

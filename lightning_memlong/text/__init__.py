@@ -2,7 +2,16 @@
 
 from lightning_memlong.text.given import Text, as_tokens
 from lightning_memlong.text.tokenise import tokenise, tokenizer_digest
-from lightning_memlong.text.windows import ON_DEVICE, Batch, WindowBatch, Windows, WindowSpec, to_device, window_offsets
+from lightning_memlong.text.windows import (
+    ON_DEVICE,
+    Batch,
+    WindowBatch,
+    Windows,
+    WindowSpec,
+    sent,
+    to_device,
+    window_offsets,
+)
 
 __all__ = [
     "ON_DEVICE",
@@ -12,6 +21,7 @@ __all__ = [
     "WindowSpec",
     "Windows",
     "as_tokens",
+    "sent",
     "tokenise",
     "tokenizer_digest",
     "to_device",

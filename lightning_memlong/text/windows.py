@@ -51,8 +51,13 @@ ON_DEVICE = ("input_ids", "labels")
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with what the network reads on its device, and the tokens on the host as well."""
-    read = {name: batch[name].to(device, non_blocking=device.type == "cuda") for name in ON_DEVICE if name in batch}
+    read = {name: sent(batch[name], device) for name in ON_DEVICE if name in batch}
     return {**batch, "tokens": batch["input_ids"], **read}
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU is not waited for, others might find it gone (PyTorch 139550)."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def window_offsets(length: int, window: int, stride: int) -> list[int]:
