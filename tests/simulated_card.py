@@ -7,7 +7,7 @@ waited for. All else is done at once, by the CPU's kernels.
 
 import threading
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -82,8 +82,27 @@ class _Stream:
     """Counts what it is told, and knows how far it has waited for other streams."""
 
     def __init__(self, device: Any = None) -> None:
-        self._copies: list[Callable[[], Any]] = []
+        self._copies, self._made = deque[Callable[[], Any]](), 0
+        self._telling = threading.Lock()  # more than one thread tells a stream something
         self.told, self.seen = 0, dict[_Stream, int]()
+
+    def tell(self) -> int:
+        """One thing more; gives its number."""
+        with self._telling:
+            self.told += 1
+            return self.told
+
+    def copy_later(self, copy: Callable[[], Any]) -> None:
+        """Let something be copied once an event after this is waited for."""
+        with self._telling:
+            self._copies.append(copy)
+
+    def finish(self, count: int) -> None:
+        """Make the first so many of all its copies, as far as they are not made yet."""
+        with self._telling:
+            while self._made < count:
+                self._copies.popleft()()
+                self._made += 1
 
     def wait_stream(self, other: "_Stream") -> None:
         """All that the other was told is seen by what comes next."""
@@ -99,22 +118,19 @@ class _Stream:
 
     def record_event(self) -> "_Event":
         """All until now."""
-        event = _Event(self, self.told, dict(self.seen), self._copies)
-        self._copies = []
-        return event
+        with self._telling:
+            return _Event(self, self.told, dict(self.seen), self._made + len(self._copies))
 
 
 class _Event(NamedTuple):
     stream: _Stream
     told: int
     seen: dict[_Stream, int]
-    copies: list[Callable[[], Any]]
+    copies: int
 
     def synchronize(self) -> None:
         """Let what was to be copied be there."""
-        for copy in self.copies:
-            copy()
-        self.copies.clear()
+        self.stream.finish(self.copies)
 
 
 _now, _DEFAULT = threading.local(), _Stream()
@@ -149,11 +165,11 @@ def _check_order(func: Any, tensors: list[Tensor], out: Any) -> None:
         writer, when = _written.get(_place(tensor), (stream, 0))
         if tensor.numel() and writer is not stream and stream.seen.get(writer, 0) < when:
             raise RuntimeError(f"{func} looks at what another stream may not have written yet: {tensor.shape}")
-    stream.told += 1
+    told = stream.tell()
     looked_at = {_place(tensor) for tensor in tensors}
     for tensor in tree_flatten(out)[0]:
         if isinstance(tensor, Tensor) and (func._schema.is_mutable or _place(tensor) not in looked_at):
-            _written[_place(tensor)] = stream, stream.told
+            _written[_place(tensor)] = stream, told
 
 
 def _place(tensor: Tensor) -> int:
@@ -232,7 +248,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is aten.copy_.default and not isinstance(args[0], OnCard) and there and len(args) > 2 and args[2]:
         _check_order(func, [args[1]], None)
         _garbage(args[0])
-        _current_stream()._copies.append(lambda: func(args[0], args[1].held))
+        _current_stream().copy_later(lambda: func(args[0], args[1].held))
         return args[0]
     held, held_kwargs = tree_map(_on_host, (args, kwargs))
     if held_kwargs.get("pin_memory"):
