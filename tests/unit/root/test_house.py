@@ -1,6 +1,7 @@
 """The house is as CONTRIBUTING.md draws it, and stays readable: rooms, doors, sizes of files and functions."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.house import PAGE, ROOT, first_line, floors, page
 
 CORE = ROOT / "lightning_memlong"
 PACKAGES = [CORE, ROOT / "callbacks", ROOT / "datamodules"]
+FOLDERS = {".ci", ".github", "benchmarks", "callbacks", "conf", "datamodules", "docs", "lightning_memlong", "tests"}
 
 
 def files() -> list[Path]:
@@ -29,6 +31,13 @@ def functions(file: Path) -> Iterator[tuple[str, int]]:
 def test_the_page_shows_the_floors_and_rooms() -> None:
     text = PAGE.read_text()
     assert page(text) == text, "run: python -m tests.house"
+
+
+def test_no_folder_is_kept_that_belongs_to_a_run() -> None:
+    listed = subprocess.run(["git", "ls-files", "*/*"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert {name.partition("/")[0] for name in listed.stdout.splitlines()} <= FOLDERS
 
 
 def test_fifteen_rooms_and_five_files() -> None:
