@@ -34,7 +34,10 @@ ASKING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_se
 
 
 class OnCard(Tensor):
-    """A tensor on the card; to C++ it is on the CPU, since a build for the CPU alone cannot differentiate any other."""
+    """A tensor on the card; to C++ it is on the CPU, since a build for the CPU alone cannot differentiate any other.
+
+    Types are ignored where it contradicts its class, which is what it is for, and where PyTorch has none.
+    """
 
     held: Tensor
 
