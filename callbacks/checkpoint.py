@@ -50,8 +50,10 @@ class LastCheckpoint(ModelCheckpoint):
         Raises:
             KeyboardInterrupt: After Ctrl-C.
         """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # gradients that are not complete yet are in no checkpoint, so its time comes at the end of the step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not self._interrupted() or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not self._interrupted():
             return
         if last_saved_step(self) != trainer.global_step:
             save_last(self, trainer)

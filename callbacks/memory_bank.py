@@ -15,7 +15,7 @@ from lightning_memlong.model import warn_of_other_memory
 from lightning_memlong.retrieval import Retrieval, Retriever, load_retriever, load_selector
 from lightning_memlong.text import ON_DEVICE
 
-from .memory_checks import check_memory
+from .memory_checks import check_batch, check_memory
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ class MemoryBankCallback(L.Callback):
         if self._saved is None:
             return
         require(
-            self._saved["retriever"] == self.config.retriever.name,
-            "memory.retriever.name",
-            self.config.retriever.name,
+            self._saved["retriever"] == self.config.retriever.identity,
+            "memory.retriever",
+            self.config.retriever.identity,
             f"{self._saved['retriever']!r}, whose embeddings the saved bank holds",
             "go on with that one, or start a new run",
         )
@@ -175,11 +175,16 @@ class MemoryBankCallback(L.Callback):
     # ---- the work -----------------------------------------------------------------------------------------
 
     def retrieve(self, stage: str, batch: dict[str, Any], pl_module: Any) -> None:
-        """Reset rows that begin a document, then search and gather for the window (paper, section 2)."""
+        """Reset rows that begin a document, then search and gather for the window (paper, section 2).
+
+        Raises:
+            UserError: For a batch of another shape than a bank's.
+        """
         retrieval = self.retrieval(pl_module)
         bank = self.banks.get(stage)
         if bank is None:
             bank = self.banks[stage] = retrieval.new_bank(len(batch["input_ids"]))
+        check_batch(batch, bank.rows, self.config.chunk_size)
         _keep_facts_here(batch)
         bank.reset(batch["document_start"])
         # Streams of one's own need not say these where windows are disjoint and in order.
@@ -228,7 +233,7 @@ class MemoryBankCallback(L.Callback):
             return {}
         kept = self.config.save_keys_values
         banks = gather(self.banks["train"].state_dict(kept))
-        return {"banks": banks, "retriever": self.config.retriever.name, "keys_values": kept}
+        return {"banks": banks, "retriever": self.config.retriever.identity, "keys_values": kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a saved bank until training starts; evaluation starts empty and never looks at it."""

@@ -1,6 +1,7 @@
 """Whether memory settings can go with the data's and the model's; told before a run begins."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_memlong.config import MemoryConfig, require
@@ -41,6 +42,24 @@ def check_memory(config: MemoryConfig, data: Any, pl_module: Any, stage: str) ->
     require(ok, "memory.distractors", config.distractors, allowed, fix)
     if config.policy == "none" and hasattr(data, "longest_document"):
         _require_room(config.capacity, data.longest_document(stage))
+
+
+def check_batch(batch: Mapping[str, Any], rows: int, chunk_size: int) -> None:
+    """Check a batch, which may come from a DataModule of one's own.
+
+    Args:
+        batch: With ``input_ids`` (B, T).
+        rows: Of the bank, which are those of the first batch.
+        chunk_size: Tokens of a chunk.
+
+    Raises:
+        UserError: If it does not fit the bank.
+    """
+    found, tokens = batch["input_ids"].shape
+    allowed = f"{rows}, as in the first one: each is a document stream, and idle ones have windows of length 0"
+    require(found == rows, "data: rows of a batch", found, allowed, "pad the batch, or leave it out")
+    allowed = f"a multiple of memory.chunk_size={chunk_size}"
+    require(tokens % chunk_size == 0, "data: tokens of a window", tokens, allowed, "pad it")
 
 
 def _require_room(capacity: int, longest: int | None) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Conversation, LongContext, Prompt, are_several, one_each
 from lightning_memlong.model import (
     MemLongModel,
+    export,
     exported_memory,
     exported_settings,
     load_weights,
@@ -90,6 +92,12 @@ class MemLong(MemLongModel):
             UserError: As :attr:`long_context`.
         """
         return self.long_context.retrieval
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> Path:
+        """As :meth:`MemLongModel.save_pretrained`, with the tokenizer and the memory settings this model knows."""
+        if (known := self._long_context) is None:
+            return super().save_pretrained(folder, tokenizer)
+        return export(self, folder, tokenizer or known.tokenizer, asdict(known.config))
 
     # ---- reading ------------------------------------------------------------------------------------------
 
@@ -216,6 +224,8 @@ class MemLong(MemLongModel):
         for name, value in settings.items():
             allowed = "settings of MemLong: " + ", ".join(sorted(known))
             require(name in known, name, value, allowed, "correct the name")
+        if isinstance(tuning := settings.get("tuning"), Mapping):
+            settings["tuning"] = changed(TuningConfig(), tuning, "tuning")
         if (checkpoint := _checkpoint_of(Path(folder))) is not None:
             model, stored = _from_checkpoint(cls, checkpoint, settings, memory is not None)
         else:

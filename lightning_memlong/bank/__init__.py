@@ -3,7 +3,7 @@
 from lightning_memlong.bank.eviction import POLICIES, load_policy
 from lightning_memlong.bank.memory_bank import MemoryBank
 from lightning_memlong.bank.retrieved import JoinedRetrieved, Retrieved
-from lightning_memlong.bank.row import BankRow, Entries, Snapshot
+from lightning_memlong.bank.row import BankRow, Entries
 from lightning_memlong.bank.store import SPARE
 from lightning_memlong.bank.transfer import Line, Transfer
 from lightning_memlong.bank.view import BankView
@@ -18,7 +18,6 @@ __all__ = [
     "Line",
     "MemoryBank",
     "Retrieved",
-    "Snapshot",
     "Transfer",
     "load_policy",
 ]

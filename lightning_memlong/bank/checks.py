@@ -10,7 +10,7 @@ from lightning_memlong.errors import UserError
 
 
 def check_insertion(
-    keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor, bank_rows: int, chunk_size: int, capacity: int
+    keys: Tensor, values: Tensor, embeddings: Tensor, lengths: Tensor, bank_rows: int, chunk_size: int, room: int
 ) -> None:
     """Check what :meth:`BankView.insert` was given.
 
@@ -21,7 +21,7 @@ def check_insertion(
         lengths: As there.
         bank_rows: Rows there are.
         chunk_size: Tokens of a chunk.
-        capacity: Size of a row [tokens].
+        room: Of a row, once it has evicted what it may [tokens].
 
     Raises:
         UserError: If a shape or type does not fit the bank, a window is larger than a row, or something is not finite.
@@ -32,10 +32,10 @@ def check_insertion(
             f"bank.insert: keys are {keys.dtype} and values {values.dtype}. Allowed: floating-point types. Fix: "
             "convert them."
         )
-    room, tokens = capacity // chunk_size, keys.shape[-2]
-    if lengths.shape[1] > room and int((lengths > 0).sum(dim=1).max()) > room:
+    chunks, tokens = room // chunk_size, keys.shape[-2]
+    if lengths.shape[1] > chunks and int((lengths > 0).sum(dim=1).max()) > chunks:
         raise UserError(
-            f"bank.insert: a window of {tokens} tokens does not fit into a row of {capacity}. Allowed: a "
+            f"bank.insert: a window of {tokens} tokens does not fit into a row of {room}. Allowed: a "
             "memory.capacity of at least data.window. Fix: raise --memory.capacity, or lower --data.window."
         )
     if not bool(torch.isfinite(embeddings).all()):

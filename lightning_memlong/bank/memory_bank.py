@@ -12,7 +12,7 @@ from lightning_memlong.bank.state import restore
 from lightning_memlong.bank.storage import Where
 from lightning_memlong.bank.store import BankStore
 from lightning_memlong.bank.view import BankView
-from lightning_memlong.config import require
+from lightning_memlong.config import require, require_choice
 
 
 class MemoryBank(BankView):
@@ -32,7 +32,7 @@ class MemoryBank(BankView):
         storage_folder: Folder for ``disk``; None: the system's for temporary files.
 
     Raises:
-        UserError: For a capacity that is no multiple of the chunk size, or an unknown policy.
+        UserError: For a capacity that is no multiple of the chunk size, an unknown policy or an unknown storage.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class MemoryBank(BankView):
     ) -> None:
         allowed = f"a multiple of chunk_size={chunk_size}, at least two chunks"
         require(capacity % chunk_size == 0 and capacity >= 2 * chunk_size, "capacity", capacity, allowed, "round it")
+        require_choice("storage", storage, Where)
         store = BankStore(
             rows, capacity, chunk_size, policy, policy_args, index, dtype, half_life, storage, storage_folder
         )

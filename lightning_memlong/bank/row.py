@@ -1,7 +1,8 @@
 """What one bank row knows of its entries, apart from keys and values."""
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Entries:
     def none(cls, size: int) -> "Entries":
         """No entries, for embeddings of length ``size``."""
         real, whole = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long)
-        return cls(real, real, whole, whole, whole, whole, whole, torch.empty(0, size))
+        return cls(real, real, whole, whole, whole, whole, whole, torch.empty(0, size, dtype=torch.float32))
 
     def __len__(self) -> int:
         return len(self.counters)
@@ -47,10 +48,11 @@ class Entries:
 
     @classmethod
     def preallocated(cls, slots: int, size: int) -> "Entries":
-        """Zeros for ``slots`` entries, to be written over."""
-        like = cls.none(size)
-        tensors = (getattr(like, f.name) for f in fields(like))
-        return cls(*(t.new_zeros((slots, *t.shape[1:])) for t in tensors))
+        """Zeros for ``slots`` entries, to be written over, whatever mode PyTorch is in now and then."""
+        with torch.inference_mode(False):
+            like = cls.none(size)
+            tensors = (getattr(like, f.name) for f in fields(like))
+            return cls(*(t.new_zeros((slots, *t.shape[1:])) for t in tensors))
 
     def copy_from(self, start: int, other: "Entries") -> None:
         """Write another set of entries over this one, from ``start`` on."""
@@ -58,9 +60,10 @@ class Entries:
             getattr(self, f.name)[start : start + len(other)] = getattr(other, f.name)
 
 
-class Snapshot(NamedTuple):
-    """A state of a row to come back to."""
+class Loan(NamedTuple):
+    """That somebody stores in a row for a while, and what the row was before."""
 
+    writer: "ref[object]"
     serial: int
     end: int
 
@@ -89,7 +92,10 @@ class BankRow:
         """Place in the document up to which it was stored [tokens]."""
         self.tokens = torch.empty(0, dtype=torch.int32)
         """(T,) what was read, by place in the document, if anybody notes it."""
-        self._owner: int | None = None
+        self._loan: Loan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_loan": None}  # who stores here does not in a copy
 
     def allocate(self, size: int, gpu_index: bool = False) -> None:
         """Make the buffers, now that embeddings are known to be of length ``size``."""
@@ -163,7 +169,7 @@ class BankRow:
         assert count <= len(self._free), "no free slot: evict first"
         slots = torch.tensor([self._free.pop() for _ in range(count)], dtype=torch.long)
         born = torch.arange(self.serial, self.serial + count)
-        if self.half_life is not None:
+        if self.half_life is not None and self._loan is None:  # what is taken out again makes nothing fade
             entries = self.entries
             for faded in (entries.counters, entries.scores):
                 faded *= 0.5 ** (count / self.half_life)
@@ -214,7 +220,7 @@ class BankRow:
         """Forget everything."""
         self._free = list(range(self.slots - 1, -1, -1))
         self._count = self.serial = self.end = 0
-        self.tokens = self.tokens[:0]
+        self.tokens, self._loan = self.tokens[:0], None
         if self.index is not None:
             self.index.reset()
 
@@ -235,15 +241,6 @@ class BankRow:
 
     # ---- taking back --------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """Where the row is now, for :meth:`rollback`."""
-        return Snapshot(self.serial, self.end)
-
-    def rollback(self, to: Snapshot) -> None:
-        """Take out what was stored since :meth:`snapshot`, and let others store; counters keep what they counted."""
-        self._owner = None
-        self._take_out(self.entries.born >= to.serial, *to)
-
     def truncate(self, place: int) -> int:
         """Take out the chunks that reach beyond ``place`` [tokens]; gives where what is left ends."""
         entries = self.entries
@@ -261,21 +258,33 @@ class BankRow:
 
     # ---- one writer at a time -----------------------------------------------------------------------------
 
-    def acquire(self, owner: int) -> None:
-        """Let a conversation store here; until :meth:`rollback`, nobody else may.
+    def acquire(self, writer: object) -> None:
+        """Let somebody store here; until :meth:`release`, nobody else may.
 
         Raises:
             UserError: If another one does.
         """
-        self.require_unlocked(owner)
-        self._owner = owner
+        self.require_unlocked(writer)
+        if self._loan is None:
+            self._loan = Loan(ref(writer), self.serial, self.end)
 
-    def require_unlocked(self, owner: int | None = None) -> None:
-        """Check that no conversation other than ``owner`` has its text here.
+    def release(self, writer: object | None) -> None:
+        """Take out what a writer stored since :meth:`acquire`, and let others store; counters keep what they counted.
+
+        Args:
+            writer: Nothing happens if it does not store here; None: one that is gone without a word.
+        """
+        if (loan := self._loan) is not None and loan.writer() is writer:
+            self._loan = None
+            self._take_out(self.entries.born >= loan.serial, loan.serial, loan.end)
+
+    def require_unlocked(self, writer: object | None = None) -> None:
+        """Check that nobody but ``writer`` has a text here for a while.
 
         Raises:
-            UserError: If one has.
+            UserError: If somebody has.
         """
+        self.release(None)
         allowed, fix = "one conversation at a time in a row", "close that conversation first"
         found = f"row {self.number} holds the text of an open conversation"
-        require(self._owner in (None, owner), "memory", found, allowed, fix)
+        require(self._loan is None or self._loan.writer() is writer, "memory", found, allowed, fix)

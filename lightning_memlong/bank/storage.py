@@ -63,7 +63,8 @@ class ChunkStorage:
             self._scales = [self._room((*shape[:-1], 1), torch.float32, folder) for _ in range(2)]
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype, folder: str | None) -> Tensor:
-        return self._empty(shape, dtype, folder).permute(1, 2, 0, 3, 4)
+        with torch.inference_mode(False):  # it may be written to in another mode
+            return self._empty(shape, dtype, folder).permute(1, 2, 0, 3, 4)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, folder: str | None) -> Tensor:
         count = torch.Size(shape).numel()

@@ -154,7 +154,8 @@ class BankStore:
         evict: bool,
     ) -> None:
         """See :meth:`BankView.insert`; the R rows are those of ``numbers``."""
-        check_insertion(keys, values, embeddings, lengths, len(numbers), self.chunk_size, self.capacity)
+        room = self.capacity if evict else self.slots * self.chunk_size
+        check_insertion(keys, values, embeddings, lengths, len(numbers), self.chunk_size, room)
         check_embedding_size(embeddings, self.embedding_size)
         chunk_keys, chunk_values = (as_chunks(t[None] if t.dim() == 4 else t, self.chunk_size) for t in (keys, values))
         check_fits(keys, chunk_keys, self.storage)

@@ -8,6 +8,7 @@ from lightning_memlong.config.checks import (
     require,
     require_choice,
     require_types,
+    require_whole,
 )
 from lightning_memlong.config.memory import (
     BankDtype,
@@ -62,4 +63,5 @@ __all__ = [
     "memory_settings",
     "require_own_code",
     "require_types",
+    "require_whole",
 ]

@@ -20,6 +20,11 @@ def require(ok: bool, key: str, value: object, allowed: str, fix: str) -> None:
         raise UserError(f"{key}={value!r} cannot be used. Allowed: {allowed}. Fix: {fix}.")
 
 
+def require_whole(key: str, value: object) -> None:
+    """Raise unless a value is a whole number."""
+    require(_is(value, int), key, value, SCALARS[int], "correct it")
+
+
 SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -88,6 +93,8 @@ def named_or_imported(key: str, name: str, known: Mapping[str, Any], what: str =
 def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
     """A copy of a settings dataclass with some fields changed, checked anew."""
     known = type(config).__dataclass_fields__
+    allowed = "options of it by name: " + ", ".join(known)
+    require(isinstance(options, Mapping), key, options, allowed, "give {name: ...}, for instance")
     for name in options:
         require(name in known, f"{key}.{name}", options[name], "one of " + ", ".join(known), "correct the name")
     values = {name: _changed_to(getattr(config, name), value, f"{key}.{name}") for name, value in options.items()}
@@ -97,8 +104,6 @@ def changed(config: Any, options: Mapping[str, Any], key: str) -> Any:
 def _changed_to(before: Any, value: Any, key: str) -> Any:
     if not hasattr(before, "__dataclass_fields__") or isinstance(value, type(before)):
         return value
-    allowed = "options of it by name: " + ", ".join(type(before).__dataclass_fields__)
-    require(isinstance(value, Mapping), key, value, allowed, "give {name: ...}, for instance")
     return changed(before, value, key)
 
 

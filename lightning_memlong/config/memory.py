@@ -55,6 +55,13 @@ class RetrieverConfig:
         ok, allowed = self.max_length is None or self.max_length >= 8, "null, or 8 or more encoder tokens"
         require(ok, "memory.retriever.max_length", self.max_length, allowed, "raise it or leave it out")
 
+    @property
+    def identity(self) -> str:
+        """What of this changes embeddings: the name, and whatever is not as a matter of course."""
+        length = "" if self.max_length is None else f"max_length={self.max_length}"
+        dtype = "" if self.dtype == "auto" else self.dtype
+        return " ".join(part for part in (self.name, self.prompt.strip(), dtype, length) if part)
+
 
 @dataclass
 class MemoryConfig:

@@ -1,6 +1,6 @@
 """Turns of a conversation about what was read: prompts in, text out, with the passages that were retrieved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_memlong.bank import MemoryBank
-from lightning_memlong.config import require
+from lightning_memlong.config import require, require_whole
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation.hf_generate import GenerateAdapter, loop_options, refused, rehearse
 from lightning_memlong.generation.local_context import LocalContext
@@ -23,6 +23,8 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 def are_several(prompt: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is a list of prompts, not one of messages."""
+    ok, allowed = isinstance(prompt, Sequence), "a text, messages, or a list of either"
+    require(ok, "prompt", prompt, allowed, "give what is to be gone on with")
     return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], Mapping)
 
 
@@ -32,7 +34,7 @@ def one_each(name: str, given: Any, prompts: int) -> list[Any]:
     Raises:
         UserError: If there are not as many.
     """
-    if isinstance(given, str | int) or given is None:  # a text is a sequence, too
+    if isinstance(given, str) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
         return [given] * prompts
     values = [*given]
     allowed = f"one for all, or one for each of {prompts} prompts"
@@ -75,8 +77,9 @@ class Conversation:
         if memory is None:
             memory = long_context.retrieval.new_bank(1, 0)
         long_context.check(memory)
+        require_whole("row", row)
         require(0 <= row < memory.rows, "row", row, f"0 to {memory.rows - 1}, a row of the bank", "correct it")
-        self.memory, self._snapshot = memory, memory.row(row).snapshot()
+        self.memory = memory
         self.context = LocalContext(long_context, memory, row, long_context.window(window))
         self._messages: list[Mapping[str, str]] = []
         self._shown = ""  # what the chat template wrote before the last answer
@@ -188,7 +191,7 @@ class Conversation:
 
     def _reset(self) -> None:
         """Forget what the context has read; it is read again with the next turn."""
-        self.memory.row(self._row).rollback(self._snapshot)
+        self.context.close()
         self.context = LocalContext(self._long_context, self.memory, self._row, self.context.window)
 
     def _end_turn(self, prompt: Prompt, whole: str, written: Tensor, begin: int) -> None:
@@ -239,7 +242,7 @@ class Conversation:
 
     def close(self) -> None:
         """Take out of the bank what this conversation has moved into it."""
-        self.memory.row(self._row).rollback(self._snapshot)
+        self.context.close()
 
     def __enter__(self) -> "Conversation":
         """For ``with``: closed at the end."""

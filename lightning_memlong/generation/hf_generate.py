@@ -12,6 +12,9 @@ from lightning_memlong.backbone import text_config
 from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 
+UNHEARD = ("guidance_scale", "output_attentions", "output_hidden_states")
+"""Options of transformers' ``generate`` that need the network itself, not only its logits."""
+
 
 class GenerateAdapter(GenerationMixin):
     """A text that grows as transformers' generate loop sees it: a model without a cache, given all of it each time.
@@ -48,12 +51,15 @@ def loop_options(options: dict[str, Any], tokenizer: Any, ended: Callable[[], bo
         ended: Whether to end before the next token.
 
     Raises:
-        UserError: For a cache, of which there is one.
+        UserError: For a cache, of which there is one, and what needs the network itself.
     """
 
     def stop(ids: Tensor, scores: Any, **_: Any) -> Tensor:
         return torch.full((len(ids),), ended(), device=ids.device)
 
+    for name in UNHEARD:
+        ok, allowed = options.get(name) in (None, False, 1), "what needs no second pass and no layer's own output"
+        require(ok, name, options.get(name), allowed, "leave it out")
     options = {"use_cache": False, **options}
     allowed = "false: the local context is the cache"
     require(options["use_cache"] is False, "use_cache", options["use_cache"], allowed, "leave it out")

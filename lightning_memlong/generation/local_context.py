@@ -40,8 +40,9 @@ class LocalContext:
         self._long_context, self._model, self._autocast = long_context, long_context.model, long_context.autocast
         self._memory, self._row, self.window = memory, row, window
         self._retrieval, self._chunk = long_context.retrieval, memory.chunk_size
+        memory.row(row).release(None)  # what somebody left there who was never closed
         self.origin = int(memory.ends()[row])
-        """WindowSpec of the text's first token, after what was read [tokens]."""
+        """Place of the text's first token, after what was read [tokens]."""
         self.moved = 0
         """Tokens of the text that are in the bank; whole chunks."""
         self.retrieved: Retrieved | None = None
@@ -76,17 +77,26 @@ class LocalContext:
     def fork(self) -> "LocalContext":
         """The same text, to be gone on with in another way: its next tokens still attend to what a question retrieved.
 
-        Forks share the bank, so one that outgrows the window is rolled back before another goes on.
+        Forks share the bank, so each is to be closed before another goes on.
         """
         other = copy(self)
         other._cache, other.found = self._cache.copy(), dict(self.found)
         other._embedded, other._hidden, other._asked = list(self._embedded), list(self._hidden), True
         return other
 
+    def close(self) -> None:
+        """Take out of the bank what this text has moved into it."""
+        self._memory.row(self._row).release(self)
+
     # ---- retrieval ----------------------------------------------------------------------------------------
 
     def retrieve_for_prompt(self, embedding: Tensor) -> None:
-        """Let the tokens that come next attend to what a question (E,) retrieves."""
+        """Let the tokens that come next attend to what a question (E,) retrieves.
+
+        Raises:
+            UserError: If what the text has moved into the bank is not there any more.
+        """
+        self._follow()
         self.found = {}
         self.retrieve([embedding[None]] * len(self.ids))
         self._asked = True
@@ -257,6 +267,7 @@ class LocalContext:
         self._insert_oldest(half, kept)
         self._cache.evict(self._prefix + half, self.window)
         self.moved += half
+        self._attach_memory()  # the text begins elsewhere in the window now, and what lies near stands farther away
 
     def _insert_oldest(self, half: int, kept: int) -> None:
         """Store the oldest ``half`` local tokens, without the first ``kept`` of them."""
@@ -272,7 +283,17 @@ class LocalContext:
         lengths, starts = torch.full((1, count), size), self.moved + torch.arange(0, half, size)[None]
         lengths[0, 0] -= kept
         starts[0, 0] += kept
-        self._memory.row(self._row).acquire(id(self))
+        self._memory.row(self._row).acquire(self)
+        self._follow()
         self._memory.reserve(self._row, count)  # what was read is not to make way for what is said about it
         self._bank.insert(keys, values, embeddings, lengths, self.origin + starts, evict=False)
         self._bank.row(0).append_tokens(self.ids[0, self.moved : self.moved + half], self.origin + self.moved)
+
+    def _follow(self) -> None:
+        """Come after what the row holds: others may have read into it while nothing of the text was there."""
+        end = int(self._memory.ends()[self._row])
+        if not self.moved:
+            self.origin = end
+        known = self.origin + self.moved
+        allowed = f"{known:,}, where this text goes on"
+        require(end == known, "memory", f"a row that ends at token {end:,}", allowed, "begin a new conversation")

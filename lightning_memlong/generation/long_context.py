@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_memlong.bank import SPARE, MemoryBank
-from lightning_memlong.config import MemoryConfig, require
+from lightning_memlong.config import MemoryConfig, require, require_whole
 from lightning_memlong.distributed import note
 from lightning_memlong.generation.prefill import evaluating, read_windows, remaining
 from lightning_memlong.model import MemLongModel, weights_digest
@@ -70,13 +70,10 @@ class LongContext:
     def provenance(self) -> dict[str, str]:
         """What a bank belongs to that this model reads into."""
         model, config = self.model, self.config
-        retriever = f"{config.retriever.name} {config.retriever.prompt}".strip()
-        if config.retriever.dtype != "auto":
-            retriever += f" {config.retriever.dtype}"
         return {
             "weights": weights_digest(model),
             "source": f"{model.layout.source} of layers {model.stored_layers}",
-            "retriever": retriever,
+            "retriever": config.retriever.identity,
             "chunk_size": str(config.chunk_size),
         }
 
@@ -92,11 +89,14 @@ class LongContext:
         chunk = self.config.chunk_size
         # A first token stands before it.
         most = (int(getattr(self.model.config, "max_position_embeddings", None) or 2**31) - 1) // chunk * chunk
-        if wanted is None:
+        if wanted is not None:
+            require_whole("window", wanted)
+        else:
             wanted = max(2 * chunk, min(WINDOW // chunk * chunk, most))
         ok = 2 * chunk <= wanted <= most and wanted % chunk == 0
         allowed = f"a multiple of memory.chunk_size={chunk} from two chunks to the backbone's {most} positions"
-        require(ok, "window", wanted, allowed, f"use {min(most, max(2, round(wanted / chunk)) * chunk)}")
+        fix = f"use {min(most, max(2, round(wanted / chunk)) * chunk)}" if most >= 2 * chunk else "use smaller chunks"
+        require(ok, "window", wanted, allowed, fix)
         return wanted
 
     # ---- reading ------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class LongContext:
             memory: A bank to go on with: if what it holds is the beginning of the text, the rest is read (and its last
                 chunk again, if the text goes on in mid-token); else the text is read after what it holds. None: a new
                 one.
-            window: Tokens read at once [tokens]; None: see :meth:`window`.
+            window: Tokens read at once [tokens]; None: see :meth:`window`, and no more than a bank holds that evicts.
             capacity: Size of a new bank's row [tokens], which then evicts by ``memory.policy``, and whose windows
                 retrieve as in training so that it knows what is used. None: all that is read is kept.
             progress: Show a bar.
@@ -143,11 +143,16 @@ class LongContext:
         progress: bool = True,
     ) -> MemoryBank:
         """As :meth:`read`, for texts that are tokens (T,) already."""
+        if memory is not None:
+            self.check(memory, len(tokens))
+            if window is None and not memory.keeps_everything:
+                window = min(self.window(), memory.capacity)
         window, model = self.window(window), self.model
-        ok, allowed = capacity is None or capacity >= window, f"null, or at least the window ({window} tokens)"
-        require(ok, "capacity", capacity, allowed, "raise it, or lower the window")
+        self._require_capacity(capacity, window)
+        self._require_known(tokens)
         bank = self._new_bank(len(tokens), tokens, capacity) if memory is None else memory
-        self.check(bank, len(tokens))
+        ok, allowed = bank.keeps_everything or window <= bank.capacity, f"at most {bank.capacity}, the bank's capacity"
+        require(ok, "window", window, allowed, "give a smaller one")
         allowed = f"null, or {bank.capacity}: the bank is there already"
         require(capacity in (None, bank.capacity), "capacity", capacity, allowed, "leave it out, or begin a new bank")
         for row in range(bank.rows):
@@ -173,6 +178,20 @@ class LongContext:
                 "with what this one returns as memory=."
             )
         return bank
+
+    def _require_capacity(self, capacity: int | None, window: int) -> None:
+        if capacity is None:
+            return
+        require_whole("capacity", capacity)
+        allowed = "null with memory.policy=none, which keeps everything"
+        require(self.config.policy != "none", "capacity", capacity, allowed, "leave it out, or set another policy")
+        allowed = f"null, or at least the window ({window} tokens)"
+        require(capacity >= window, "capacity", capacity, allowed, "raise it, or lower the window")
+
+    def _require_known(self, tokens: Sequence[np.ndarray]) -> None:
+        embeddings: Any = self.model.backbone.get_input_embeddings()
+        size, largest = embeddings.num_embeddings, max((int(t.max()) for t in tokens if len(t)), default=0)
+        require(largest < size, "text", f"token {largest}", f"ids below {size}, the backbone's", "use its tokenizer")
 
     def tokenise(self, text: str, row: int = 0) -> np.ndarray:
         """Tokens (T,) of a text that is to be read into a row, whole and without special ones, however it is spelled.
@@ -203,6 +222,8 @@ class LongContext:
         Raises:
             UserError: If it was made with something else.
         """
+        ok, allowed = isinstance(memory, MemoryBank), "a bank that model.read gave, or MemoryBank.open(file)"
+        require(ok, "memory", memory, allowed, "open the file first")
         memory.require_provenance(self.provenance())
         chunk = self.config.chunk_size
         fix = "use a bank this model has read into, or set memory.chunk_size to the bank's"

@@ -57,6 +57,9 @@ class PlainContext:
         other._cache = deepcopy(self._cache) if other._sinks is None else other._sinks.of_backbone
         return other
 
+    def close(self) -> None:
+        """As :meth:`LocalContext.close`; nothing of this text lies elsewhere."""
+
     @torch.no_grad()
     def read(self, ids: Tensor, last: int) -> Tensor:
         """Hidden states (B, last, E) of the last of the tokens (B, T) that come next; fewer, where T is less."""

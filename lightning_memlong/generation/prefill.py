@@ -129,15 +129,16 @@ def first_of_all(model: MemLongModel, tokenizer: Any) -> int | None:
 def _batch(windows: Windows, spans: Sequence[Span], start: int, size: int) -> dict[str, Tensor]:
     """The windows that begin at ``start`` of each span, padded to whole chunks, no longer than needed."""
     cut = [s.tokens[start : start + windows.window] for s in spans]
-    places = [WindowSpec(row, start, tokens) if len(tokens) else None for row, tokens in enumerate(cut)]
-    batch = windows.batch(places)
+    batch = windows.batch([WindowSpec(row, start, t) if len(t) else None for row, t in enumerate(cut)])
     longest = -(-max(map(len, cut)) // size) * size
     batch["input_ids"] = batch["input_ids"][:, :longest]
     del batch["labels"]  # nothing is scored
-    batch["offset"] = torch.tensor([s.offset + start for s in spans])
     overlap = windows.window - windows.stride
     known = [min(s.known if start == 0 else overlap, len(c)) for s, c in zip(spans, cut, strict=True)]
     batch["overlap"] = torch.tensor(known)
+    # A row that has nothing new stands where nothing was before: it retrieves nothing, and nothing counts as used.
+    places = [(s.offset + start) * (len(c) > n) for s, c, n in zip(spans, cut, known, strict=True)]
+    batch["offset"] = torch.tensor(places)
     return batch
 
 
@@ -153,7 +154,9 @@ def common_prefix(bank: BankView, row: int, tokens: np.ndarray) -> int | None:
     both = min(end, len(tokens))
     differ = np.flatnonzero(held[:both] != tokens[:both])
     common = int(differ[0]) if len(differ) else both
-    return common if common == end or (end > SEAM and common >= end - SEAM) else None
+    # A text that only ends earlier is another one; where it differs, it goes on from a seam.
+    seam = common < len(tokens) and end > SEAM and common >= end - SEAM
+    return common if common == end or seam else None
 
 
 def remaining(bank: BankView, row: int, tokens: np.ndarray) -> Span:

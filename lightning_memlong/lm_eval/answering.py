@@ -4,7 +4,7 @@ Legend: V tokens of the vocabulary, n tokens that are scored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -60,8 +60,8 @@ class Prompt:
 
     def score(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Losses (n,) of tokens that may follow, and whether each is the likeliest (n,)."""
-        logits = self._context.fork().logits(self._ids([*self._tokens, *tokens[:-1]]), len(tokens))
-        return losses_of(logits, tokens)
+        with closing(self._context.fork()) as fork:
+            return losses_of(fork.logits(self._ids([*self._tokens, *tokens[:-1]]), len(tokens)), tokens)
 
     def write(self, stops: Sequence[str] = (), **options: Any) -> str:
         """The text that follows, up to one of the stop texts.
@@ -72,9 +72,10 @@ class Prompt:
         tokenizer, begin = self._long_context.tokenizer, len(self._tokens)
         if stops:
             options["stopping_criteria"] = [stop_at(tokenizer, stops, begin)]
-        adapter = GenerateAdapter(self._long_context.model.backbone, self._context.fork().logits)  # type: ignore[arg-type]
         try:
-            ids = adapter.generate(self._ids(self._tokens), **loop_options(options, tokenizer, lambda: False))
+            with closing(self._context.fork()) as fork:
+                adapter = GenerateAdapter(self._long_context.model.backbone, fork.logits)  # type: ignore[arg-type]
+                ids = adapter.generate(self._ids(self._tokens), **loop_options(options, tokenizer, lambda: False))
         except UserError:
             raise
         except (ValueError, TypeError) as error:
@@ -107,15 +108,14 @@ def prompted(
         row: Of the bank.
     """
     memory: BankView = long_context.retrieval.new_bank(1, 0) if bank is None else bank
-    before = memory.row(row).snapshot()
-    try:
-        with evaluating(long_context.model), torch.no_grad():
-            context = LocalContext(long_context, memory, row, window)
-            context.retrieve_for_prompt(long_context.embed_texts([question])[0])
-            places = [(start, start + length) for start, (length, _) in context.found.items()]
-            yield Prompt(context, long_context, tokens, places)
-    finally:
-        memory.row(row).rollback(before)
+    with (
+        evaluating(long_context.model),
+        torch.no_grad(),
+        closing(LocalContext(long_context, memory, row, window)) as context,
+    ):
+        context.retrieve_for_prompt(long_context.embed_texts([question])[0])
+        places = [(start, start + length) for start, (length, _) in context.found.items()]
+        yield Prompt(context, long_context, tokens, places)
 
 
 def cut_off(tokens: int, room: int, chunk_size: int) -> int:

@@ -233,9 +233,10 @@ class ContextFactory:
             context.biases = self.biases
         if places.far:
             context.turn_query, context.scales = self._turning(), self.scales
-        if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1]:
+        every = places.far == 0 and layout.position == "fixed"  # what is near is read by all
+        if retrieved.top_k is not None and retrieved.top_k < retrieved.positions.shape[1] and not every:
             context.choice = Choice(retrieved.chunk_size, retrieved.top_k)
-        if places.far and layout.memory_reference is not None:
+        if places.far and layout.memory_reference is not None and layout.fusion == "joint":
             most = layout.memory_reference
             least = _least(most, retrieved.asked, reach + 1)
             context.share = _share(places, least, most, len(retrieved.mask), device)

@@ -29,11 +29,21 @@ class MemoryLayout:
     memory_near: int
     """Chunks that begin within so many before the window stand where they lie, for position ``fixed`` [tokens]."""
     memory_reference: int | None
-    """Those at the one distance weigh as if they were so many; None: as many as they are [tokens]."""
+    """Those at the one distance weigh as if they were so many, for ``joint``; None: as many as they are [tokens]."""
     memory_bias: bool
     memory_scale: bool
     stored: tuple[int, ...] | None = None
     """Layers whose K/V a bank holds, if not those that are read."""
+
+    @property
+    def learns_bias(self) -> bool:
+        """Whether there is a number a head for memory's scores."""
+        return self.memory_bias and self.fusion == "joint"
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether there is a factor a head on them."""
+        return self.memory_scale and self.fusion == "joint" and self.position == "fixed"
 
     @property
     def stored_layers(self) -> list[int]:
@@ -60,10 +70,6 @@ def lay_out(config: Any, chosen: ModelConfig, learned_before: LearnedReading | N
     memory_layer, layers = choose_layers(chosen.memory_layer, chosen.retrieval_layers, count, whole, best)
     how = {f.name: getattr(chosen, f.name) for f in fields(MemoryLayout) if hasattr(chosen, f.name)}
     how["memory_distance"] = _distance(config, chosen)
-    if chosen.fusion != "joint" or chosen.position != "fixed":
-        how["memory_reference"] = None
-    how["memory_bias"] = chosen.memory_bias and chosen.fusion == "joint"
-    how["memory_scale"] = chosen.memory_scale and chosen.fusion == "joint" and chosen.position == "fixed"
     return MemoryLayout(**(how | {"memory_layer": memory_layer, "retrieval_layers": layers}))
 
 

@@ -81,8 +81,8 @@ class MemLongModel(nn.Module):
         gated = self.retrieval_layers if chosen.fusion == "gated" else []
         heads = self.config.num_attention_heads
         self.gates = nn.ParameterDict({str(layer): nn.Parameter(torch.zeros(heads)) for layer in gated})
-        self.memory_bias = self._one_a_head(self.layout.memory_bias)
-        self.memory_scale = self._one_a_head(self.layout.memory_scale)
+        self.memory_bias = self._one_a_head(self.layout.learns_bias)
+        self.memory_scale = self._one_a_head(self.layout.learns_scale)
         learned: Any = self._numbers()  # live mappings, though PyTorch does not call them so
         self.contexts = ContextFactory(self.layout, self.rotary, *learned)
         self.tuning = Tuning(self.backbone, self.memory_layer, tuning or TuningConfig())

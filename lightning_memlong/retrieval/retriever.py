@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_memlong.config import RetrieverConfig, is_import_path, named_or_imported
+from lightning_memlong.config import RetrieverConfig, is_import_path, named_or_imported, require
 from lightning_memlong.errors import UserError
 from lightning_memlong.files import cache_dir, package_file
 from lightning_memlong.retrieval.bm25 import BM25Retriever
@@ -128,6 +128,11 @@ class SentenceRetriever(Retriever):
         self.max_length = min(config.max_length or limit, limit)
         self._encoder.max_seq_length = self.max_length
         self._batch_size, self._prompt = config.batch_size, config.prompt
+        tokenizer = self._encoder.tokenizer
+        asking = len(tokenizer(self._prompt, add_special_tokens=False)["input_ids"]) if self._prompt else 0
+        self._room = self.max_length - tokenizer.num_special_tokens_to_add() - asking
+        allowed = f"one that leaves room for text in the encoder's {self.max_length} tokens"
+        require(self._room > 0, "memory.retriever.prompt", f"{asking} tokens", allowed, "shorten it")
         self._told = False
         self._device = torch.device("cpu")
 
@@ -167,13 +172,12 @@ class SentenceRetriever(Retriever):
     def split(self, text: str) -> list[tuple[str, int]]:
         """Pieces of a text that fit the encoder, each with its length in encoder tokens."""
         # Cheap test first: a word piece is at least one character.
-        if len(text) <= self.max_length - 2:
+        if len(text) <= self._room:
             return [(text, max(1, len(text)))]
         encoded: Any = self._encoder.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
         )
-        offsets = encoded["offset_mapping"]
-        room = self.max_length - self._encoder.tokenizer.num_special_tokens_to_add()
+        offsets, room = encoded["offset_mapping"], self._room
         if len(offsets) <= room:
             return [(text, max(1, len(offsets)))]
         if not self._told:

@@ -30,7 +30,10 @@ def as_tokens(given: Any, tokenise: Callable[[str, int], np.ndarray]) -> list[np
         masks = given.get("attention_mask")
         if masks is None:
             return rows
-        return [row[_ids(mask, given) != 0] for row, mask in zip(rows, _rows(masks, given), strict=True)]
+        kept = [_mask(mask, given) for mask in _rows(masks, given)]
+        if [*map(len, kept)] != [*map(len, rows)] or not all(mask.any() for mask in kept):
+            raise _not_text(given)
+        return [row[mask] for row, mask in zip(rows, kept, strict=True)]
     if isinstance(given, bytes | Mapping) or not isinstance(given, Sequence | Tensor | np.ndarray) or not len(given):
         raise _not_text(given)
     if isinstance(given, Sequence) and all(isinstance(text, str) for text in given):
@@ -55,6 +58,11 @@ def _ids(row: Any, given: Any) -> np.ndarray:
     if found.ndim != 1 or not len(found) or found.dtype.kind not in "iu" or found.min() < 0:
         raise _not_text(given)
     return found.astype(np.int64)
+
+
+def _mask(row: Any, given: Any) -> np.ndarray:
+    found = np.asarray(row.cpu() if isinstance(row, Tensor) else row)
+    return found if found.dtype == bool else _ids(found, given) != 0
 
 
 def _not_text(given: Any) -> UserError:

@@ -59,8 +59,9 @@ def test_a_bank_is_saved_here_and_opened_there(storage: str, device: torch.devic
 
 def test_a_bank_grows_and_takes_back(device: torch.device) -> None:
     _, bank = read(model_on(device), retrieval(), documents(), device)
-    before, marks = gathered(bank), [bank.row(row).snapshot() for row in range(ROWS)]
+    before = gathered(bank)
     for row in range(ROWS):
+        bank.row(row).acquire(bank)
         bank.reserve(row, 64)
     window = torch.randn(3, ROWS, 2, 2 * CHUNK, 16, device=device)
     embeddings = torch.nn.functional.normalize(torch.randn(ROWS, 2, 256), dim=-1)
@@ -68,8 +69,8 @@ def test_a_bank_grows_and_takes_back(device: torch.device) -> None:
     bank.insert(window, window, embeddings, torch.full((ROWS, 2), CHUNK), starts, evict=False)
     newest = bank.gather(torch.full((ROWS, 1), len(bank.entries(0)) - 1), count=False)
     assert newest is not None and torch.equal(newest.keys, window[:, :, :, CHUNK:])
-    for row, mark in enumerate(marks):
-        bank.row(row).rollback(mark)
+    for row in range(ROWS):
+        bank.row(row).release(bank)
     for one, another in zip(before, gathered(bank), strict=True):
         assert torch.equal(one, another)
 

@@ -264,7 +264,9 @@ def test_a_resume_on_other_text_or_with_another_retriever_is_told(
     resume = ["fit", *options, "--ckpt_path", "last", "--trainer.max_steps", "6"]
     assert "training text is not the one" in told([*resume, "--data.min_document_tokens", "400"], capfd)
     message = told([*resume, "--memory.retriever.name", "all-MiniLM-L6-v2"], capfd)
-    assert "memory.retriever.name='all-MiniLM-L6-v2'" in message and "'hashing'" in message
+    assert "memory.retriever='all-MiniLM-L6-v2'" in message and "'hashing'" in message
+    message = told([*resume, "--memory.retriever.prompt", "query: "], capfd)
+    assert "memory.retriever='hashing query:'" in message, "what the bank holds was embedded without"
     assert "data.window=128" in told([*resume, "--data.window", "128"], capfd)
 
 

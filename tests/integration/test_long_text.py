@@ -1,6 +1,7 @@
 """Reading texts into banks and writing about them, in Python."""
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 from lightning_memlong import MemLong, MemoryBank, MemoryConfig, UserError
 from lightning_memlong.cli.main import main
 from lightning_memlong.config import RetrieverConfig
-from lightning_memlong.generation import read_windows
+from lightning_memlong.generation import LocalContext, read_windows
 from tests.integration.helpers import tiny
 
 SETTINGS = {"chunk_size": 16, "capacity": 256, "top_k": 2, "retriever": {"name": "hashing"}}
@@ -159,6 +160,91 @@ def test_a_conversation_goes_on(model: MemLong, book: str) -> None:
     again = model.converse(bank, window=64)
     assert [again.say(q, **options) for q in ("kan lor", " mis tur", " rax sin")] == answers
     again.close()
+
+
+def test_conversations_on_one_row_leave_each_other_alone(model: MemLong, book: str) -> None:
+    """What one closes is its own: not what was read meanwhile, nor what another has moved in, nor its lock."""
+    bank = model.read(book[:1000], window=64, progress=False)
+    long: dict[str, Any] = {"max_new_tokens": 60, "min_new_tokens": 60}
+    with model.converse(bank, window=64) as first:
+        first.say("first", max_new_tokens=2)
+        model.read(book[:1500], bank, window=64, progress=False)
+        assert first.context.origin == 1000
+        first.say(" then", max_new_tokens=2)
+        assert first.context.origin == 1500, "it goes on after what is there now"
+    assert bank.ends().tolist() == [1500]
+    second = model.converse(bank, window=64)
+    second.say("kan lor " * 5, **long)
+    moved, held = second.context.moved, len(bank.entries(0))
+    assert moved and bank.ends().tolist() == [1500 + moved]
+    model.generate("x?", bank, window=64, max_new_tokens=2)
+    with model.converse(bank, window=64) as third:
+        third.say("x?", max_new_tokens=2)
+    assert len(bank.entries(0)) == held, "others have closed, and taken nothing"
+    for refused in (
+        lambda: bank.save("/nowhere/bank"),
+        lambda: model.generate("kan lor " * 5, bank, window=64, **long),
+    ):
+        with pytest.raises(UserError, match="close that conversation first"):
+            refused()
+    second.say(" then ", **long)
+    assert all(passage.text for passage in second.passages) and bank.ends().tolist() == [1500 + second.context.moved]
+    bank.reset()
+    with pytest.raises(UserError, match="begin a new conversation"):
+        second.say(" then ", max_new_tokens=2)
+
+
+def test_a_conversation_nobody_holds_any_more_is_closed(model: MemLong, book: str, tmp_path: Path) -> None:
+    bank = model.read(book[:1000], window=64, progress=False)
+    model.converse(bank, window=64).say("kan lor " * 5, max_new_tokens=60, min_new_tokens=60)
+    gc.collect()
+    assert MemoryBank.open(bank.save(tmp_path / "bank")).ends().tolist() == [1000]
+
+
+def test_what_lies_near_stays_near_once_the_window_has_moved(byte_backbone: Path, book: str) -> None:
+    """A turn whose tokens push older ones out of the window: what it retrieved stands where it did in the text."""
+    near = {"position": "fixed", "memory_near": 64, "memory_distance": 200, "memory_reference": None}
+    model = MemLong.from_pretrained(byte_backbone, {**SETTINGS, "selection": "recent"}, memory_layer=1, **near)
+    bank = model.read(book[:160], window=64, progress=False)
+    context = LocalContext(model.long_context, bank, 0, 64)
+    ids = torch.from_numpy(model.long_context.tokenise(book[500:600]))[None].long()
+    for end in (50, 90):
+        context.retrieve_for_prompt(model.long_context.embed_texts(["kan"])[0])
+        context.logits(ids[:, :end])
+    assert context.moved and context.retrieved is not None
+    assert context.retrieved.begin is not None and context.retrieved.begin.tolist() == [160 + context.moved]
+    context.close()
+
+
+def test_a_short_bank_beside_a_long_window(model: MemLong, book: str) -> None:
+    bank = model.read(book[:500], window=64, capacity=64, progress=False)
+    assert model.generate(book[:250], bank, window=256, max_new_tokens=200, min_new_tokens=200)
+    assert len(bank.entries(0)) <= 4
+    with pytest.raises(UserError, match="window=128.*at most 64.*give a smaller one"):
+        model.read(book[:900], bank, window=128, progress=False)
+    assert bank.ends().tolist() == [500]
+
+
+def test_a_text_that_is_the_beginning_of_what_was_read_is_another(model: MemLong, book: str) -> None:
+    bank = model.read(book[:500], window=64, progress=False)
+    model.read(book[:496], bank, window=64, progress=False)
+    assert bank.ends().tolist() == [996] and len(bank.row(0).tokens) == 996
+
+
+def test_a_row_that_has_ended_uses_nothing(model: MemLong, book: str) -> None:
+    short, long = book[:300], book[1000:3500]
+    beside = model.read([short, long], window=64, capacity=1024, progress=False)
+    alone = model.read(short, window=64, capacity=1024, progress=False)
+    assert torch.equal(beside.entries(0).counters, alone.entries(0).counters) and float(alone.entries(0).counters.sum())
+    assert torch.equal(beside.row(0).idle, alone.row(0).idle)
+
+
+def test_what_is_saved_is_loaded_with_its_memory(byte_backbone: Path, tmp_path: Path) -> None:
+    model = MemLong.from_pretrained(byte_backbone, {**SETTINGS, "selection": "mix"}, memory_layer=1, position="zero")
+    again = MemLong.from_pretrained(model.save_pretrained(tmp_path / "saved"))
+    assert again.long_context.config == model.long_context.config and again.layout == model.layout
+    fixed = MemLong.from_pretrained(tmp_path / "saved", position="fixed").layout
+    assert fixed == MemLong.from_pretrained(byte_backbone, SETTINGS, memory_layer=1, position="fixed").layout
 
 
 def test_a_turn_that_fails_is_as_if_it_had_not_been(model: MemLong, book: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +452,7 @@ def test_a_model_and_its_bank_go_to_another_process(byte_backbone: Path, book: s
 
 def test_bad_input_is_told(model: MemLong, byte_backbone: Path, book: str, tmp_path: Path) -> None:
     bank = model.read(book[:800], window=64, progress=False)
-    size = len(bank.entries(0))
+    size, keeps = len(bank.entries(0)), MemLong.from_pretrained(byte_backbone, {**SETTINGS, "policy": "none"})
     for given, message in (
         (lambda: model.generate(" \n", bank), "prompt=.*some text"),
         (lambda: model.generate([], bank), "prompt=.*messages with role and content"),
@@ -379,6 +465,17 @@ def test_bad_input_is_told(model: MemLong, byte_backbone: Path, book: str, tmp_p
         (lambda: model.read(["kan", " "]), "text 2 of several=' '"),
         (lambda: model.read(["kan", "lor"], bank), "text='2 texts'.*as many texts as the bank has rows, 1"),
         (lambda: model.read(book, capacity=32, window=64), "capacity=32.*at least the window"),
+        (lambda: model.read(book, capacity="64", window=64), "capacity='64'.*a whole number"),
+        (lambda: model.read(book, window=64.0), "window=64.0.*a whole number"),
+        (lambda: model.read([5, 999]), "text='token 999'.*ids below 257"),
+        (lambda: model.generate(None, bank), "prompt=None.*a text, messages, or a list of either"),
+        (lambda: model.generate("kan", bank, row="0"), "row='0'.*a whole number"),
+        (lambda: model.generate("kan", bank, guidance_scale=1.5), "guidance_scale=1.5.*leave it out"),
+        (lambda: model.generate("kan", memory="bank.safetensors"), "memory='bank.safetensors'.*MemoryBank.open"),
+        (lambda: MemoryBank(storage="nowhere"), "storage='nowhere'.*one of device, host, disk"),
+        (lambda: MemLong.from_pretrained(byte_backbone, "x"), "memory='x'.*options of it by name"),
+        (lambda: MemLong.from_pretrained(byte_backbone, tuning={"mod": "full"}), "tuning.mod='full'.*one of mode"),
+        (lambda: keeps.read(book, capacity=64, window=64), "capacity=64.*memory.policy=none"),
         (lambda: MemLong.from_pretrained(byte_backbone, {"top": 3}), "memory.top=3.*one of .*top_k"),
         (lambda: MemLong.from_pretrained(byte_backbone, {"query": "current"}), "memory.query='current'.*previous"),
     ):  # fmt: skip

@@ -1,6 +1,8 @@
 """Banks that grow, rows alone, and taking back what was stored last."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,17 +89,21 @@ def test_a_row_of_an_empty_bank_and_one_that_grows_meanwhile() -> None:
     assert torch.equal(held(alone, 0)[0], held(bank, 2)[0]) and bank.stats()["entries"] == 8
 
 
+class Writer:
+    """Stores for a while."""
+
+
 def test_room_beyond_the_capacity_is_lent_and_given_back() -> None:
     bank = MemoryBank(1, 8 * CHUNK, CHUNK, policy="fifo")
     fill(bank, 8)
-    before = held(bank, 0)
-    mark = bank.row(0).snapshot()
+    before, writer = held(bank, 0), Writer()
+    bank.row(0).acquire(writer)
     bank.reserve(0, 3)
     keys = torch.randn(2, 1, 2, 3 * CHUNK, 3)
     new = {"lengths": torch.full((1, 3), CHUNK), "positions": torch.tensor([[32, 36, 40]])}
     bank.insert(keys, keys, torch.nn.functional.normalize(torch.randn(1, 3, 5), dim=-1), **new, evict=False)
     assert len(bank.entries(0)) == 11 and not bank.evictions and bank.capacity == 8 * CHUNK
-    bank.row(0).rollback(mark)
+    bank.row(0).release(writer)
     assert all(torch.equal(a, b) for a, b in zip(held(bank, 0), before, strict=True))
     fill(bank, 2, 5)
     assert len(bank.entries(0)) <= 8 and bank.evictions, "it evicts at its capacity, as before"
@@ -115,23 +121,70 @@ def test_a_row_is_cut_at_a_place() -> None:
 def test_one_conversation_at_a_time() -> None:
     bank = MemoryBank(1, 8 * CHUNK, CHUNK)
     fill(bank, 2)
-    mark = bank.row(0).snapshot()
-    bank.row(0).acquire(1)
-    bank.row(0).acquire(1)
-    for refused in (lambda: bank.row(0).acquire(2), lambda: bank.save("/nowhere/bank")):
+    one, other = Writer(), Writer()
+    bank.row(0).acquire(one)
+    fill(bank, 1, 1)
+    bank.row(0).acquire(one)
+    for refused in (lambda: bank.row(0).acquire(other), lambda: bank.save("/nowhere/bank")):
         with pytest.raises(UserError, match="open conversation.*close that conversation first"):
             refused()
-    bank.row(0).rollback(mark)
-    bank.row(0).acquire(2)
+    bank.row(0).release(other)
+    assert len(bank.entries(0)) == 3, "what is not its own"
+    bank.row(0).release(one)
+    bank.row(0).acquire(other)
+    assert len(bank.entries(0)) == 2
+    bank.reset()
+    bank.row(0).acquire(one)
+
+
+def test_a_writer_that_is_gone_leaves_nothing() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK)
+    fill(bank, 2)
+    writer = Writer()
+    bank.row(0).acquire(writer)
+    fill(bank, 1, 1)
+    copied = pickle.loads(pickle.dumps(bank.row(0)))
+    copied.require_unlocked()
+    del writer
+    bank.row(0).require_unlocked()
+    assert len(bank.entries(0)) == 2 and bank.ends().tolist() == [2 * CHUNK]
+
+
+def test_what_is_taken_out_again_makes_nothing_fade() -> None:
+    bank = MemoryBank(1, 8 * CHUNK, CHUNK, half_life=1.0)
+    fill(bank, 2)
+    bank.gather(torch.tensor([[0, 1]]))
+    before, writer = bank.entries(0).counters.clone(), Writer()
+    bank.row(0).acquire(writer)
+    fill(bank, 3, 1)
+    bank.row(0).release(writer)
+    assert torch.equal(bank.entries(0).counters, before) and float(before.sum()) == 2
+    fill(bank, 1, 2)
+    assert float(bank.entries(0).counters.sum()) == 1, "as by what stays"
+
+
+@pytest.mark.parametrize("storage", ["device", "disk"])
+def test_a_bank_filled_in_inference_mode_goes_on_outside(storage: Any) -> None:
+    banks = [MemoryBank(1, 4 * CHUNK, CHUNK, storage=storage) for _ in range(2)]
+    for bank, inference in zip(banks, (False, True), strict=True):
+        with torch.inference_mode(inference):
+            fill(bank, 3)
+            bank.gather(torch.tensor([[0, 2]]))
+        fill(bank, 3, 1)
+        bank.gather(torch.tensor([[0, 2]]))
+    for one, other in zip(held(banks[0], 0), held(banks[1], 0), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(banks[0].entries(0).counters, banks[1].entries(0).counters) and banks[1].evictions
 
 
 def test_going_back_takes_out_what_came_later() -> None:
     bank = MemoryBank(1, 8 * CHUNK, CHUNK)
     fill(bank, 3)
     state = bank.state_dict()
-    mark = bank.row(0).snapshot()
+    writer = Writer()
+    bank.row(0).acquire(writer)
     fill(bank, 4, 1)
-    bank.row(0).rollback(mark)
+    bank.row(0).release(writer)
     after = bank.state_dict()
     for name, value in state["ledgers"][0].items():
         same = (
@@ -143,9 +196,9 @@ def test_going_back_takes_out_what_came_later() -> None:
     fill(bank, 5, 2)
     assert len(bank.entries(0)) == 8 and not bank.evictions
     nothing = MemoryBank(1, 8 * CHUNK, CHUNK)
-    begin = nothing.row(0).snapshot()
+    nothing.row(0).acquire(writer)
     fill(nothing, 2)
-    nothing.row(0).rollback(begin)
+    nothing.row(0).release(writer)
     assert len(nothing.entries(0)) == 0 and nothing.ends().tolist() == [0]
 
 

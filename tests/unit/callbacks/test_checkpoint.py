@@ -27,6 +27,27 @@ def test_it_saves_by_time_and_at_the_end(minutes: float, saves: int, tmp_path: P
     assert len(saved) == saves and saved[-1] == 6 and len(set(saved)) == saves
 
 
+def test_it_saves_no_half_of_a_step(tmp_path: Path) -> None:
+    """Gradients that are not complete are in no checkpoint: whatever the time, it waits for the end of the step."""
+    callback, saved = LastCheckpoint(every_minutes=60), list[tuple[int, int]]()
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            if trainer.fit_loop.epoch_loop.batch_idx in (4, 8):  # the first and the last window of a step
+                callback._last_time_checked = -1e9
+
+        def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: object) -> None:
+            saved.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.processed))
+
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=10, callbacks=[Watch(), callback], logger=False,
+        default_root_dir=tmp_path, limit_val_batches=0, accumulate_grad_batches=3, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    assert saved == [(2, 6), (3, 9), (4, 10)], "the tenth window is a step of its own"
+
+
 def test_steps_win_over_time() -> None:
     callback = LastCheckpoint(every_minutes=2, every_n_train_steps=7)
     assert callback._every_n_train_steps == 7 and callback._train_time_interval is None

@@ -142,6 +142,20 @@ def test_tokens_that_choose_leave_chunks_unused() -> None:
     assert counters(bank).sum() == pytest.approx(ROWS * 4)
 
 
+def test_what_a_row_chooses_from_does_not_depend_on_other_rows() -> None:
+    """What is near is read by all, also where nothing lies far in any row."""
+    model = wrap(position="fixed", memory_near=TOKENS, memory_distance=200)
+    retrieval, bank, batch = setting(model, candidates=3, top_k=1)
+    near, begin = torch.tensor([[3, 2, 1]]), torch.tensor([TOKENS])
+    alone = retrieval.gather(bank.view(0), near, None, False, begin)
+    beside = retrieval.gather(
+        bank, torch.cat([near, torch.tensor([[0, 1, 2]])]), None, False, torch.tensor([TOKENS, 99])
+    )
+    with torch.no_grad():
+        one, two = (model(batch["input_ids"][:n], memory=found).logits[0] for n, found in ((1, alone), (2, beside)))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
 def test_a_gate_that_is_shut_uses_nothing() -> None:
     model = wrap(fusion="gated")
     retrieval, bank, batch = setting(model)

@@ -105,6 +105,17 @@ def test_long_texts_are_encoded_in_pieces_and_averaged(tiny_encoder: Path) -> No
     assert (whole - other).abs().max() > 1e-4, "the end of the text must matter"
 
 
+def test_a_prompt_takes_its_room(tiny_encoder: Path) -> None:
+    """What stands before each piece is part of what the encoder takes: no piece loses its end."""
+    letters = list("abcdefghijklmnopqrst")
+    retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), prompt="x y z ", cache=False))
+    pieces = retriever.split(" ".join(letters))  # type: ignore[attr-defined]
+    assert [piece.split() for piece, _ in pieces] == [letters[:7], letters[7:14], letters[14:]]
+    assert len(retriever.split("a b c d")) == 1  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="memory.retriever.prompt='10 tokens'.*leaves room for text in .* 12 tokens"):
+        load_retriever(RetrieverConfig(name=str(tiny_encoder), prompt=" ".join(letters[:10])))
+
+
 def test_the_default_type_of_others_changes_nothing(tiny_encoder: Path) -> None:
     """Lightning's bf16-true changes it for all threads while a step is made, and chunks are embedded meanwhile."""
     retriever = load_retriever(RetrieverConfig(name=str(tiny_encoder), cache=False))
