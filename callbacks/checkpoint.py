@@ -1,5 +1,6 @@
 """One checkpoint to go on from, always the newest, also after Ctrl-C."""
 
+import logging
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,8 @@ from lightning_memlong.config import require
 from lightning_memlong.distributed import say
 from lightning_memlong.progress import deferred_interrupt
 from lightning_memlong.training.lightning_private import last_saved_step, save_last
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -41,6 +44,12 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Let Ctrl-C wait for the end of a step."""
         super().on_train_start(trainer, pl_module)
+        every, windows = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if len(trainer.checkpoint_callbacks) > 1 and isinstance(every, int) and every % windows:
+            log.warning(
+                "trainer.val_check_interval=%d is no multiple of trainer.accumulate_grad_batches=%d: a checkpoint that "
+                "is saved by validation may hold half a step, from which a run does not go on exactly", every, windows,
+            )  # fmt: skip
         if trainer.world_size == 1:
             self._interrupted = self._handler.enter_context(deferred_interrupt())
 

@@ -49,7 +49,7 @@ LAYOUT = {
     },
     "Cost": {
         "tokens a second": _chart("cost/tokens_per_second"),
-        "milliseconds a step": _chart(*(f"cost/{part}_ms" for part in PARTS.values())),
+        "milliseconds a window": _chart(*(f"cost/{part}_ms" for part in PARTS.values())),
         "peak memory [GB]": _chart("cost/host_memory_gb", "cost/device_memory_gb"),
     },
 }

@@ -4,14 +4,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 """Raised when what is measured changes, so that no table mixes old and new."""
-RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compile", "compare_memory_off", "tuning")
+RECIPE = ("optimizer", "scheduler", "gradient_checkpointing", "compile", "compare_memory_off", "tuning", "loss_weights",
+          "memory_bias_lr")  # fmt: skip
 """Of the model group, what has no effect on an evaluation."""
-AROUND = ("num_workers", "retries", "cache", "shuffle", "shuffle_buffer", "batch_size", "on_bad_document")
+AROUND = ("num_workers", "retries", "timeout_s", "cache", "shuffle", "shuffle_buffer", "batch_size", "on_bad_document")
 """Of the data group, likewise."""
+TRAINING = ("distractors", "save_keys_values")
+"""Of the memory group, likewise."""
+KEEPING = ("cache", "batch_size")
+"""Of the retriever's, likewise."""
 
 
 def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str:
@@ -23,7 +29,8 @@ def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str
     """
     model = {k: v for k, v in config["model"].items() if k not in RECIPE}
     data = {**config["data"], "init_args": _without(config["data"].get("init_args") or {}, AROUND)}
-    facts = {"model": model, "memory": config["memory"], "data": data, "evaluation": config["evaluation"]}
+    memory = {**_without(config["memory"], TRAINING), "retriever": _without(config["memory"]["retriever"], KEEPING)}
+    facts = {"model": model, "memory": memory, "data": data, "evaluation": _measured(config["evaluation"])}
     facts |= {"precision": config["trainer"].get("precision"), "seed": config.get("seed_everything")}
     named = [model["backbone"], config["memory"]["retriever"]["name"], *_texts(config["evaluation"])]
     if model.get("memory_weights") not in (None, "auto"):
@@ -34,6 +41,14 @@ def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str
 
 def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in names}
+
+
+def _measured(evaluation: Any) -> Any:
+    """The settings of an evaluation but for those its report alone depends on."""
+    if not isinstance(evaluation, Mapping):
+        return evaluation
+    reported = getattr(resolve_name(evaluation["class_path"]), "reported", ())
+    return {**evaluation, "init_args": _without(evaluation.get("init_args") or {}, reported)}
 
 
 def _texts(settings: Any) -> list[str]:

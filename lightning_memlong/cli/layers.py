@@ -97,10 +97,10 @@ def _score_cells(
     backbone: Any, cells: list[LayerChoice], score: ValidationScore, module: MemLongModule, folder: Path
 ) -> list[dict[str, Any]]:
     """Score cells, write each result down at once, and give all as rows."""
-    position, bos = module.model.layout.position, module.model.bos
+    settings, bos = module.settings, module.model.bos
     scores: dict[LayerChoice, float] = {}
     seen: set[object] = set()
-    for cell, value in sweep_layers(backbone, cells, score, position, bos):
+    for cell, value in sweep_layers(backbone, cells, score, settings, bos):
         scores[cell] = value
         write_csv(folder / "layers.csv", layer_table(scores, score.off))
         if cell.layers not in seen:

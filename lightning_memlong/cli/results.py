@@ -24,12 +24,16 @@ def write_results(trainer: L.Trainer, subcommand: str, results: dict[str, dict[s
         trainer: Of the run.
         subcommand: What was run.
         results: ``before`` and ``after`` (fit) or ``metrics`` (validate, test) -> metrics.
+
+    Digests of the texts go with them, so that what was measured on others can be told.
     """
     if (folder := run_folder(trainer)) is None or not trainer.is_global_zero:
         return
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / ".results"
-    unfinished.write_text(json.dumps({"steps": trainer.global_step, **results}, indent=2) + "\n")
+    streams = getattr(getattr(trainer, "datamodule", None), "streams", {})
+    facts = {"steps": trainer.global_step, "texts": {part: stream.digest() for part, stream in streams.items()}}
+    unfinished.write_text(json.dumps({**facts, **results}, indent=2) + "\n")
     unfinished.replace(folder / f"results{suffix_of(subcommand)}.json")
 
 
@@ -50,6 +54,12 @@ def read_results(folder: Path, subcommand: str) -> dict[str, float] | None:
         return None
     key, found = RESULTS[subcommand], json.loads(file.read_text())
     return found[key if key in found else HEADINGS_BEFORE_KEYS[key]]
+
+
+def read_texts(folder: Path, subcommand: str) -> dict[str, str]:
+    """Digests of the text a finished run has read, by split; nothing where it does not say."""
+    found = json.loads((folder / f"results{suffix_of(subcommand)}.json").read_text())
+    return dict(found.get("texts", {}))
 
 
 def stage_metrics(trainer: L.Trainer, stage: str) -> dict[str, float]:

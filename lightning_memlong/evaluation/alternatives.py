@@ -224,16 +224,14 @@ def prompting(subject: Subject, settings: Mapping[str, dict[str, Any]], longest:
         UserError: If there is none, or nothing fits.
     """
     key = "evaluation.alternatives"
-    names = [
-        name for name, options in settings.items()
-        if options.get("selection", "") not in CONTROL_SELECTIONS and options.get("query") != "current"
-    ]  # fmt: skip
+    given = {name: {k: v for k, v in row.items() if k != "model"} for name, row in settings.items()}
+    known = {name: subject.retrieval(options, f"evaluation.settings.{name}").config for name, options in given.items()}
+    names = [n for n, c in known.items() if c.selection not in CONTROL_SELECTIONS and c.query != "current"]
     allowed = "beside a setting that retrieves, and does not leak"
     require(bool(names), key, "prompt", allowed, "name one in evaluation.settings")
     room = (longest - subject.data.window) // subject.memory.chunk_size
     allowed = f"a window with room for a chunk within the {longest:,} tokens the backbone was made for"
     require(room >= 1, key, "prompt", allowed, "lower --data.window, or leave it out")
-    options = {name: value for name, value in settings[names[0]].items() if name != "model"}
-    most = min(room, subject.retrieval(options, key).config.top_k)
-    way = subject.retrieval({**options, "top_k": most, "candidates": None, "granularity": "window"}, key)
+    most = min(room, known[names[0]].top_k)
+    way = subject.retrieval({**given[names[0]], "top_k": most, "candidates": None, "granularity": "window"}, key)
     return names[0], way

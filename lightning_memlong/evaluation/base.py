@@ -60,8 +60,9 @@ class Subject:
         Raises:
             UserError: Also for a field that says what is stored.
         """
-        fixed = sorted(STORED & {*options})
+        fixed, unused = sorted(STORED & {*options}), sorted(UNUSED & {*options})
         require(not fixed, key, fixed, "other fields of the memory group", "set it for all: --memory.*")
+        require(not unused, key, unused, "fields that change what is read here", "leave it out")
         return self.retrieval(options, key)
 
     def retrieval(self, options: Mapping[str, Any] | None = None, key: str = "evaluation.settings") -> Retrieval:
@@ -83,6 +84,8 @@ class Subject:
         return Retrieval(config, self._others[name], self.tokenizer)
 
 
+UNUSED = {"distractors", "use"}
+"""Fields that change nothing where nothing is trained and nothing counts."""
 STORED = {"enabled", "chunk_size", "capacity", "policy", "policy_args", "half_life", "save_keys_values",
           "index", "dtype", "storage", "storage_folder"}  # fmt: skip
 """Fields a row's setting cannot change: what is stored is the same in every cell, and all of it is kept."""
@@ -112,6 +115,8 @@ class Evaluation(ABC):
     name = "evaluation"
     keys: tuple[str, ...] = ()
     """The columns that tell one measurement from another."""
+    reported: tuple[str, ...] = ()
+    """Arguments that only the report depends on: what was measured with others is taken up."""
     whole: tuple[str, ...] = ()
     """Of these, the ones that tell apart what only one process can measure, such as documents: it is read once."""
 

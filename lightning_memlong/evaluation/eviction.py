@@ -73,6 +73,7 @@ class EvictionGrid(Evaluation):
     """
 
     name = "eviction"
+    reported = ("seed",)
     keys = ("corpus", "document", "text", "policy", "capacity", "what", "place")
     whole = ("corpus", "document", "text")
 
@@ -174,7 +175,9 @@ class EvictionGrid(Evaluation):
         require(not other, key, other, ", ".join(VARIED), "set it for all: --memory.*")
         policy = fields.get("policy", subject.memory.policy)
         require(policy != "none", key, policy, "a policy that evicts: what keeps everything is there", "leave it out")
-        retrieval = subject.retrieval({**fields, **AS_NUMBERS, "index": "Flat", "capacity": capacity}, key)
+        # Arguments of the memory group's policy are not those of one that a row names.
+        own: dict[str, Any] = {"policy_args": {}} if "policy" in fields else {}
+        retrieval = subject.retrieval({**own, **fields, **AS_NUMBERS, "index": "Flat", "capacity": capacity}, key)
         retrieval.new_bank(1)  # a policy that is not there, or not its arguments, is told now
         return retrieval
 

@@ -33,6 +33,8 @@ class TaskSample:
     context: list[Example]
     memory: list[Example]
     asked: list[Example]
+    numbers: list[int]
+    """Which of the task's these are: seeds may ask the same again."""
 
 
 class InContextLearning(Evaluation):
@@ -81,6 +83,8 @@ class InContextLearning(Evaluation):
             require_choice("evaluation.selections", name, ("similarity", "random"))
         self.tasks, self.context, self.memory, self.selections = tasks, context, memory, selections
         self.memory_context = context if memory_context is None else memory_context
+        ok, allowed = {*self.memory_context} <= {*context}, f"numbers of evaluation.context: {context}"
+        require(ok, "evaluation.memory_context", memory_context, allowed, "add them there, or leave them out")
         self.examples, self.seeds, self.window, self.batch_size = examples, seeds, window, batch_size
 
     # ---- before anything is measured ----------------------------------------------------------------------
@@ -104,7 +108,8 @@ class InContextLearning(Evaluation):
         shown = balanced_sample(train, max(self.context), labels, mixer)
         left = [e for e in train if e not in set(shown)]
         kept = balanced_sample(left, max(self.memory), labels, mixer)
-        return TaskSample(name, seed, shown, kept, mixer.sample(asked, min(self.examples, len(asked))))
+        numbers = mixer.sample(range(len(asked)), min(self.examples, len(asked)))
+        return TaskSample(name, seed, shown, kept, [asked[number] for number in numbers], numbers)
 
     def shots(self) -> list[Shots]:
         """All ways of giving demonstrations that are compared."""
@@ -193,4 +198,5 @@ def _judge(scores: Tensor, sample: TaskSample, labels: int) -> Measurement:
     calibrated = log_p - log_p.mean(dim=0, keepdim=True)
     right = [(s.argmax(dim=1) == truth).int().tolist() for s in (log_p, calibrated)]
     most = int(np.bincount(truth.numpy(), minlength=labels).max())
-    return {"hits": "".join(map(str, right[0])), "calibrated": "".join(map(str, right[1])), "majority": most}
+    hits = {"hits": "".join(map(str, right[0])), "calibrated": "".join(map(str, right[1]))}
+    return {**hits, "majority": most, "asked": sample.numbers}

@@ -8,7 +8,7 @@ from lightning_memlong.evaluation.base import Report, TableRow
 from lightning_memlong.evaluation.demonstrations import Shots
 from lightning_memlong.evaluation.figures import draw_accuracies
 from lightning_memlong.evaluation.record import Measurement
-from lightning_memlong.evaluation.statistics import mean_interval
+from lightning_memlong.evaluation.statistics import weighted_mean
 
 BASELINE = Shots(4, 0, "off")
 """What the paper's gain is relative to: 4 demonstrations in context, memory off."""
@@ -42,8 +42,11 @@ def _of(measurements: Sequence[Measurement], task: str, shots: Shots) -> list[Me
 def _summary(task: str, shots: Shots, measurements: Sequence[Measurement]) -> TableRow:
     found: TableRow = {"task": task, "demonstrations": shots.label, **shots._asdict()}
     found["examples"] = sum(len(r["hits"]) for r in measurements)
+    # Seeds may ask the same example: its answers are drawn together.
+    same = np.unique([number for r in measurements for number in r["asked"]], return_inverse=True)[1]
     for column, source in (("accuracy", "hits"), ("calibrated", "calibrated")):
-        interval = mean_interval(np.array([int(hit) for r in measurements for hit in r[source]]))
+        hits = np.array([int(hit) for r in measurements for hit in r[source]])
+        interval = weighted_mean(hits, np.ones(len(hits)), same)
         found |= {column: interval.value, f"{column}_low": interval.low, f"{column}_high": interval.high}
     return found | {"majority": sum(r["majority"] for r in measurements) / found["examples"]}
 

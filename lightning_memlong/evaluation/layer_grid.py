@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -77,7 +77,7 @@ def sweep_layers(
     backbone: PreTrainedModel,
     choices: Sequence[LayerChoice],
     score: Callable[[MemLong], float],
-    position: str = "sequential",
+    settings: ModelConfig,
     bos: int | None = None,
 ) -> Iterator[tuple[LayerChoice, float]]:
     """Score the untrained backbone with each combination of layers, with joint fusion: untrained gates are closed.
@@ -86,7 +86,7 @@ def sweep_layers(
         backbone: Is wrapped anew for each set of layers, and given back untouched.
         choices: What to try.
         score: Scores a wrapped model, for instance by its perplexity.
-        position: As for :class:`MemLong`.
+        settings: How memory is read; layers and source aside.
         bos: As for :class:`MemLong`.
 
     Yields:
@@ -96,7 +96,8 @@ def sweep_layers(
     nothing = TuningConfig(mode="none")
     for choice in choices:
         if choice.layers not in known:
-            config = ModelConfig(choice.memory_layer, list(choice.retrieval_layers), choice.source, position=position)  # type: ignore[arg-type]
+            where = {"memory_layer": choice.memory_layer, "retrieval_layers": list(choice.retrieval_layers)}
+            config = replace(settings, source=choice.source, **where)  # type: ignore[arg-type]
             model = MemLong(backbone, config, tuning=nothing, bos=bos)
             try:
                 known[choice.layers] = score(model)

@@ -64,6 +64,7 @@ class PerplexityGrid(Evaluation):
     """
 
     name = "perplexity"
+    reported = ("seed",)
     keys = ("corpus", "document", "text", "window", "length", "setting")
     whole = ("corpus", "document", "text")
 

@@ -23,6 +23,9 @@ from lightning_memlong.evaluation.scoring import ScoredSpans, score_windows, win
 from lightning_memlong.evaluation.token_kinds import sums_of, token_kinds
 from lightning_memlong.model import reading
 
+TORN = "\ufffd"
+"""What a tokenizer writes for a byte that is no character."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -215,7 +218,8 @@ class WindowScorer:
         text = self.subject.tokenizer.decode(self.tokens[row][end - count : end], clean_up_tokenization_spaces=False)
         before = self.subject.tokenizer.decode(self.tokens[row][max(0, end - count - 8) : end - count])
         inside = bool(before[-1:].strip()) and bool(text[:1].strip())  # a word that began before
-        return {"tokens": count, "bytes": len(text.encode()), "words": len(text.split()) - int(inside)}
+        torn = len(text) - len(text.strip(TORN))  # pieces of characters at the ends, a byte each as far as one can know
+        return {"tokens": count, "bytes": len(text.encode()) - 2 * torn, "words": len(text.split()) - int(inside)}
 
     def _held(self, setting: str, length: int) -> int:
         """Bytes of keys and values that are held."""

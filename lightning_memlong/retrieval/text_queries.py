@@ -5,6 +5,7 @@ Legend: B texts that ask, n chunks of one, E embedding size, k chunks retrieved.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ def retrieve_for(
     request = Request(
         bank, config.retrieved, len(asking), limit, None,
         queries=lambda: torch.stack([build(embeddings, candidates) for embeddings in asking])[None],
-        seeds=lambda group: [seed_of(config.seed, end, group)],
+        seeds=lambda group: [seed_of(config.seed, _mark(bank), end, group)],
         newest=config.newest_chunks,
     )  # fmt: skip
     scores, entries = retrieval.select(request)
@@ -68,3 +69,8 @@ def retrieve_for(
     if found is not None:
         found.asked = True
     return found
+
+
+def _mark(bank: BankView) -> int:
+    """A number of the text that was read, so that a random draw is another one for each."""
+    return crc32(bank.row(0).tokens.numpy().tobytes())

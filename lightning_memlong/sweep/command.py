@@ -109,7 +109,9 @@ def _sweep(sweep: Sweep, name: str, typed: list[str], dry: bool) -> int:
         why = "another process is at it" if outcome.state == "elsewhere" else outcome.reason
         say(f"Not done: {outcome.name}: {why}\n  {plan.folder / outcome.name / 'log.txt'}")
     if failed:
-        say(f"{len(failed)} of {len(plan.runs())} runs are not done; the same command tries them again.")
+        names = {outcome.name for outcome in failed}  # a search may have tried one more than once
+        every = names | {run.name for run in plan.runs()}
+        say(f"{len(names)} of {len(every)} runs are not done; the same command tries them again.")
     return 1 if failed else 0
 
 

@@ -119,12 +119,12 @@ def run_process(words: list[str], log: IO[str], lock: IO[str], look: Callable[[]
 
 
 def _steps(run: Run) -> int:
-    """Steps that a run has logged so far."""
-    file = run.folder / "metrics.csv"
-    if not file.is_file():
+    """Steps that a run has logged so far; 0 where that cannot be told, since it may be writing just now."""
+    try:
+        header, *lines = (run.folder / "metrics.csv").read_text().splitlines()
+        return int(lines[-1].split(",")[header.split(",").index("step")]) + 1
+    except (OSError, ValueError, IndexError):
         return 0
-    header, *lines = file.read_text().splitlines()
-    return int(lines[-1].split(",")[header.split(",").index("step")]) + 1 if lines else 0
 
 
 def last_words(file: Path, since: int, status: int) -> str:

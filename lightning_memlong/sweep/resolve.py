@@ -81,8 +81,21 @@ def _require_one_folder(logger: Any) -> None:
 
 
 def tokens_a_step(settings: Mapping[str, Any]) -> int:
-    """New tokens an optimiser step is trained on."""
+    """New tokens an optimiser step is trained on.
+
+    Raises:
+        UserError: If nobody says on how many devices.
+    """
     advance = settings["data.init_args.stride"] or settings["data.init_args.window"]
-    devices = settings["trainer.devices"]
-    processes = devices if isinstance(devices, int) and devices > 0 else 1
-    return advance * settings["data.init_args.batch_size"] * settings["trainer.accumulate_grad_batches"] * processes
+    windows = settings["data.init_args.batch_size"] * settings["trainer.accumulate_grad_batches"]
+    return advance * windows * _devices(settings["trainer.devices"]) * int(settings["trainer.num_nodes"] or 1)
+
+
+def _devices(given: Any) -> int:
+    """How many a setting of Lightning's means: a number, as text too, or a list of them, which may be text as well."""
+    named = given if isinstance(given, list) else [part for part in str(given).split(",") if part.strip()]
+    if isinstance(given, list) or "," in str(given):
+        return len(named)
+    ok, allowed = str(given).isdigit() and int(given) > 0, "a number of devices, beside tokens: it says how many steps"
+    require(ok, "trainer.devices", given, allowed, "give a number, or trainer.max_steps instead of tokens")
+    return int(given)

@@ -34,7 +34,8 @@ def search(plan: Plan, launch: Callable[[list[Run]], None]) -> None:
     study.sampler = optuna.samplers.TPESampler(seed=settings.seed + len(study.trials))
     noted = study.user_attrs.get("space")
     allowed = f"{noted}, with which this study was begun"
-    require(noted in (None, settings.space), "search.space", settings.space, allowed, "give another --name")
+    same = noted in (None, settings.space) or not study.trials  # of what nothing was drawn from, nothing is known
+    require(same, "search.space", settings.space, allowed, "give another --name")
     study.set_user_attr("space", settings.space)
     states = optuna.trial.TrialState
     for begun in study.get_trials(states=(states.RUNNING,)):  # cut off: the same values again

@@ -10,6 +10,18 @@ Launcher = Literal["local", "slurm", "ray"]
 Subcommand = Literal["fit", "validate"]
 
 
+def _is_range(values: Any) -> bool:
+    """Whether Optuna can draw from it."""
+    if not isinstance(values, Mapping) or not {"low", "high"} <= {*values} <= {"low", "high", "log", "step"}:
+        return False
+    numbers = [value for name, value in values.items() if name != "log"]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        return False
+    low, log, step = values["low"], values.get("log", False), values.get("step", 1)
+    wrong = log and (low <= 0 or "step" in values)  # as Optuna has it
+    return isinstance(log, bool) and bool(low < values["high"] and step > 0 and not wrong)
+
+
 @dataclass
 class Search:
     """A search by Optuna over options (extra: search)."""
@@ -26,14 +38,8 @@ class Search:
         require_types(self, "search")
         require(self.trials >= 1, "search.trials", self.trials, "1 or more", "raise it")
         for option, values in self.space.items():
-            range_given = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {
-                "low",
-                "high",
-                "log",
-                "step",
-            }
-            allowed = "a list of values, or low and high, with log or step"
-            ok = range_given or (isinstance(values, list) and bool(values))
+            allowed = "a list of values, or numbers low and high above it (above 0 with log), with log or step"
+            ok = _is_range(values) or (isinstance(values, list) and bool(values))
             require(ok, f"search.space.{option}", values, allowed, "write [2, 4, 8] or {low: 1.0e-5, high: 1.0e-3}")
 
 

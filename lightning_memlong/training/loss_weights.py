@@ -46,8 +46,9 @@ def long_context_loss(model: MemLong, batch: Batch, sharded: bool = False) -> Sc
     """Each scored token counts by :func:`long_context_weights`; the same for all where nothing was retrieved.
 
     The weighted sum is divided by the number of scored tokens and not by the sum of weights: a token that far text does
-    not help counts 1 in whichever window, accumulated batch or process it lies, and one that it helps counts more than
-    all of those. Divided by their sum, a window full of tokens that need far text would count no more than any other.
+    not help counts 1 in whichever row of the batch it lies, and one that it helps counts more than all of those.
+    Divided by their sum, a window full of tokens that need far text would count no more than any other. (Accumulated
+    batches and processes count alike however many tokens they score, as Lightning averages them; with plain loss too.)
 
     Args:
         model: The network, which reads the window twice: without memory first, and without gradients.

@@ -63,7 +63,8 @@ class MemLongModule(L.LightningModule):
         super().__init__()
         require_choice("model.loss_weights", loss_weights, LossWeights)
         require(memory_bias_lr > 0, "model.memory_bias_lr", memory_bias_lr, "above 0", "raise it, or memory_bias false")
-        config = ModelConfig(**settings)
+        config = self.settings = ModelConfig(**settings)
+        """What the network is."""
         self.backbone_name = backbone
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(backbone)
         bos = first_token(self.tokenizer, prepend_bos)
@@ -247,10 +248,11 @@ class MemLongModule(L.LightningModule):
             checkpoint |= {states: frozen | checkpoint[states] for states in STATES}
         if fit:
             self._random = checkpoint["memlong"]["random"]
-            fresh = self.configure_optimizers()["optimizer"].param_groups
+            made = self.configure_optimizers()
+            fresh, schedule = made["optimizer"].param_groups, made["lr_scheduler"]["scheduler"]
             # A sharding strategy has taken the weights out, and loaded the optimiser already.
             live = [] if "state_dict" in checkpoint else self.trainer.optimizers[0].param_groups
-            keep_recipe(checkpoint, fresh, live)
+            keep_recipe(checkpoint, fresh, live, schedule)
 
     def on_train_start(self) -> None:
         """Go on with a resumed run's random numbers."""

@@ -44,6 +44,7 @@ def test_in_context_learning(
     assert len(rows) == 2 * 2 * (2 + 2 * 2) and all(len(r["hits"]) == 6 for r in rows)
     text = found_in(options, "icl.md").read_text()
     assert "4 + 8 (similarity)" in text and "majority class" in text
+    assert all(len(set(r["asked"])) == 6 for r in rows)
     before = found_in(options, "*.jsonl").read_bytes()
     assert main(options) == 0 and found_in(options, "*.jsonl").read_bytes() == before
 
@@ -85,6 +86,7 @@ def test_bad_tasks_are_told(
         (["--evaluation.tasks", '{MR: /nowhere}'], "evaluation.tasks.MR='/nowhere'"),
         (["--evaluation.tasks", '{IMDB: null}'], "evaluation.tasks='IMDB'"),
         (["--evaluation.memory", "[500]"], "at most the 48 training examples"),
+        (["--evaluation.memory_context", "[4, 20]"], "evaluation.memory_context=[4, 20]"),
         (["--model.backbone", str(tiny_backbone)], "words whose tokens begin after the cue, and that the tokenizer"),
     ):  # fmt: skip
         capsys.readouterr()

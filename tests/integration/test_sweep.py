@@ -20,11 +20,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from transformers import AutoTokenizer
 
 from lightning_memlong.cli.main import main as train
+from lightning_memlong.errors import UserError
 from lightning_memlong.sweep import execute as execution
 from lightning_memlong.sweep.command import main, read
 from lightning_memlong.sweep.launchers import LAUNCHERS
 from lightning_memlong.sweep.plan import Plan
 from lightning_memlong.sweep.report import make_report, write_report
+from lightning_memlong.sweep.resolve import tokens_a_step
 from lightning_memlong.sweep.trials import make_axis_value
 from tests.conftest import tiny_llama
 from tests.integration.helpers import ROOT, tiny
@@ -267,6 +269,46 @@ def test_a_report_comes_whatever_single_runs_did(options: list[str], tmp_path: P
     assert picture == "report-my%20axis.png" and (plan.folder / unquote(picture)).is_file()
 
 
+def test_runs_on_other_text_are_told(options: list[str], tmp_path: Path) -> None:
+    plan = plan_of(write(tmp_path, cells=[{"memory.top_k": 1}, {"memory.top_k": 2}]), *options)
+    texts = {"baseline": {"train": "a", "validation": "v"}, "top_k=1": {}, "top_k=2": {"train": "a", "validation": "v"}}
+    for changed in (False, True):
+        for age, run in enumerate(plan.runs()):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            file = run.folder / "results.json"
+            text = texts[run.trial.name] | ({"validation": "w"} if changed and run.trial.name == "top_k=2" else {})
+            file.write_text(json.dumps({"texts": text, "after": {"perplexity": 1.0}}))
+            os.utime(file, (age, age))
+            (run.folder / "sweep.json").write_text(json.dumps(run.settings, default=str))
+            (run.folder / "run.json").write_text(json.dumps({"git_commit": "commit"}))
+        told = [note for note in make_report(plan).notes if "NOT COMPARABLE" in note]
+        assert ([*told] != []) == changed and all("since baseline,seed=0 ran" in note for note in told), told
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "processes"), [("2", 1, 2), (2, 3, 6), ([0, 1], 1, 2), ("0,1,2", 1, 3), ("1", "2", 2)]
+)
+def test_tokens_are_those_of_all_processes(devices: Any, nodes: Any, processes: int) -> None:
+    data = {"stride": None, "window": 64, "batch_size": 2}
+    settings = {f"data.init_args.{name}": value for name, value in data.items()}
+    settings |= {"trainer.devices": devices, "trainer.num_nodes": nodes, "trainer.accumulate_grad_batches": 4}
+    assert tokens_a_step(settings) == 64 * 2 * 4 * processes
+    for unknown in ("auto", -1, "-1"):
+        with pytest.raises(UserError, match="trainer.devices=.*a number of devices, beside tokens"):
+            tokens_a_step(settings | {"trainer.devices": unknown})
+
+
+@pytest.mark.parametrize("text", [None, "", "epoch,step\n", "epoch,step\n0", "epoch\n0\n", "epoch,step\n0,4\n0,\n"])
+def test_watching_a_run_that_is_writing_ends_nothing(text: str | None, options: list[str], tmp_path: Path) -> None:
+    (run,) = plan_of(write(tmp_path, cells=[{}]), *options).runs()
+    run.folder.mkdir(parents=True)
+    if text is not None:
+        (run.folder / "metrics.csv").write_text(text)
+    assert execution._steps(run) == 0
+    (run.folder / "metrics.csv").write_text("epoch,step\n0,4\n")
+    assert execution._steps(run) == 5
+
+
 def test_names_keep_what_tells_values_apart() -> None:
     names = [make_axis_value("model.optimizer.lr", value).label for value in (1e30, 1e-30)]
     assert names == ["lr=1e+30", "lr=1e-30"]
@@ -305,6 +347,12 @@ MISTAKES = {
     "a file that is not there": ({"cells": ["nowhere.yaml"]}, [], ["nowhere.yaml"]),
     "same seeds": ({"cells": [{"memory.top_k": 1}], "seeds": [0, 0]}, [], ["seeds"]),
     "a search without space": ({"search": {"trials": 3}}, [], ["axes", "search.space"]),
+    "a range upside down": ({"search": {"space": {"memory.top_k": {"low": 8, "high": 1}}}}, [], ["space.memory.top_k"]),
+    "a range of words": ({"search": {"space": {"memory.top_k": {"low": "one", "high": 2}}}}, [], ["numbers low and"]),
+    "a step beside log": ({"search": {"space": {"memory.top_k": {"low": 1, "high": 9, "log": True, "step": 2}}}}, [],
+                          ["space.memory.top_k"]),
+    "tokens on who knows how many": ({"axes": {"memory.top_k": [1]}, "tokens": 999,
+                                      "overrides": {"trainer.devices": "auto"}}, [], ["trainer.devices='auto'"]),
 }  # fmt: skip
 
 

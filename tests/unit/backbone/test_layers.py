@@ -3,6 +3,7 @@
 import pytest
 
 from lightning_memlong.backbone.layers import choose_layers, layer_index, unlimited_layers
+from lightning_memlong.config import ModelConfig
 from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation.layer_grid import LayerChoice, layer_grid, layer_table, retrieval_layers, sweep_layers
 from lightning_memlong.memlong import MemLong
@@ -53,9 +54,17 @@ def test_each_set_of_layers_is_scored_once_and_the_backbone_given_back() -> None
     def score(model: MemLong) -> float:
         seen.append((model.stored_layers, model.retrieval_layers))
         assert not model.trainable()
+        layout = model.layout
+        assert (layout.position, layout.memory_near, layout.memory_distance, layout.memory_reference) == (
+            "fixed",
+            7,
+            99,
+            None,
+        )
         return float(len(seen))
 
-    scores = dict(sweep_layers(backbone, cells, score))
+    settings = ModelConfig(position="fixed", memory_near=7, memory_distance=99, memory_reference=None)
+    scores = dict(sweep_layers(backbone, cells, score, settings))
     told = list(scores)
     assert seen == [([2], [2, 3]), ([2], [2]), ([2, 3], [2, 3]), ([3], [3])] and told == cells
     assert scores[LayerChoice(2, "own", (2,), "single")] == scores[LayerChoice(2, "own", (2,), "per_layer")] == 2.0

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_memlong.cli.console import show_perplexity
 from lightning_memlong.cli.parser import resolved_option, typed_option
-from lightning_memlong.cli.results import read_results, write_results
+from lightning_memlong.cli.results import read_results, read_texts, write_results
 
 METRICS = {"perplexity": 4.0, "perplexity_memory_off": 5.0, "perplexity_ratio": 0.8}
 
@@ -23,7 +23,8 @@ def test_what_is_written_is_read(subcommand: str, key: str, tmp_path: Path) -> N
     write_results(trainer, subcommand, {key: METRICS})
     assert read_results(folder, subcommand) == METRICS
     (file,) = folder.glob("results*.json")
-    assert json.loads(file.read_text()) == {"steps": 0, key: METRICS}
+    assert json.loads(file.read_text()) == {"steps": 0, "texts": {}, key: METRICS}
+    assert read_texts(folder, subcommand) == {}
 
 
 @pytest.mark.parametrize(("subcommand", "heading"), [("fit", "after training"), ("validate", ""), ("test", "")])
