@@ -157,6 +157,9 @@ def kinds_of_tokens_make_up_all_of_them(options: list[str]) -> None:
         (["--data.window", "128", "--data.stride", "128"], "evaluation.alternatives='prompt'.*room for a chunk"),
         (["--data.stride", "64"], "evaluation.alternatives='sinks'.*data.stride is less than"),
         (["--evaluation.settings", "{recent: {selection: recent}}"], "evaluation.alternatives='prompt'.*retrieves"),
+        (["--memory.query", "current"], "evaluation.alternatives='prompt'.*retrieves, and does not leak"),
+        (["--memory.selection", "random"], "evaluation.alternatives='prompt'.*retrieves, and does not leak"),
+        (["--evaluation.settings", "{a: {distractors: 1}}"], "evaluation.settings.a=.'distractors'.*leave it out"),
         (["--evaluation.settings", "{YaRN\\, whole context: {}}"], "evaluation.settings=.*names of their own"),
     ],
 )

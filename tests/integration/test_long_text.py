@@ -19,6 +19,7 @@ from lightning_memlong import MemLong, MemoryBank, MemoryConfig, UserError
 from lightning_memlong.cli.main import main
 from lightning_memlong.config import RetrieverConfig
 from lightning_memlong.generation import LocalContext, read_windows
+from lightning_memlong.retrieval import retrieve_for
 from tests.integration.helpers import tiny
 
 SETTINGS = {"chunk_size": 16, "capacity": 256, "top_k": 2, "retriever": {"name": "hashing"}}
@@ -237,6 +238,15 @@ def test_a_row_that_has_ended_uses_nothing(model: MemLong, book: str) -> None:
     alone = model.read(short, window=64, capacity=1024, progress=False)
     assert torch.equal(beside.entries(0).counters, alone.entries(0).counters) and float(alone.entries(0).counters.sum())
     assert torch.equal(beside.row(0).idle, alone.row(0).idle)
+
+
+def test_each_text_has_a_random_draw_of_its_own(byte_backbone: Path, book: str) -> None:
+    """The control is drawn anew for each document, else documents of one length would all share one draw."""
+    retrieval = (model := MemLong.from_pretrained(byte_backbone, SETTINGS | {"selection": "random"})).retrieval
+    bank = model.read([book[start : start + 1000] for start in (0, 1, 2, 0)], window=64, progress=False)
+    found = [retrieve_for(retrieval, bank.view(row), [torch.zeros(1, 256)]) for row in range(4)]
+    places = [tuple(sorted(one.positions[0].tolist())) for one in found if one is not None]
+    assert len(places) == 4 and places[3] == places[0] and len({*places}) == 3
 
 
 def test_what_is_saved_is_loaded_with_its_memory(byte_backbone: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from callbacks.checkpoint import LastCheckpoint
@@ -46,6 +48,19 @@ def test_it_saves_no_half_of_a_step(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(BoringModel())
     assert saved == [(2, 6), (3, 9), (4, 10)], "the tenth window is a step of its own"
+
+
+@pytest.mark.parametrize(("every", "others", "told"), [(4, 1, True), (6, 1, False), (4, 0, False), (1.0, 1, False)])
+def test_validation_within_a_step_is_told_where_it_saves(
+    every: Any, others: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callbacks = [LastCheckpoint(), *(ModelCheckpoint(tmp_path) for _ in range(others))]
+    trainer = L.Trainer(
+        accelerator="cpu", callbacks=callbacks, val_check_interval=every, accumulate_grad_batches=3, logger=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    callbacks[0].on_train_start(trainer, BoringModel())
+    assert ("may hold half a step" in caplog.text) == told
 
 
 def test_steps_win_over_time() -> None:
