@@ -83,8 +83,9 @@ class InContextLearning(Evaluation):
             require_choice("evaluation.selections", name, ("similarity", "random"))
         self.tasks, self.context, self.memory, self.selections = tasks, context, memory, selections
         self.memory_context = context if memory_context is None else memory_context
-        ok, allowed = {*self.memory_context} <= {*context}, f"numbers of evaluation.context: {context}"
-        require(ok, "evaluation.memory_context", memory_context, allowed, "add them there, or leave them out")
+        ok = not any(memory) or bool({*self.memory_context} & {*context})
+        allowed = f"at least one of evaluation.context: {context}"
+        require(ok, "evaluation.memory_context", memory_context, allowed, "add it there, or leave memory_context out")
         self.examples, self.seeds, self.window, self.batch_size = examples, seeds, window, batch_size
 
     # ---- before anything is measured ----------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_bad_tasks_are_told(
         (["--evaluation.tasks", '{MR: /nowhere}'], "evaluation.tasks.MR='/nowhere'"),
         (["--evaluation.tasks", '{IMDB: null}'], "evaluation.tasks='IMDB'"),
         (["--evaluation.memory", "[500]"], "at most the 48 training examples"),
-        (["--evaluation.memory_context", "[4, 20]"], "evaluation.memory_context=[4, 20]"),
+        (["--evaluation.memory_context", "[20]"], "evaluation.memory_context=[20]"),
         (["--model.backbone", str(tiny_backbone)], "words whose tokens begin after the cue, and that the tokenizer"),
     ):  # fmt: skip
         capsys.readouterr()

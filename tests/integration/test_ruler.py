@@ -111,8 +111,10 @@ def test_answers_after_one_prompt_are_those_of_the_whole_text(subject: Subject) 
             wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none")
             torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-4)
             assert likeliest.tolist() == (logits.argmax(-1) == torch.tensor(answer)).tolist()
+        stored = bank.insertions
         long = prompt.write(max_new_tokens=40, do_sample=False)  # moves into the bank on the way
-        assert len(bank.entries(0)) > held
+        assert bank.insertions > stored and len(bank.entries(0)) == held, "and is taken out, for the next answer"
+        assert prompt.write(max_new_tokens=40, do_sample=False) == long
         places = {(start, start + 16) for start in memory.positions[0].tolist()}  # type: ignore[union-attr]
         assert set(prompt.retrieved()) == places
     assert len(bank.entries(0)) == held
