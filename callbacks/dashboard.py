@@ -1,6 +1,7 @@
 """Observer: dashboards of the memory, in TensorBoard and what else is logged to. It changes nothing."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -132,7 +133,9 @@ class Dashboard(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Begin a record of this validation."""
-        self._record = ValidationRecord() if self._draws(trainer, pl_module) else None
+        named = getattr(getattr(trainer, "datamodule", None), "document_name", None)
+        name_of = partial(named, "validation") if named else str
+        self._record = ValidationRecord(name_of) if self._draws(trainer, pl_module) else None
 
     def on_validation_batch_end(
         self,

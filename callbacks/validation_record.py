@@ -1,7 +1,7 @@
 """What one validation saw, for its pictures and texts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +37,14 @@ class Sample:
 
 
 class ValidationRecord:
-    """Filled window by window; keeps the outputs of two windows only."""
+    """Filled window by window; keeps the outputs of two windows only.
 
-    def __init__(self) -> None:
+    Args:
+        name_of: What a document is called, by its number.
+    """
+
+    def __init__(self, name_of: Callable[[int], str] = str) -> None:
+        self._name_of = name_of
         self.places: dict[int, list[tuple[int, int, float]]] = {}
         """Document -> (where it was read, where a chunk was retrieved from, similarity)."""
         self.mass: dict[int, list[Tensor]] = {}
@@ -58,8 +63,9 @@ class ValidationRecord:
         if memory is None:
             return
         self._size = memory.chunk_size
+        reading = memory.mask.view(rows, -1).any(dim=1).cpu()
         for layer, mass in outputs["memory_on"].attention_mass.items():
-            self.mass.setdefault(layer, []).append(mass.float().mean(dim=0).cpu())
+            self.mass.setdefault(layer, []).extend(mass.float().cpu()[reading].unbind())
         groups = len(memory.positions) // rows
         step = batch["input_ids"].shape[1] // groups
         for row, document in enumerate(batch["document_id"].tolist()):
@@ -100,7 +106,7 @@ class ValidationRecord:
         if not self.places:
             return None
         document = max(self.places, key=lambda d: len(self.places[d]))
-        return draw_map(self.places[document], f"document {document}", self._size)
+        return draw_map(self.places[document], f"document {self._name_of(document)}", self._size)
 
     def mean_mass(self) -> dict[int, Tensor]:
         """Layer -> (H,) mean over windows [%]."""
@@ -112,7 +118,9 @@ class ValidationRecord:
         found = {"memory/window_that_gained_most": self._best, "memory/window_that_lost_most": self._worst}
         if self._best is self._worst:
             found.pop("memory/window_that_lost_most")
-        return {name: _markdown(sample, tokenizer) for name, sample in found.items() if sample is not None}
+        return {
+            name: _markdown(sample, tokenizer, self._name_of) for name, sample in found.items() if sample is not None
+        }
 
 
 def _without_kv(output: MemLongOutput) -> MemLongOutput:
@@ -122,13 +130,13 @@ def _without_kv(output: MemLongOutput) -> MemLongOutput:
     return kept
 
 
-def _markdown(sample: Sample, tokenizer: Any) -> str:
-    batch = sample.batch
+def _markdown(sample: Sample, tokenizer: Any, name_of: Callable[[int], str]) -> str:
+    batch, name = sample.batch, _plain(name_of(int(sample.batch["document_id"][0])))
     labels, ids = batch["labels"], batch["input_ids"][0].tolist()
     on, off = sample.on.token_losses(labels)[0].cpu(), sample.off.token_losses(labels)[0].cpu()
     offset, length = int(batch["offset"][0]), int(batch["length"][0])
     lines = [
-        f"**Document {int(batch['document_id'][0])}, tokens {offset:,} to {offset + length:,}**: perplexity "
+        f"**Document {name}, tokens {offset:,} to {offset + length:,}**: perplexity "
         f"{float(sample.on.loss.exp()):.2f} with memory, {float(sample.off.loss.exp()):.2f} without.",  # type: ignore[union-attr]
         "", "Its end:", "", _quoted(tokenizer, ids[:length], end=True), "",
         "### What it retrieved", "",
@@ -155,7 +163,11 @@ def _quoted(tokenizer: Any, ids: list[int], end: bool = False) -> str:
 
 def _line(tokenizer: Any, ids: list[int], end: bool = False) -> str:
     """Text on one line, without Markdown."""
-    text = _text(tokenizer, ids, end).replace("\n", "⏎ ")
+    return _plain(_text(tokenizer, ids, end)).strip() or "␣"
+
+
+def _plain(text: str) -> str:
+    text = text.replace("\n", "⏎ ")
     for sign in "\\`*_|<>[]":
         text = text.replace(sign, f"&#{ord(sign)};")
-    return text.strip() or "␣"
+    return text

@@ -244,10 +244,13 @@ class DocumentDataModule(Corpus, L.LightningDataModule):
         Raises:
             UserError: If there is no such source, or a document of it cannot be used.
         """
-        source = self._find_source()
+        source, read = self._find_source(), set[str]()
         for shards in source.shards.values():
-            for index in range(len(shards)):
-                for document in self.documents(shards, index):
+            before, addresses = set(read), [getattr(shard, "url", "") for shard in shards]
+            read.update(addresses)
+            for index, address in enumerate(addresses):
+                documents = () if address and address in before else self.documents(shards, index)  # splits may be one
+                for document in documents:
                     if not is_bad(self.settings, source, document, self.chunk_size) and document.text.strip():
                         yield document.id, document.text
 

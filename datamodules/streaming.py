@@ -240,7 +240,8 @@ class LiveStream:
     def _window_spec(self, row: _Reading) -> WindowSpec:
         shard, first = row.document.place
         number = shard << ROW_BITS | first
-        self._names[number] = row.document.id
+        if self.name_of(number) != row.document.id:  # of files with rows it is known without
+            self._names[number] = row.document.id
         return WindowSpec(number, row.offset, row.tokens[row.offset : row.offset + self.windows.window])
 
     def _advance_row(self, row: _Reading | None) -> _Reading | None:

@@ -43,6 +43,8 @@ class SyntheticRecall(DocumentDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        for option, given in (("kinds", kinds), ("lengths", lengths), ("depths", depths)):
+            require(bool(given), f"data.{option}", given, "at least one", "name one, or leave it out")
         for kind in kinds:
             require_choice("data.kinds", kind, KINDS)
         require(samples >= 1, "data.samples", samples, "1 or more", "raise it")

@@ -64,6 +64,12 @@ class Retrieved:
         """Tokens of a chunk, C."""
         return self.mask.shape[1] // self.positions.shape[1]
 
+    def mean_over_readers(self, values: Tensor) -> Tensor:
+        """The mean of what was measured of each row (B, ...) over the rows that have a token of memory to read."""
+        read = self.mask.view(len(values), -1).any(dim=1).to(values.device)
+        summed = (values * read.view(-1, *[1] * (values.dim() - 1))).sum(dim=0)
+        return summed / read.sum().clamp(min=1)
+
 
 class PendingRetrieved(Retrieved):
     """A record whose keys and values are still being read; whoever asks for them waits until they are there.

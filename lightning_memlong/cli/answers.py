@@ -39,7 +39,7 @@ def excerpt(passage: Passage, characters: int = 160) -> str:
 def show_answer(answer: Answer) -> None:
     """Print an answer; beside it, on stderr, what it answers and the passages it was written with."""
     out = wide_console(beside=True)
-    out.print(f"\n[bold]{answer.document}[/bold]", highlight=False)
+    out.print(f"\n{answer.document}", style="bold", markup=False, highlight=False)
     out.print("> ", answer.prompt, sep="", markup=False, highlight=False)
     say(answer.text, flush=True)
     show_passages(answer.passages, answer.tokens_read)

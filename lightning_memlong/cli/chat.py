@@ -15,8 +15,10 @@ from lightning_memlong import cli
 from lightning_memlong.bank import MemoryBank
 from lightning_memlong.cli.answers import show_passages
 from lightning_memlong.cli.console import wide_console
+from lightning_memlong.cli.messages import exit_status
 from lightning_memlong.cli.parser import config_files
 from lightning_memlong.cli.predict import as_prompt
+from lightning_memlong.config import require
 from lightning_memlong.errors import UserError
 from lightning_memlong.generation import Conversation
 from lightning_memlong.memlong import MemLong
@@ -102,6 +104,8 @@ def main(arguments: list[str]) -> int:
         As :func:`lightning_memlong.cli.main`.
     """
     if arguments and not arguments[0].startswith("-"):
+        if any(a.partition("=")[0] == "--data.path" for a in arguments):
+            return exit_status(lambda: require(False, "chat", arguments[0], "one text", "leave --data.path out"))
         arguments = [*arguments[1:], "--data.path", arguments[0]]  # last: a --config would win over what stands before
     return cli.main(["chat", *with_defaults(arguments)])
 

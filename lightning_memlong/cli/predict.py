@@ -270,8 +270,8 @@ def predict(
             if not given:
                 note(f"Answers, as they come: {folder() / 'answers.md'}, answers.jsonl")
             for answer in answer_prompts(model, name, bank, prompts, chat, data.window, options):
-                show_answer(answer)
                 write_answer(folder(), answer)
+                show_answer(answer)
                 given.append(answer)
     except KeyboardInterrupt:
         note("\nInterrupted. The answers so far are kept.")

@@ -60,12 +60,17 @@ def _text_of(data: Mapping[str, Any]) -> str:
     if path := options.get("path"):
         trained_on = path.get("train", path) if isinstance(path, Mapping) else path
         parts = trained_on if isinstance(trained_on, list) else [trained_on]
-        return named + "files called " + ", ".join(without_folder(str(part)) for part in parts)
+        return named + "files called " + ", ".join(_called(str(part)) for part in parts)
     if getattr(corpus, "plants", False):
         return named + "documents made on the spot"
     if where := options.get("hub_id") or getattr(getattr(corpus, "hub", None), "id", None):
         return named + f"the data set {without_folder(where)}"
     return "the sources of Python's standard library" if kind.endswith("LocalText") else ""
+
+
+def _called(path: str) -> str:
+    """An address, or of a path its last part, which need not be there any more."""
+    return without_folder(path) if "://" in path else Path(path).name
 
 
 def _results_of(folder: Path, steps: int) -> tuple[dict[str, dict[str, float]], str]:

@@ -110,7 +110,9 @@ class MemLongLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token a text ends with."""
-        return int(self.tokenizer.eos_token_id)
+        token, allowed = self.tokenizer.eos_token_id, "a backbone whose tokenizer names a last token"
+        require(token is not None, "pretrained", self.model.name, allowed, "choose another")
+        return int(token)
 
     @property
     def prefix_token_id(self) -> int:

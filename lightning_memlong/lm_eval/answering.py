@@ -140,6 +140,10 @@ def chat_text(tokenizer: Any, messages: list[dict[str, str]], add_generation_pro
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
 
 
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks of lm-eval call the tokens of an answer; the first that is given counts, as in lm-eval's own models."""
+
+
 def writing_options(given: Mapping[str, Any], longest: int = 256) -> tuple[list[str], dict[str, Any]]:
     """Stop texts, and options of transformers' ``generate``, of what a task of lm-eval asks for.
 
@@ -149,12 +153,15 @@ def writing_options(given: Mapping[str, Any], longest: int = 256) -> tuple[list[
     """
     options = dict(given)
     stops = options.pop("until", None) or []
-    options["max_new_tokens"] = int(options.pop("max_gen_toks", longest))
-    # Greedy unless a task asks for sampling, whatever the backbone's own settings are.
-    if not float(options.get("temperature") or 0.0):
+    named = [value for name in LENGTHS if (value := options.pop(name, None)) is not None]
+    options["max_new_tokens"] = int([*named, longest][0])
+    # Greedy unless a task asks for sampling, whatever the backbone's own settings are; a temperature asks for it.
+    if float(options.get("temperature") or 0.0):
+        options.setdefault("do_sample", True)
+    else:
         options = {**options, "do_sample": False}
         options.pop("temperature", None)
-    return [stops] if isinstance(stops, str) else list(stops), options
+    return [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop], options
 
 
 def stop_at(tokenizer: Any, stops: Sequence[str], begin: int) -> Any:

@@ -109,12 +109,17 @@ def as_options(arguments: list[str]) -> list[str]:
     path = Path(named)
     allowed = "a run folder or checkpoint, a bank (.safetensors), or a text file"
     require(path.exists(), "look", named, allowed, "correct the path")
+    typed = {a.partition("=")[0] for a in rest}
     if path.suffix == ".safetensors":
+        require("--bank" not in typed, "look", named, "one bank", "leave --bank out")
         return with_defaults([*rest, "--bank", named])
     folder = path / "checkpoints"
     if path.suffix != ".ckpt" and not folder.is_dir():
+        allowed, of_model = "one text, or a folder of texts", (path / "config.json").is_file()
+        fix = f"name the text, and give --model.backbone {named}" if of_model else "leave one of the two out"
+        require(not of_model and "--data.path" not in typed, "look", named, allowed, fix)
         return with_defaults([*rest, "--data.path", named])
-    given = any(a.partition("=")[0] in ("--data.path", "--bank") for a in rest)
+    given = bool(typed & {"--data.path", "--bank"})
     require(given, "look", named, "a run together with what it is to read", "add --text book.txt, or --bank its bank")
     checkpoint = path if path.suffix == ".ckpt" else last_checkpoint(path)
     return [*_settings_of(checkpoint, rest), *rest, "--ckpt_path", str(checkpoint)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -44,7 +45,13 @@ class TrainingFacts:
 
 
 def without_folder(name: str) -> str:
-    """A name, or of a path of this machine its last part: cards are read elsewhere."""
+    """A name, or of a path of this machine its last part: cards are read elsewhere.
+
+    Of an address only host and path: what else stands in it may be a password or a signature.
+    """
+    if "://" in name:
+        parts = urlsplit(name)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 

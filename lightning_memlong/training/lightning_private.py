@@ -84,7 +84,8 @@ class KeptRowsWriter(ExperimentWriter):
     def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
         """Add a row; the first one after a resume takes the place of those of its step and later."""
         if self._found and step is not None:
-            kept = [row for row in self._found if int(row["step"]) < step]
+            # The last row may have been cut short by whatever ended the run.
+            kept = [row for row in self._found if (row["step"] or "").isdigit() and int(row["step"]) < step]
             with self._fs.open(self.metrics_file_path, "w", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
                 writer.writeheader()

@@ -126,15 +126,18 @@ class MemLongModule(L.LightningModule):
         logged = {f"train/{name}": mean for name, mean in means.items()}
         self.log_dict(logged | {"train/perplexity": perplexity}, batch_size=rows)
         self.log("ppl", perplexity, prog_bar=True, logger=False, batch_size=rows)
-        self._log_attention(scored.output, rows)
+        self._log_attention(scored.output, batch.get("memory"), rows)
         return {"loss": loss, **_to_store(scored.output, batch)}
 
-    def _log_attention(self, output: MemLongOutput, rows: int) -> None:
+    def _log_attention(self, output: MemLongOutput, memory: Any, rows: int) -> None:
         """How much the retrieval layers attend to memory, where the kernel tells it, and how open their gates are."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every == 0 or (self.trainer.global_step + 1) % every:
             return
-        mass = {f"attention/memory_mass_layer_{k}": m.mean() for k, m in sorted(output.attention_mass.items())}
+        known = {} if memory is None else output.attention_mass
+        mass = {
+            f"attention/memory_mass_layer_{k}": memory.mean_over_readers(m.mean(1)) for k, m in sorted(known.items())
+        }
         gates = {f"gates/layer_{k}": gate.detach().abs().mean() for k, gate in self.model.gates.items()}
         self.log_dict(mass | gates, batch_size=rows)
 

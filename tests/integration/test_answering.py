@@ -191,6 +191,22 @@ def test_mistakes_of_a_chat_are_told(
     assert expected in told(["chat", *options, *given[2:]], capfd)
 
 
+def test_two_texts_for_a_chat_are_told(book: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert chat([str(book), "--data.path", str(book)]) == 2
+    assert "Allowed: one text. Fix: leave --data.path out" in capfd.readouterr().err
+
+
+def test_a_document_of_two_splits_is_answered_once(
+    options: list[str], book: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    for number, folder in enumerate(("train", "held")):
+        (tmp_path / "texts" / folder).mkdir(parents=True)
+        (tmp_path / "texts" / folder / f"book [bold]{number}.txt").write_text(book.read_text()[:400])
+    splits = ["--data.path", str(tmp_path / "texts"), "--data.validation_split", "held", "--data.test_split", "held"]
+    assert main(["predict", *options, *splits, "--prompt", "kan lor"]) == 0
+    assert sorted(a["document"] for a in answered(tmp_path)) == ["held/book [bold]1.txt", "train/book [bold]0.txt"]
+
+
 def test_a_binary_book_is_told(options: list[str], book: Path, capfd: pytest.CaptureFixture[str]) -> None:
     book.write_bytes(b"\x80\x81\xfe\xff" * 300)
     assert "book.txt" in (message := told(["predict", *options, "--prompt", "x"], capfd)) and "UTF-8" in message
@@ -210,7 +226,8 @@ def test_chatting(
     monkeypatch.setattr("builtins.input", person)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)  # a person types, nothing is piped in
     monkeypatch.chdir(book.parent)
-    assert chat([book.name, *options]) == 0
+    at = options.index("--data.path")
+    assert chat([book.name, *options[:at], *options[at + 2 :]]) == 0
     out = capfd.readouterr().err
     assert "3,000 tokens in memory. /help" in out and "/new        begin" in out
     assert out.count("  retrieved at ") >= 6 and "'66 tokens'" in out

@@ -5,15 +5,18 @@ import re
 import time
 from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from callbacks.dashboard import LAYOUT
 from callbacks.retrieval_statistics import RetrievalStatistics
+from callbacks.validation_record import ValidationRecord
 from lightning_memlong.bank import Retrieved
 from lightning_memlong.cli.main import MemLongCLI, main
 from lightning_memlong.memlong import MemLong
@@ -150,6 +153,21 @@ def test_hits_and_overlaps() -> None:
     statistics.add(batch(16, 48, planted=(40, 50)))
     statistics.add(batch(-1, 16, document=1))
     assert statistics.overlaps == [0.5] and statistics.hits == [0.0, 1.0]
+
+
+def test_rows_that_read_no_memory_are_in_no_share_of_attention() -> None:
+    mask = torch.tensor([[True] * 16, [False] * 16])
+    places, nothing = torch.tensor([[0], [-1]]), torch.zeros(2, 1, 16, 4)
+    memory = Retrieved(nothing, nothing, mask, torch.zeros(2, 1), places, places)
+    shares = torch.tensor([[0.5, 0.25], [0.0, 0.0]])
+    assert torch.equal(memory.mean_over_readers(shares), shares[0]) and memory.mean_over_readers(shares[:, 0]) == 0.5
+    record = ValidationRecord(lambda document: f"book {document}")
+    facts = {"document_id": torch.tensor([3, -1]), "offset": torch.tensor([16, 0]), "length": torch.tensor([16, 0])}
+    batch = facts | {"memory": memory, "input_ids": torch.zeros(2, 16, dtype=torch.long)}
+    record.add(batch, {"memory_on": SimpleNamespace(attention_mass={5: shares})})
+    assert torch.equal(record.mean_mass()[5], 100 * shares[0])
+    figure = record.map()
+    assert figure is not None and "document book 3" in "".join(t.get_text() for t in figure.findobj(Text))
 
 
 def test_losses_token_by_token_are_cross_entropy() -> None:

@@ -93,6 +93,9 @@ def test_mistakes_are_told_in_a_line(
 ) -> None:  # fmt: skip
     run_folder = tmp_path / "run"
     (run_folder / "checkpoints").mkdir(parents=True)
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "config.json").write_text("{}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -100,6 +103,8 @@ def test_mistakes_are_told_in_a_line(
         for arguments, words in (
             ([str(tmp_path / "nothing.txt")], "nothing.txt' cannot be used. Allowed: a run folder"),
             ([str(run_folder)], "Fix: add --text book.txt"),
+            ([str(book), *options, "--text", str(book)], "Allowed: one text"),
+            ([str(exported), "--text", str(book)], f"give --model.backbone {exported}"),
             ([str(run_folder), "--text", str(book)], "has a checkpoint"),
             ([str(book), *options, "--port", str(port)], f"port={port} cannot be used"),
             ([str(book), *options, "--port", "70000"], "port=70000 cannot be used"),

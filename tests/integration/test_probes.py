@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from datamodules import SyntheticRecall
 from lightning_memlong.cli.main import MemLongCLI, main
+from lightning_memlong.errors import UserError
 from lightning_memlong.evaluation import InContextLearning, RecallProbes
 from lightning_memlong.evaluation.base import Subject
 from lightning_memlong.evaluation.planted_bank import planted_bank
@@ -168,6 +170,9 @@ def test_recall_as_a_corpus_scores_answers_alone(byte_backbone: Path, text_folde
     options = [*small[:at], *small[at + 2 :], "--data", "datamodules.SyntheticRecall", "--data.window", "512",
                "--data.kinds", "[pass_key, key_value]", "--data.lengths", "[1024, 1600]", "--data.samples", "1",
                "--data.batch_size", "2", "--memory.capacity", "1024"]  # fmt: skip
+    for name in ("kinds", "lengths", "depths"):
+        with pytest.raises(UserError, match=f"data.{name}=.*at least one"):
+            SyntheticRecall(**{name: []})
     cli = MemLongCLI(options, run=False)
     cli.datamodule.setup("fit")
     stream = cli.datamodule.val_dataloader()

@@ -208,4 +208,10 @@ def test_what_lies_before_the_window_is_whole_chunks() -> None:
 def test_options_of_a_task_are_those_of_generate() -> None:
     given = {"until": "x", "max_gen_toks": 3, "do_sample": True, "temperature": 0.0}
     assert writing_options(given) == (["x"], {"do_sample": False, "max_new_tokens": 3})
-    assert writing_options({"temperature": 0.5}, 7) == ([], {"temperature": 0.5, "max_new_tokens": 7})
+    sampled = {"temperature": 0.5, "do_sample": True, "max_new_tokens": 7}
+    assert writing_options({"temperature": 0.5}, 7) == ([], sampled), "a temperature asks for sampling"
+    assert writing_options({"temperature": 0.5, "do_sample": False}, 7)[1]["do_sample"] is False
+    for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
+        found = writing_options({name: 5, "until": ["", "x"]})
+        assert found == (["x"], {"do_sample": False, "max_new_tokens": 5}), name
+    assert writing_options({"max_tokens": 5, "max_gen_toks": 3})[1]["max_new_tokens"] == 3

@@ -188,6 +188,8 @@ def test_numbers_of_another_step_are_not_those_of_the_checkpoint(run: Path) -> N
     [
         ("LocalText", {"path": None}, "the sources of Python's standard library"),
         ("LocalText", {"path": {"train": ["/a/one", "/a/two"], "test": "/b/three"}}, "files called one, two"),
+        ("LocalText", {"path": "https://me:secret@host/b.txt?X-Signature=abc"}, "called https://host/b.txt"),
+        ("LocalText", {"path": "../../me/private/*.txt"}, "files called *.txt"),
         ("PG19", {"hub_id": "owner/books"}, "the data set owner/books"),
         ("SyntheticRecall", {}, "documents made on the spot"),
     ],

@@ -90,6 +90,12 @@ def test_rows_of_a_file_that_is_there_are_kept(tmp_path: Path) -> None:
         writer.save()
     rows = (tmp_path / "metrics.csv").read_text().split()
     assert rows == ["loss,step", "31.0,1", "32.0,2", "23.0,3", "24.0,4"]
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("25.0")  # cut short by whatever ended the run
+    writer = KeptRowsWriter(str(tmp_path))
+    writer.log_metrics({"loss": 15.0}, 5)
+    writer.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == [*rows, "15.0,5"]
 
 
 def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> None:
