@@ -63,7 +63,7 @@ class ValidationRecord:
         if memory is None:
             return
         self._size = memory.chunk_size
-        reading = memory.mask.view(rows, -1).any(dim=1).cpu()
+        reading = memory.readers(rows).cpu()
         for layer, mass in outputs["memory_on"].attention_mass.items():
             self.mass.setdefault(layer, []).extend(mass.float().cpu()[reading].unbind())
         groups = len(memory.positions) // rows

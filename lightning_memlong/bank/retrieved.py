@@ -64,9 +64,13 @@ class Retrieved:
         """Tokens of a chunk, C."""
         return self.mask.shape[1] // self.positions.shape[1]
 
+    def readers(self, rows: int) -> Tensor:
+        """(B,) bool: which of so many rows have a token of memory to read."""
+        return self.mask.view(rows, -1).any(dim=1)
+
     def mean_over_readers(self, values: Tensor) -> Tensor:
-        """The mean of what was measured of each row (B, ...) over the rows that have a token of memory to read."""
-        read = self.mask.view(len(values), -1).any(dim=1).to(values.device)
+        """The mean of what was measured of each row (B, ...) over :meth:`readers`."""
+        read = self.readers(len(values)).to(values.device)
         summed = (values * read.view(-1, *[1] * (values.dim() - 1))).sum(dim=0)
         return summed / read.sum().clamp(min=1)
 

@@ -27,7 +27,7 @@ def evaluation_identity(config: Mapping[str, Any], ckpt_path: str | None) -> str
         config: The configuration of the subcommand, as plain values.
         ckpt_path: Its checkpoint, if any.
     """
-    model = {k: v for k, v in config["model"].items() if k not in RECIPE}
+    model = _without(config["model"], RECIPE)
     data = {**config["data"], "init_args": _without(config["data"].get("init_args") or {}, AROUND)}
     memory = {**_without(config["memory"], TRAINING), "retriever": _without(config["memory"]["retriever"], KEEPING)}
     facts = {"model": model, "memory": memory, "data": data, "evaluation": _measured(config["evaluation"])}

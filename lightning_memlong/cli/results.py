@@ -17,6 +17,11 @@ HEADINGS_BEFORE_KEYS = {"after": "after training", "metrics": ""}
 """The same in files of before there were keys, which were written by the headings of the printed table."""
 
 
+def results_file(folder: Path, subcommand: str) -> Path:
+    """Where a run's last numbers are."""
+    return folder / f"results{suffix_of(subcommand)}.json"
+
+
 def write_results(trainer: L.Trainer, subcommand: str, results: dict[str, dict[str, float]]) -> None:
     """Write the last numbers of a run as ``results.json`` (``results_test.json`` and so on): that it has ended.
 
@@ -34,7 +39,7 @@ def write_results(trainer: L.Trainer, subcommand: str, results: dict[str, dict[s
     streams = getattr(getattr(trainer, "datamodule", None), "streams", {})
     facts = {"steps": trainer.global_step, "texts": {part: stream.digest() for part, stream in streams.items()}}
     unfinished.write_text(json.dumps({**facts, **results}, indent=2) + "\n")
-    unfinished.replace(folder / f"results{suffix_of(subcommand)}.json")
+    unfinished.replace(results_file(folder, subcommand))
 
 
 def first_validation(folder: Path) -> dict[str, float]:
@@ -49,7 +54,7 @@ def first_validation(folder: Path) -> dict[str, float]:
 
 def read_results(folder: Path, subcommand: str) -> dict[str, float] | None:
     """What a run ended with, of a file of :func:`write_results`; None: there is no such file."""
-    file = folder / f"results{suffix_of(subcommand)}.json"
+    file = results_file(folder, subcommand)
     if not file.is_file():
         return None
     key, found = RESULTS[subcommand], json.loads(file.read_text())
@@ -58,7 +63,7 @@ def read_results(folder: Path, subcommand: str) -> dict[str, float] | None:
 
 def read_texts(folder: Path, subcommand: str) -> dict[str, str]:
     """Digests of the text a finished run has read, by split; nothing where it does not say."""
-    found = json.loads((folder / f"results{suffix_of(subcommand)}.json").read_text())
+    found = json.loads(results_file(folder, subcommand).read_text())
     return dict(found.get("texts", {}))
 
 

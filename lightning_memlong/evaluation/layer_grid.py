@@ -96,6 +96,7 @@ def sweep_layers(
     nothing = TuningConfig(mode="none")
     for choice in choices:
         if choice.layers not in known:
+            # The source is a text here, and was checked when the grid was made.
             where = {"memory_layer": choice.memory_layer, "retrieval_layers": list(choice.retrieval_layers)}
             config = replace(settings, source=choice.source, **where)  # type: ignore[arg-type]
             model = MemLong(backbone, config, tuning=nothing, bos=bos)

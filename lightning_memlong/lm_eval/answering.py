@@ -74,6 +74,7 @@ class Prompt:
             options["stopping_criteria"] = [stop_at(tokenizer, stops, begin)]
         try:
             with closing(self._context.fork()) as fork:
+                # Typed as any module, and a decoder: it was recognised when it was wrapped.
                 adapter = GenerateAdapter(self._long_context.model.backbone, fork.logits)  # type: ignore[arg-type]
                 ids = adapter.generate(self._ids(self._tokens), **loop_options(options, tokenizer, lambda: False))
         except UserError:

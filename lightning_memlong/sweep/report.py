@@ -13,7 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lightning_memlong.cli import console as shown
 from lightning_memlong.cli.parser import resolved_option
-from lightning_memlong.cli.results import read_texts
+from lightning_memlong.cli.results import read_texts, results_file
 from lightning_memlong.cli.run_record import OUTCOMES, add_summary, hyperparameters, suffix_of
 from lightning_memlong.distributed import say
 from lightning_memlong.evaluation.base import Report
@@ -167,7 +167,7 @@ def _notes(plan: Plan, measured: Measured) -> list[str]:
 def _on_other_text(runs: list[Run]) -> list[str]:
     """Names of runs that did not read what the last one to finish has read."""
     texts = {run.name: read_texts(run.folder, run.subcommand) for run in runs}
-    at = {run.name: (run.folder / f"results{suffix_of(run.subcommand)}.json").stat().st_mtime for run in runs}
+    at = {run.name: results_file(run.folder, run.subcommand).stat().st_mtime for run in runs}
     newest = texts[max(at, key=lambda name: at[name])] if at else {}
     known = [name for name, text in texts.items() if text]
     return sorted(n for n in known if any(texts[n][part] != newest[part] for part in texts[n].keys() & newest.keys()))
